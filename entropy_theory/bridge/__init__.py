@@ -1,0 +1,1 @@
+"""The control rules inside real training loops."""

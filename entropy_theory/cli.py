@@ -1,0 +1,201 @@
+"""The command line: ``entropy-theory COMMAND [options]``.
+
+Exit status: 0 when all is well, 1 when a check failed, 2 (and one line) for a wrong argument or input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PROGRAM = "entropy-theory"
+DEBUG_VARIABLE = "ENTROPY_THEORY_DEBUG"
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Check the theory: every statement against derivations, high precision, random policies and measured slopes.
+
+    Ends with status 1 if any check fails. Examples:
+
+      entropy-theory verify
+      entropy-theory verify --only theorem-3.3 corollary-3.4
+      entropy-theory verify --thorough --out runs/verify
+
+    Attributes:
+        only: Identifiers of the statements to check; default: all of them.
+        quick: Small budgets, a few seconds in all.
+        thorough: Budgets ten times the default.
+        out: Folder for verification.json.
+    """
+
+    only: tuple[str, ...] = ()
+    quick: bool = False
+    thorough: bool = False
+    out: Path | None = None
+
+
+def _verify(config: VerifyConfig, console: Console) -> int:
+    from entropy_theory.errors import invalid
+    from entropy_theory.report.terminal import verification_table
+    from entropy_theory.theory.verification import verify
+
+    if config.quick and config.thorough:
+        raise invalid("quick", "at most one of --quick and --thorough", "both")
+    budget: Literal["quick", "default", "thorough"]
+    budget = "quick" if config.quick else "thorough" if config.thorough else "default"
+    with progress_bar(console) as progress:
+        report = verify(config.only or None, budget=budget, progress=progress)
+    console.print(verification_table(report.to_dict()))
+    if config.out is not None:
+        path = config.out / "verification.json"
+        report.save(path)
+        console.print(f"written: {path}")
+    return 0 if report.passed else 1
+
+
+def _train(config: Any, console: Console) -> int:
+    from entropy_theory.bridge.training import train
+
+    with progress_bar(console) as progress:
+        result = train(config, progress)
+    final = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in result.get("final", {}).items())
+    console.print(f"{config.rule}: {result['steps']} steps in {result['seconds']} s; means of the last steps: {final}")
+    console.print(f"written: {config.out}")
+    return 0
+
+
+def _demo(config: Any, console: Console) -> int:
+    from entropy_theory.demo import run_demo
+
+    return run_demo(config, console, progress_bar)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: where its configuration lives, what runs it, and a line of help."""
+
+    help: str
+    config: str
+    run: Callable[[Any, Console], int]
+
+
+COMMANDS = {
+    "demo": Command(
+        "the whole chain in one go, from theorem to language model", "entropy_theory.demo:DemoConfig", _demo
+    ),
+    "verify": Command("check the theory statement by statement", "entropy_theory.cli:VerifyConfig", _verify),
+    "train": Command("GRPO with an entropy-control rule", "entropy_theory.bridge.training:TrainConfig", _train),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status.
+
+    Args:
+        arguments: The words after the program's name; default: those of this process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from entropy_theory import __version__
+
+        print(__version__)
+        return 0
+    if words[0] not in COMMANDS:
+        return _fail(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
+    command = COMMANDS[words[0]]
+    try:
+        config = _parse(words[0], command, words[1:])
+        if config is None:
+            return 0  # --help was asked for and printed
+        from rich.console import Console
+
+        return command.run(config, Console(stderr=False))
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on from the last checkpoint", status=130)
+    except (ValueError, ImportError, OSError) as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        return _fail(str(error))
+
+
+def _parse(name: str, command: Command, words: Sequence[str]) -> Any:
+    """Parse a command's options; None when help was printed. A wrong option is a ValueError of one line."""
+    module, _, attribute = command.config.partition(":")
+    config = getattr(import_module(module), attribute)
+    if any(word in ("-h", "--help") for word in words):
+        with contextlib.suppress(SystemExit):
+            tyro.cli(config, prog=f"{PROGRAM} {name}", args=["--help"])
+        return None
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(config, prog=f"{PROGRAM} {name}", args=list(words), config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            return None
+        text = re.sub(r"\x1b\[[0-9;]*m", "", stderr.getvalue())
+        text = " ".join(re.sub(r"[─━│╭╮╰╯]+", " ", text).split()).removeprefix("Parsing error ")
+        raise ValueError(f"{name}: {text or 'wrong options'}") from None
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items())
+    return (
+        f"usage: {PROGRAM} COMMAND [options]\n\n"
+        "What does an RL update do to a language model's entropy, and how is collapse prevented?\n\n"
+        f"commands:\n{listing}\n\n"
+        f"{PROGRAM} COMMAND --help explains a command. Set {DEBUG_VARIABLE}=1 to see tracebacks."
+    )
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console) -> Iterator[Callable[[int, int, str], None]]:
+    """Show one bar; gives the callback (done, total, words) that moves it."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    with Progress(
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, words: bar.update(task, completed=done, total=total, description=words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""One way to say that an input is wrong."""
+
+from __future__ import annotations
+
+
+def invalid(name: str, expected: str, received: object) -> ValueError:
+    """Build the ValueError for a bad argument: its name, what was expected, what came.
+
+    Args:
+        name: The argument as the caller spells it.
+        expected: What would have been accepted.
+        received: What came instead.
+
+    Returns:
+        The exception, for the caller to raise.
+
+    Example:
+        >>> str(invalid("temperature", "a number > 0", 0.0))
+        'temperature: expected a number > 0, received 0.0'
+    """
+    return ValueError(f"{name}: expected {expected}, received {received}")
+
+
+def missing_extra(package: str, extra: str) -> ImportError:
+    """Build the ImportError for an optional dependency, naming the extra to install.
+
+    Example:
+        >>> str(missing_extra("trl", "train"))
+        "trl is not installed; install the extra: pip install 'entropy-theory[train]'"
+    """
+    return ImportError(f"{package} is not installed; install the extra: pip install 'entropy-theory[{extra}]'")

@@ -1,0 +1,34 @@
+"""Shared set-up: shapes are checked at run time, draws are reproducible, nothing is written to the user's cache."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).parent))
+
+from jaxtyping import install_import_hook
+
+# Shapes matter where tensors are; the bridge subclasses TRL's dataclasses, whose annotations do not hold at run time.
+install_import_hook(["entropy_theory.vocab", "entropy_theory.control", "entropy_theory.dynamics"], "beartype.beartype")
+
+import pytest  # noqa: E402  after the hook
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("default", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("default")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_this_run(tmp_path_factory: pytest.TempPathFactory):
+    """Keep warmed-up decoders of the tests apart from the user's."""
+    before = os.environ.get("ENTROPY_THEORY_CACHE")
+    os.environ["ENTROPY_THEORY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["ENTROPY_THEORY_CACHE"]
+    else:
+        os.environ["ENTROPY_THEORY_CACHE"] = before
