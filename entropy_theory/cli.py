@@ -10,6 +10,8 @@ import io
 import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "entropy-theory"
 DEBUG_VARIABLE = "ENTROPY_THEORY_DEBUG"
+PARENT_VARIABLE = "ENTROPY_THEORY_PARENT"  # set by the demo for the training runs it starts
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         return _fail(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
     command = COMMANDS[words[0]]
+    _end_with_parent()
     try:
         config = _parse(words[0], command, words[1:])
         if config is None:
@@ -153,6 +157,20 @@ def _parse(name: str, command: Command, words: Sequence[str]) -> Any:
         text = re.sub(r"\x1b\[[0-9;]*m", "", stderr.getvalue())
         text = " ".join(re.sub(r"[─━│╭╮╰╯]+", " ", text).split()).removeprefix("Parsing error ")
         raise ValueError(f"{name}: {text or 'wrong options'}") from None
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it for a part of its work is gone, however it went."""
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(0.2)
+        os._exit(1)  # as after a kill: checkpoints are whole or absent, so nothing needs tidying
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _help() -> str:

@@ -125,6 +125,7 @@ def train_arms(config: DemoConfig, progress: Callable[[int, int, str], None]) ->
     """
     # One thread a process: two single-threaded runs side by side are faster than one after the other on two threads.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment["ENTROPY_THEORY_PARENT"] = str(os.getpid())  # a killed demo leaves no run behind that writes on
     waiting = _runs(config)
     total = config.steps * len(waiting)
     running: dict[tuple[str, int, Path], subprocess.Popen[Any]] = {}

@@ -9,7 +9,8 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -124,6 +125,38 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def exclusive(folder: Path, patience: float = 10.0) -> Iterator[None]:
+    """Hold a run's folder against other processes; the lock ends with the process, however it ends.
+
+    Args:
+        folder: The run's folder.
+        patience: Seconds to wait for another process to let go.
+
+    Raises:
+        ValueError: Another process still works in the folder.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, exclusive(Path(folder)):
+        ...     pass
+    """
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience
+    with (folder / ".lock").open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise invalid("out", "a folder in which no other run is at work", folder) from None
+                time.sleep(0.1)
+        yield
+
+
 def write_json(path: Path, value: object) -> None:
     """Write JSON atomically; NaN and infinities are refused, because JSON has none."""
     with written_whole(path) as temporary:
@@ -147,6 +180,12 @@ def append_line(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(to_data(value), allow_nan=False) + "\n")
+
+
+def write_lines(path: Path, lines: Sequence[object]) -> None:
+    """Write JSON lines atomically, in place of what was there."""
+    with written_whole(path) as temporary:
+        temporary.write_text("".join(json.dumps(to_data(line), allow_nan=False) + "\n" for line in lines))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

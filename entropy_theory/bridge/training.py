@@ -8,11 +8,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropy_theory import records
+from entropy_theory.bridge import checkpoints
 from entropy_theory.errors import invalid, missing_extra
 from entropy_theory.testbed import decoder, sum_task
 
@@ -53,6 +55,8 @@ class TrainConfig:
         bf16: Mixed precision with bfloat16.
         gradient_checkpointing: Recompute activations in the backward pass.
         realised_every: Measure the realised entropy change on the same tokens every k generations; 0: never.
+        save_every: Steps between checkpoints; a run that was killed goes on from the last one and ends with the same
+            numbers. Rounded up to whole generation batches.
         report_to: TRL's loggers, such as tensorboard or wandb.
         seed: Seed of sampling, data order and random rules.
         out: Folder of the run.
@@ -76,13 +80,14 @@ class TrainConfig:
     bf16: bool = False
     gradient_checkpointing: bool = False
     realised_every: int = 0
+    save_every: int = 50
     report_to: str = "none"
     seed: int = 0
     out: Path = Path("runs/train")
 
     def __post_init__(self) -> None:
         """Refuse values that no run can use."""
-        for name in ("steps", "prompts_per_step", "gradient_accumulation", "num_iterations"):
+        for name in ("steps", "prompts_per_step", "gradient_accumulation", "num_iterations", "save_every"):
             if getattr(self, name) < 1:
                 raise invalid(name, "an integer >= 1", getattr(self, name))
         if self.generations < 2:
@@ -202,13 +207,14 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
-    finished = [records.open_run(config.out, config)] if process.is_main_process else [False]
-    finished = accelerate.utils.broadcast_object_list(finished)
-    if finished[0]:
-        return records.read_json(config.out / "result.json")
-    with process.main_process_first():
-        model = config.model or str(decoder.cached_checkpoint(progress=_prefixed(progress, "warm-up: ")))
-    return _run(config, arguments, model, tokenizer, data, reward, progress)
+    with records.exclusive(config.out) if process.is_main_process else nullcontext():
+        # The checkpoint schedule does not change the result: a run may be taken up with another.
+        finished = [process.is_main_process and records.open_run(config.out, config, ignore=("out", "save_every"))]
+        if accelerate.utils.broadcast_object_list(finished)[0]:
+            return records.read_json(config.out / "result.json")
+        with process.main_process_first():
+            model = config.model or str(decoder.cached_checkpoint(progress=_prefixed(progress, "warm-up: ")))
+        return _run(config, arguments, model, tokenizer, data, reward, progress)
 
 
 def _run(
@@ -238,7 +244,7 @@ def _run(
         raise invalid("model", "a causal language model in safetensors", f"{model!r} ({_one_line(error)})") from None
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=_go_on_from(config, trainer))
     trainer.save_model(str(config.out / "model"))
     result = {
         "final": _final(records.read_lines(config.out / "metrics.jsonl")) if trainer.is_world_process_zero() else {},
@@ -248,6 +254,17 @@ def _run(
     if trainer.is_world_process_zero():
         records.write_json(config.out / "result.json", result)
     return result
+
+
+def _go_on_from(config: TrainConfig, trainer: Any) -> str | None:
+    """Find the last checkpoint of a run that was stopped, and take back the metrics written after it."""
+    checkpoint = checkpoints.latest_checkpoint(config.out / "trainer")
+    step = 0 if checkpoint is None else checkpoints.checkpoint_step(checkpoint)
+    if trainer.is_world_process_zero():
+        path = config.out / "metrics.jsonl"
+        if path.exists():
+            records.write_lines(path, [line for line in records.read_lines(path) if line["step"] <= step])
+    return None if checkpoint is None else str(checkpoint)
 
 
 def _trainer_arguments(config: TrainConfig, processes: int) -> dict[str, Any]:
@@ -276,7 +293,10 @@ def _trainer_arguments(config: TrainConfig, processes: int) -> dict[str, Any]:
         "use_cpu": _no_gpu(),
         "report_to": config.report_to,
         "logging_steps": 1,
-        "save_strategy": "no",
+        "save_strategy": "steps",
+        # Whole generation batches: between them a resumed run repeats the undisturbed one to the bit.
+        "save_steps": -(-config.save_every // config.num_iterations) * config.num_iterations,
+        "save_total_limit": 2,
         "disable_tqdm": True,
         "seed": config.seed,
     }
