@@ -1,0 +1,146 @@
+"""What a check is, what it may cost, and what it brings back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from entropy_theory.errors import invalid
+
+
+class Kind(StrEnum):
+    """How a statement is held. The kind is part of every verdict, so that a sample is never taken for a proof."""
+
+    SYMBOLIC = "symbolic"
+    HIGH_PRECISION = "high-precision"
+    PROPERTY = "property"
+    CONVERGENCE_ORDER = "convergence-order"
+    CERTIFICATE = "certificate"
+    MONTE_CARLO = "monte-carlo"
+    COUNTEREXAMPLE_SEARCH = "counterexample-search"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much work the checks may do.
+
+    Attributes:
+        name: "quick", "default" or "thorough".
+        policies: Random policies per vocabulary size in a property or slope check; the corners come on top.
+        vocab_sizes: Vocabulary sizes of those policies.
+        entries: Logits per batch in a slope check, so that a wide vocabulary gets few policies.
+        precise_policies: Random policies per vocabulary size in a check at 50 digits.
+        precise_vocab_sizes: Vocabulary sizes of those.
+        tokens: Tokens drawn per seed in a Monte Carlo check.
+        seeds: Seeds of a Monte Carlo check.
+        seed: Seed of every other check.
+    """
+
+    name: str
+    policies: int
+    vocab_sizes: tuple[int, ...]
+    entries: int
+    precise_policies: int
+    precise_vocab_sizes: tuple[int, ...]
+    tokens: int
+    seeds: tuple[int, ...]
+    seed: int = 20260203
+
+
+BUDGETS: dict[str, Budget] = {
+    "quick": Budget("quick", 20, (2, 3, 17, 1000), 160_000, 1, (2, 3, 12), 20_000, tuple(range(4))),
+    "default": Budget("default", 200, (2, 3, 5, 17, 128, 1000), 480_000, 6, (2, 3, 12, 60), 200_000, tuple(range(8))),
+    "thorough": Budget(
+        "thorough", 2000, (2, 3, 5, 17, 128, 1000), 4_800_000, 60, (2, 3, 12, 60), 2_000_000, tuple(range(16))
+    ),
+}
+
+
+def budget_named(name: str) -> Budget:
+    """Look up a budget by its name.
+
+    Raises:
+        ValueError: If there is none of that name.
+
+    Example:
+        >>> budget_named("quick").vocab_sizes
+        (2, 3, 17, 1000)
+    """
+    if name not in BUDGETS:
+        raise invalid("budget", f"one of {', '.join(BUDGETS)}", repr(name))
+    return BUDGETS[name]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a check found.
+
+    Attributes:
+        passed: Whether the statement survived the check.
+        summary: One sentence with the figures that matter.
+        data: The figures themselves, ready for JSON. The verdict reads `digits` (high-precision), `cases` and
+            `failures` (property), `slope` and `interval` (convergence-order), `z` (monte-carlo), `region`
+            (certificate), `tries` and
+            `found` (counterexample-search), `steps` (symbolic).
+    """
+
+    passed: bool
+    summary: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One way in which a statement is held.
+
+    Attributes:
+        kind: The kind of check.
+        name: What it compares, in a few words.
+        function: The check itself.
+        subject: The public function or derivation it holds to account, as a dotted path.
+        test: The test that holds the same statement, as a pytest node.
+    """
+
+    kind: Kind
+    name: str
+    function: Callable[[Budget], Evidence]
+    subject: str
+    test: str
+
+
+def verdict(kind: Kind, evidence: Evidence) -> str:
+    """Say what was found in words that claim no more than the kind of check allows.
+
+    Example:
+        >>> verdict(Kind.PROPERTY, Evidence(True, "", {"cases": 1200, "failures": 0}))
+        'held in 1200 cases'
+        >>> verdict(Kind.SYMBOLIC, Evidence(True, "", {}))
+        'derived'
+    """
+    data, passed = evidence.data, evidence.passed
+    if "error" in data:
+        return f"failed: {data['error']}"
+    match kind:
+        case Kind.SYMBOLIC:
+            return "derived" if passed else "not derived"
+        case Kind.HIGH_PRECISION:
+            digits = data.get("digits", 0)
+            return f"agrees to {digits} digits" if passed else f"differs: only {digits} digits agree"
+        case Kind.PROPERTY:
+            cases, failures = data.get("cases", 0), data.get("failures", 0)
+            return f"held in {cases} cases" if passed else f"failed in {failures} of {cases} cases"
+        case Kind.CONVERGENCE_ORDER:
+            figure = f"slope {data.get('slope', float('nan')):.3f} ± {data.get('interval', float('nan')):.3f}"
+            return figure if passed else f"{figure}, expected {data.get('expected', '?')}"
+        case Kind.MONTE_CARLO:
+            figure = f"|z| = {abs(data.get('z', float('nan'))):.2f}"
+            return figure if passed else f"{figure}, limit {data.get('limit', '?')}"
+        case Kind.CERTIFICATE:
+            return f"enclosed over {data.get('region', '?')}" if passed else "not enclosed"
+        case Kind.COUNTEREXAMPLE_SEARCH:
+            tries, found = data.get("tries", 0), data.get("found", 0)
+            if found:
+                return f"known counterexample found in {tries} tries" if passed else "counterexample found"
+            return f"no counterexample in {tries} tries" if passed else f"known counterexample missed in {tries} tries"
