@@ -42,6 +42,7 @@ class TrainConfig:
         dataset_split: Split of the dataset.
         reward: Reward function in TRL's form as module:function; needed with --dataset.
         rule: Entropy-control rule, such as clip-b, "clip-b(mu=1)", "clip-v(mu=2, max_fraction=None)" or none.
+        observe: Further rules that are asked at every step what they would drop, and change nothing.
         steps: Optimizer steps.
         prompts_per_step: Prompts in one generation batch.
         generations: Completions per prompt, the group of GRPO.
@@ -67,6 +68,7 @@ class TrainConfig:
     dataset_split: str = "train"
     reward: str | None = None
     rule: str = "none"
+    observe: tuple[str, ...] = ()
     steps: int = 200
     prompts_per_step: int = 16
     generations: int = 16
@@ -195,7 +197,8 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
     from entropy_theory.bridge.trl import EntropyControlledGRPOConfig, check_supported
 
     arguments = EntropyControlledGRPOConfig(**_trainer_arguments(config, process.num_processes))
-    check_supported(rule, arguments)
+    for one in (rule, *map(build_rule, config.observe)):
+        check_supported(one, arguments)
     if config.dataset is None:
         data = sum_task.dataset(2048, config.seed)
         reward: Callable[..., list[float]] = _SumReward(config.generations)
@@ -275,6 +278,7 @@ def _trainer_arguments(config: TrainConfig, processes: int) -> dict[str, Any]:
         "output_dir": str(config.out / "trainer"),
         "rule": config.rule,
         "rule_seed": config.seed,
+        "observe": list(config.observe),
         "realised_change_every": config.realised_every,
         "max_steps": config.steps,
         "per_device_train_batch_size": per_process,
@@ -377,7 +381,9 @@ def _final(lines: list[dict[str, Any]]) -> dict[str, float]:
     """Average the last steps."""
     last = lines[-LAST:]
     final = {}
-    for name in ("entropy", "reward", "distinct_right", "entropy_control/dropped_share", "entropy_control/slope"):
+    names = ["entropy", "reward", "distinct_right", "entropy_control/dropped_share", "entropy_control/slope"]
+    names += sorted({name for line in last for name in line if name.startswith("entropy_control/observed/")})
+    for name in names:
         values = [line[name] for line in last if line.get(name) is not None]
         if values:
             final[name.removeprefix("entropy_control/")] = sum(values) / len(values)

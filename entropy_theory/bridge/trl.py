@@ -60,12 +60,16 @@ class EntropyControlledGRPOConfig(GRPOConfig):
         rule_seed: Seed of rules that draw at random; every rank draws the same numbers.
         realised_change_every: Measure the realised change of entropy on the batch's own tokens at every k-th
             generation, at the price of one more forward; 0 never does.
+        observe: Rules that are asked what they would drop, and change nothing.
     """
 
     rule: str = field(default="none", metadata={"help": "Entropy-control rule, e.g. 'clip-b(mu=1)'."})
     rule_seed: int = field(default=0, metadata={"help": "Seed of rules that draw at random."})
     realised_change_every: int = field(
         default=0, metadata={"help": "Measure the realised entropy change every k generations; 0: never."}
+    )
+    observe: list[str] = field(
+        default_factory=list, metadata={"help": "Rules that are asked what they would drop, and change nothing."}
     )
 
 
@@ -119,7 +123,8 @@ class EntropyControlMixin(_Trainer):
     −mean(g · S_c), the predicted direction and relative size of the entropy change; ``mean_discriminant`` and
     ``mean_centered_discriminant``; what the rule reports, among it ``dropped_share`` and the shares of the quadrants,
     ``quadrant_share_q1`` to ``quadrant_share_q4``; and every ``realised_change_every`` generations
-    ``realised_change``, the mean over the same tokens of H after the update minus H before it. ``slope`` is not a ΔH:
+    ``realised_change``, the mean over the same tokens of H after the update minus H before it; and for each rule of
+    ``observe`` the share it would have dropped, ``observed/RULE/dropped_share``. ``slope`` is not a ΔH:
     a model with shared parameters has no step size in logit space.
 
     Args:
@@ -139,7 +144,9 @@ class EntropyControlMixin(_Trainer):
         if len(args) <= 2:
             kwargs["args"] = config
         self.rule = build_rule(rule if rule is not None else getattr(config, "rule", "none"))
-        check_supported(self.rule, config)
+        self.observed = [build_rule(one) for one in getattr(config, "observe", [])]
+        for one in (self.rule, *self.observed):
+            check_supported(one, config)
         if isinstance(kwargs.get("processing_class", args[5] if len(args) > 5 else None), ProcessorMixin):
             raise invalid("processing_class", "a tokenizer (images are not scored yet)", "a multimodal processor")
         self.rule_state: Any = None
@@ -183,9 +190,11 @@ class EntropyControlMixin(_Trainer):
             discriminant=statistics.discriminant,
             centered_discriminant=statistics.centered_discriminant,
         )
-        generator = torch.Generator().manual_seed(self._draw_seed())
-        result = self.rule.apply(batch, reducer=reducer, generator=generator, state=self.rule_state)
+        result = self.rule.apply(batch, reducer=reducer, generator=self._generator(), state=self.rule_state)
         self.rule_state = result.state
+        for one in self.observed:
+            share = one.apply(batch, reducer=reducer, generator=self._generator()).metrics["dropped_share"]
+            self._log_entropy_control({f"observed/{one}/dropped_share": share})
         advantages = self._advantages(result, mask, reducer)
         self._log_entropy_control(_metrics(batch, advantages, reducer) | result.metrics)
         if not torch.equal(advantages, batch.token_advantages.masked_fill(~mask, 0.0)):
@@ -302,9 +311,9 @@ class EntropyControlMixin(_Trainer):
     def _reducer(self) -> Reducer:
         return DistributedReducer() if self.accelerator.num_processes > 1 else LocalReducer()
 
-    def _draw_seed(self) -> int:
+    def _generator(self) -> torch.Generator:
         # From the step, not from a running generator: a resumed run draws what the undisturbed one would have drawn.
-        return (int(getattr(self.args, "rule_seed", 0)) << 32) + int(self.state.global_step)
+        return torch.Generator().manual_seed((int(getattr(self.args, "rule_seed", 0)) << 32) + self.state.global_step)
 
     def _log_entropy_control(self, values: dict[str, float]) -> None:
         for name, value in values.items():

@@ -201,6 +201,25 @@ def test_random_mask_draws_from_the_step(tiny_decoder: Path, tmp_path: Path) -> 
     assert torch.equal(one, same)
 
 
+def test_observed_rules_report_and_change_nothing(tiny_decoder: Path, tmp_path: Path) -> None:
+    options = arguments(tmp_path, max_steps=3)
+    plain = parameters_after(build(Recording, tiny_decoder, GRPOConfig(**options)))
+    observe = ["clip-b(mu=0.5, advantages='all')", "random-mask(fraction=0.25)"]
+    config = bridge.EntropyControlledGRPOConfig(**options, observe=observe)
+    trainer = build(Recording, tiny_decoder, config)
+    assert torch.equal(plain, parameters_after(trainer))
+    shares = [trainer.metrics_seen[f"entropy_control/observed/{rule}/dropped_share"][-1] for rule in observe]
+    assert shares[0] > 0
+    assert shares[1] == pytest.approx(0.25, abs=0.01)
+    assert trainer.metrics_seen["entropy_control/dropped_share"][-1] == 0
+    with pytest.raises(ValueError, match="rule: expected a rule that is fixed once"):
+        build(
+            bridge.EntropyControlledGRPOTrainer,
+            tiny_decoder,
+            bridge.EntropyControlledGRPOConfig(**options, observe=["ppo-clip"]),
+        )
+
+
 @pytest.mark.parametrize(
     ("rule", "changes", "message"),
     [

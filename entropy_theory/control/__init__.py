@@ -1,0 +1,31 @@
+"""Entropy-control rules: per-token statistics in, per-token gradient coefficients out.
+
+Importing this package registers every rule.
+
+Example:
+    >>> "ppo-clip" in rule_names()
+    True
+"""
+
+from entropy_theory.control import discriminator_clipping, random_mask, ratio_clipping  # noqa: F401  (registers)
+from entropy_theory.control.flow import Context, Flow, RuleOutput, aggregate
+from entropy_theory.control.reducers import DistributedReducer, LocalReducer, Reducer
+from entropy_theory.control.rule import Pipe, Rule, register, rule, rule_class, rule_names
+from entropy_theory.control.tokens import TokenBatch
+
+__all__ = [
+    "Context",
+    "DistributedReducer",
+    "Flow",
+    "LocalReducer",
+    "Pipe",
+    "Reducer",
+    "Rule",
+    "RuleOutput",
+    "TokenBatch",
+    "aggregate",
+    "register",
+    "rule",
+    "rule_class",
+    "rule_names",
+]

@@ -1,0 +1,299 @@
+"""What goes down a pipe of rules, and what comes out of it.
+
+The flow starts from the unmodified policy gradient of the sampled tokens,
+
+    J_t = r_t A_t,   g_t = ∂J_t/∂ log p_t = r_t A_t,   r_t = exp(log p_t − log p_old,t),
+
+with every valid token counted in the token mean. Each rule returns a changed flow. Three changes exist so far:
+
+- a mask (`masked`): the objective, the coefficients and the effective advantages of dropped tokens become 0;
+- a weight (`weighted`): the same three are multiplied by it;
+- a surrogate (`replaced`): a new objective, computed from the effective advantages and the ratio, and the factor
+  by which it changes the coefficients.
+
+Statistics never carry a gradient; the objective does when `log_probs` requires one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Num, Shaped
+from torch import Tensor
+
+from entropy_theory.control.reducers import LOCAL, Reducer
+from entropy_theory.control.tokens import TokenBatch
+from entropy_theory.errors import invalid
+
+MAX_LOG_RATIO = 20.0
+"""The log-ratio is clamped to ±20 before it is exponentiated, as verl does; beyond, the gradient is 0."""
+
+Statistics = Literal["valid", "kept"]
+Denominator = Literal["kept", "valid"]
+AggregationMode = Literal[
+    "token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"
+]
+State = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What every rule of a pipe may read besides the flow.
+
+    Args:
+        batch: The statistics of this rank's tokens.
+        reducer: The collectives that make statistics global.
+        generator: The source of random draws, seeded alike on every rank; None when the caller gave none.
+        valid_tokens: The number of valid tokens on all ranks, at least 1.
+
+    Example:
+        >>> x = torch.zeros(1, 2)
+        >>> Context(TokenBatch(x, x, x, x + 1), LOCAL, None, valid_tokens=2).valid_tokens
+        2
+    """
+
+    batch: TokenBatch
+    reducer: Reducer
+    generator: torch.Generator | None
+    valid_tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """The policy gradient on its way through a pipe of rules.
+
+    Args:
+        valid: The valid tokens, (B, T).
+        ratio: r, 1 without old log-probabilities; differentiable in log p when `log_probs` is.
+        advantages: The effective advantages Â: A times the masks and weights so far.
+        unmasked_advantages: A times the weights so far; rules that choose tokens by the sign of A read it, since
+            Â is 0 where an earlier rule dropped the token.
+        coefficients: g = ∂J/∂ log p, without gradient.
+        objective: J per token, or None when the pipe has no closed form of it.
+        kept: Tokens that no rule has dropped.
+        counted: Tokens that the token mean counts.
+        entropy_coefficients: ∂J/∂H per token, or None for 0.
+        masks: Whether any rule has offered a keep-mask.
+        surrogates: How many rules have replaced the objective.
+
+    Shapes: (B, T). All values are 0, False or 1 (ratio) at masked positions.
+
+    Example:
+        >>> x = torch.zeros(1, 2)
+        >>> Flow.start(TokenBatch(x, x, torch.tensor([2.0]), torch.tensor([[1, 0]]))).coefficients.tolist()
+        [[2.0, 0.0]]
+    """
+
+    valid: Bool[Tensor, "B T"]
+    ratio: Float[Tensor, "B T"]
+    advantages: Float[Tensor, "B T"]
+    unmasked_advantages: Float[Tensor, "B T"]
+    coefficients: Float[Tensor, "B T"]
+    objective: Float[Tensor, "B T"] | None
+    kept: Bool[Tensor, "B T"]
+    counted: Bool[Tensor, "B T"]
+    entropy_coefficients: Float[Tensor, "B T"] | None = None
+    masks: bool = False
+    surrogates: int = 0
+
+    @classmethod
+    def start(cls, batch: TokenBatch) -> Flow:
+        """Begin with g = J = r A; without old log-probabilities r = 1 and g has the very bits of A."""
+        valid = batch.completion_mask
+        # masked positions are replaced before any arithmetic: a NaN there must reach neither value nor gradient
+        advantages = batch.token_advantages.detach().masked_fill(~valid, 0.0)
+        log_probs = batch.log_probs.masked_fill(~valid, 0.0)
+        if batch.old_log_probs is not None:
+            log_ratio = log_probs - batch.old_log_probs.detach().masked_fill(~valid, 0.0)
+            ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+            inside = log_ratio.detach().abs() <= MAX_LOG_RATIO
+            coefficients = (advantages * ratio.detach()).masked_fill(~inside, 0.0)
+            objective = advantages * ratio
+        else:
+            # the value is exactly 1; written out only so that its derivative in log p is there
+            ratio = (log_probs - log_probs.detach()).exp()
+            coefficients = advantages
+            objective = advantages * ratio if log_probs.requires_grad else advantages
+        return cls(valid, ratio, advantages, advantages, coefficients, objective, kept=valid, counted=valid)
+
+    def population(self, statistics: Statistics) -> Bool[Tensor, "B T"]:
+        """The tokens that a rule looks at: all valid ones, or those that earlier rules kept."""
+        return self.kept if statistics == "kept" else self.valid
+
+    def masked(self, keep: Bool[Tensor, "B T"], denominator: Denominator) -> Flow:
+        """Drop tokens; with denominator "kept" they also leave the token mean's count."""
+        dropped = ~keep
+        return replace(
+            self,
+            advantages=self.advantages.masked_fill(dropped, 0.0),
+            coefficients=self.coefficients.masked_fill(dropped, 0.0),
+            objective=None if self.objective is None else self.objective.masked_fill(dropped, 0.0),
+            kept=self.kept & keep,
+            counted=self.counted & keep if denominator == "kept" else self.counted,
+            masks=True,
+        )
+
+    def uncounted(self, tokens: Bool[Tensor, "B T"]) -> Flow:
+        """Take tokens out of the token mean's count."""
+        return replace(self, counted=self.counted & ~tokens)
+
+    def weighted(self, weight: Float[Tensor, "B T"]) -> Flow:
+        """Multiply objective, coefficients and effective advantages by a weight that carries no gradient.
+
+        The weight may hold anything at masked positions.
+        """
+        weight = weight.detach().masked_fill(~self.valid, 1.0)
+        return replace(
+            self,
+            advantages=self.advantages * weight,
+            unmasked_advantages=self.unmasked_advantages * weight,
+            coefficients=self.coefficients * weight,
+            objective=None if self.objective is None else self.objective * weight,
+        )
+
+    def replaced(
+        self,
+        objective: Float[Tensor, "B T"],
+        *,
+        keep: Bool[Tensor, "B T"] | None = None,
+        factor: Float[Tensor, "B T"] | None = None,
+    ) -> Flow:
+        """Put a surrogate objective in place; its gradient is the old coefficient times keep and factor.
+
+        A second surrogate in one pipe still multiplies the coefficients, but the product is not the derivative of
+        a per-token objective that could be written down here, so the objective becomes None.
+
+        Args:
+            objective: J per token, computed from `advantages` and `ratio`.
+            keep: Tokens that have a gradient; the others keep their objective and stay counted.
+            factor: What the coefficients are multiplied by.
+        """
+        coefficients = self.coefficients
+        if factor is not None:
+            coefficients = coefficients * factor.detach().masked_fill(~self.valid, 1.0)
+        if keep is not None:
+            coefficients = coefficients.masked_fill(~keep, 0.0)
+        return replace(
+            self,
+            coefficients=coefficients,
+            objective=objective.masked_fill(~self.valid, 0.0) if self.surrogates == 0 else None,
+            kept=self.kept if keep is None else self.kept & keep,
+            masks=self.masks or keep is not None,
+            surrogates=self.surrogates + 1,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class RuleOutput:
+    """What a rule makes of a batch.
+
+    Args:
+        coefficients: g_t = ∂J/∂ log p_t, (B, T), 0 at masked positions.
+        advantages: The effective advantages, A times all masks and weights, before any surrogate, (B, T).
+        keep_mask: Tokens that no rule dropped, (B, T), False at masked positions; None when no rule masks.
+        entropy_coefficients: ∂J/∂H_t, (B, T); None when the rule has no entropy term.
+        objective: J_t, (B, T); differentiable when `log_probs` requires a gradient; None where the pipe has no
+            closed form of it.
+        denominator: The number of tokens over all ranks that the token mean counts, 0-d int64.
+        counted_mask: These tokens, (B, T), for other aggregations.
+        metrics: Global numbers for the log.
+        state: What the rule wants back at the next step; None when it keeps nothing.
+
+    Example:
+        >>> from entropy_theory.control import rule
+        >>> x = torch.zeros(1, 2)
+        >>> output = rule("none").apply(TokenBatch(x, x, torch.tensor([2.0]), torch.tensor([[1, 0]])))
+        >>> output.coefficients.tolist(), output.denominator.item(), output.loss().item()
+        ([[2.0, 0.0]], 1, -2.0)
+    """
+
+    coefficients: Float[Tensor, "B T"]
+    advantages: Float[Tensor, "B T"]
+    keep_mask: Bool[Tensor, "B T"] | None
+    entropy_coefficients: Float[Tensor, "B T"] | None
+    objective: Float[Tensor, "B T"] | None
+    denominator: Shaped[Tensor, ""]
+    counted_mask: Bool[Tensor, "B T"]
+    metrics: dict[str, float] = field(default_factory=dict)
+    state: State | None = None
+
+    def loss(self) -> Float[Tensor, ""]:
+        """This rank's part of the token-mean loss.
+
+        −(1/n) Σ_t J_t over this rank's counted tokens, n = `denominator`, counted over all ranks.
+
+        The parts of all ranks add up to the loss. When no token is counted the loss is 0, where the official codes
+        give NaN or 0 depending on their version.
+
+        Raises:
+            ValueError: the pipe has no per-token objective.
+
+        Example:
+            >>> from entropy_theory.control import rule
+            >>> x = torch.zeros(1, 2)
+            >>> rule("none").apply(TokenBatch(x, x, torch.tensor([[1.0, 2.0]]), x + 1)).loss().item()
+            -1.5
+        """
+        if self.objective is None:
+            raise invalid("objective", "a per-token objective; use the coefficients of this rule instead", None)
+        total = self.objective.masked_fill(~self.counted_mask, 0.0).sum()
+        return -total / self.denominator.clamp_min(1)
+
+
+def aggregate(
+    values: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"] | Num[Tensor, "B T"],
+    mode: AggregationMode = "token-mean",
+    *,
+    horizon: int | None = None,
+    reducer: Reducer = LOCAL,
+) -> Float[Tensor, ""]:
+    """Reduce per-token values to this rank's part of a scalar, with the meanings of verl's aggregation modes.
+
+    With m the mask, R the number of rows that have a valid token (over all ranks) and L the horizon:
+
+        token-mean               Σ_bt m x / Σ_bt m
+        token-sum                Σ_bt m x
+        seq-mean-token-sum       (1/R) Σ_b Σ_t m x
+        seq-mean-token-mean      (1/R) Σ_b Σ_t m x / Σ_t m
+        seq-mean-token-sum-norm  (1/R) Σ_b Σ_t m x / L
+
+    Fully masked rows count in no mean, as in current verl (older copies and TRL differ). The parts of all ranks
+    add up to the scalar. An empty mask gives 0.
+
+    Args:
+        values: x, (B, T); may hold anything where the mask is 0.
+        mask: m, (B, T), 0 or 1.
+        mode: One of the five names.
+        horizon: L; None is the width T, which makes the result depend on padding.
+        reducer: The collectives for the counts.
+
+    Raises:
+        ValueError: unknown mode, or a horizon < 1.
+
+    Example:
+        >>> x, mask = torch.tensor([[1.0, 2.0], [6.0, 9.0]]), torch.tensor([[1, 1], [1, 0]])
+        >>> aggregate(x, mask).item(), aggregate(x, mask, "seq-mean-token-mean").item()
+        (3.0, 3.75)
+    """
+    if mode not in get_args(AggregationMode):
+        raise invalid("mode", f"one of {', '.join(get_args(AggregationMode))}", repr(mode))
+    length = values.shape[1] if horizon is None else horizon
+    if length < 1:
+        raise invalid("horizon", "a length ≥ 1", horizon)
+    inside = mask.to(torch.bool)
+    per_row = inside.sum(dim=1)
+    counts = reducer.sum(torch.stack([per_row.sum(), (per_row > 0).sum()])).clamp_min(1)
+    row_sums = values.masked_fill(~inside, 0.0).sum(dim=1)
+    if mode == "token-mean":
+        return row_sums.sum() / counts[0]
+    if mode == "token-sum":
+        return row_sums.sum()
+    if mode == "seq-mean-token-mean":
+        row_sums = row_sums / per_row.clamp_min(1)
+    elif mode == "seq-mean-token-sum-norm":
+        row_sums = row_sums / length
+    return row_sums.sum() / counts[1]

@@ -1,0 +1,334 @@
+"""The per-token statistics of one optimizer step, as the rules read them.
+
+`TokenBatch` holds what was measured on B completions of at most T tokens, whatever the vocabulary: nothing of
+vocabulary size lives here. The exact scores S and S_c can be carried along; when they are, they are used as they
+came, and only when they are absent are they rebuilt from log p, H and N.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int, Int8
+from torch import Tensor
+
+from entropy_theory.errors import invalid
+
+_STATISTICS = "token_statistics(logits, tokens)"
+_HOW_TO_GET = {
+    "old_log_probs": "the log-probabilities of the completion tokens under the policy before the update",
+    "rollout_log_probs": "the log-probabilities that the generating engine returned",
+    "old_entropy": f"{_STATISTICS}.entropy of the policy before the update",
+    "baseline": f"{_STATISTICS}.baseline",
+    "discriminant": f"{_STATISTICS}.discriminant",
+    "centered_discriminant": f"{_STATISTICS}.centered_discriminant, or .baseline to rebuild it",
+    "sum_squared_discriminant": "token_statistics(logits, tokens, second_order=True).sum_squared_discriminant",
+    "rewards": "the reward of each completion, shape (B,)",
+    "group_ids": "the prompt group of each completion, shape (B,)",
+}
+_FORMAT = {"format": "entropy_theory.TokenBatch", "version": "1"}
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """Per-token statistics of B completions, validated once.
+
+    Notation of arXiv 2602.03392: S = p (H + log p), N = E_p[S], S_c = S − N, A the advantage, all of the sampled token.
+
+    Args:
+        log_probs: log p of the sampled tokens under the current policy, (B, T), nats.
+        entropy: H of the current policy at each position, (B, T), nats.
+        advantages: A, one per completion (B,) or one per token (B, T).
+        completion_mask: 1 or True at valid tokens, 0 or False elsewhere, (B, T); kept as bool.
+        old_log_probs: log p before the update, for the ratio r = exp(log p − log p_old).
+        rollout_log_probs: log p as the generating engine saw it.
+        old_entropy: H before the update.
+        baseline: N.
+        discriminant: S, exact; carried so that it is not rebuilt from rounded parts.
+        centered_discriminant: S_c, exact; likewise.
+        sum_squared_discriminant: Σ_i S_i² over the vocabulary.
+        rewards: One per completion, (B,).
+        group_ids: The prompt group of each completion, integers (B,).
+
+    Shapes: (B, T) unless noted. Any floating dtype; bf16 is widened to float32 before S is rebuilt from it.
+    Domain: every value at a valid position is finite. Masked positions may hold anything, NaN too, and never
+    influence a result. A batch without any valid token is accepted (a rank may have none); a rule refuses it when
+    no rank has one.
+
+    Raises:
+        ValueError: shapes, dtypes or devices differ, the mask has other values than 0 and 1, or a valid position
+            is not finite. The message names the argument.
+
+    Example:
+        >>> batch = TokenBatch(
+        ...     log_probs=torch.tensor([[-0.1, -3.0]]), entropy=torch.tensor([[0.5, 0.5]]),
+        ...     advantages=torch.tensor([1.0]), completion_mask=torch.tensor([[1, 1]]),
+        ...     baseline=torch.tensor([[0.1, 0.1]]))
+        >>> batch.quadrants().tolist()
+        [[1, 2]]
+    """
+
+    # a run-time type checker leaves the constructor's arguments to __post_init__, which says more about them
+    __no_type_check__ = True
+
+    log_probs: Float[Tensor, "B T"]
+    entropy: Float[Tensor, "B T"]
+    advantages: Float[Tensor, " B"] | Float[Tensor, "B T"]
+    completion_mask: Bool[Tensor, "B T"]
+    old_log_probs: Float[Tensor, "B T"] | None = None
+    rollout_log_probs: Float[Tensor, "B T"] | None = None
+    old_entropy: Float[Tensor, "B T"] | None = None
+    baseline: Float[Tensor, "B T"] | None = None
+    discriminant: Float[Tensor, "B T"] | None = None
+    centered_discriminant: Float[Tensor, "B T"] | None = None
+    sum_squared_discriminant: Float[Tensor, "B T"] | None = None
+    rewards: Float[Tensor, " B"] | None = None
+    group_ids: Int[Tensor, " B"] | None = None
+
+    def __post_init__(self) -> None:
+        shape = self._check_shapes()
+        self._check_mask()
+        valid = self.completion_mask
+        rows = valid.any(dim=1)
+        for name, value in self._present():
+            if name in ("completion_mask", "group_ids"):
+                continue
+            if not value.is_floating_point():
+                raise invalid(name, "a floating-point tensor", value.dtype)
+            where = valid if value.shape == shape else rows
+            wrong = where & ~torch.isfinite(value.detach())
+            if bool(wrong.any()):
+                place = tuple(wrong.nonzero()[0].tolist())
+                found = value.detach()[place].item()
+                raise invalid(name, "finite values at valid positions", f"{found} at position {place}")
+        if self.group_ids is not None and (self.group_ids.is_floating_point() or self.group_ids.dtype == torch.bool):
+            raise invalid("group_ids", "an integer tensor", self.group_ids.dtype)
+
+    def _present(self) -> Iterator[tuple[str, Tensor]]:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is not None:
+                yield f.name, value
+
+    def _check_shapes(self) -> torch.Size:
+        for name, value in self._present():
+            if not isinstance(value, Tensor):
+                raise invalid(name, "a torch tensor", type(value).__name__)
+        if self.log_probs.dim() != 2:
+            raise invalid("log_probs", "shape (B, T)", tuple(self.log_probs.shape))
+        shape, device = self.log_probs.shape, self.log_probs.device
+        allowed = {"rewards": [shape[:1]], "group_ids": [shape[:1]], "advantages": [shape[:1], shape]}
+        for name, value in self._present():
+            expected = allowed.get(name, [shape])
+            if value.shape not in expected:
+                text = " or ".join(str(tuple(e)) for e in expected)
+                raise invalid(name, f"shape {text} as log_probs has", tuple(value.shape))
+            if value.device != device:
+                raise invalid(name, f"device {device} as log_probs has", value.device)
+        return shape
+
+    def _check_mask(self) -> None:
+        mask = self.completion_mask
+        if mask.dtype != torch.bool:
+            wrong = (mask != 0) & (mask != 1)
+            if bool(wrong.any()):
+                raise invalid("completion_mask", "only the values 0 and 1", mask[wrong][0].item())
+        object.__setattr__(self, "completion_mask", mask.to(torch.bool))
+
+    @property
+    def token_advantages(self) -> Float[Tensor, "B T"]:
+        """The advantages as one number per token, (B, T); a view when they came as (B,).
+
+        Example:
+            >>> x = torch.zeros(2, 3)
+            >>> TokenBatch(x, x, torch.tensor([1.0, -1.0]), x + 1).token_advantages[1].tolist()
+            [-1.0, -1.0, -1.0]
+        """
+        if self.advantages.dim() == 2:
+            return self.advantages
+        return self.advantages.unsqueeze(1).expand(self.log_probs.shape)
+
+    def scores(self, log_probs: Float[Tensor, "B T"] | None = None) -> Float[Tensor, "B T"]:
+        """The discriminant S of each sampled token, without gradient.
+
+        S = p (H + log p), p = exp(log_probs).
+
+        The carried `discriminant` when there is one, otherwise rebuilt in float32 or wider. With `log_probs`
+        given, S is always rebuilt from those and from `entropy`: that is what Clip_B's official code does with the
+        log-probabilities of the generating engine.
+
+        Args:
+            log_probs: Log-probabilities to use instead of the batch's own, (B, T).
+
+        Returns:
+            S, nats, (B, T); unspecified at masked positions.
+
+        Example:
+            >>> x = torch.tensor([[-0.5]])
+            >>> TokenBatch(x, x + 1.5, x[:, 0], x * 0 + 1).scores().item() == float(torch.exp(x) * 0.5)
+            True
+        """
+        if log_probs is None:
+            if self.discriminant is not None:
+                return self.discriminant.detach()
+            log_probs = self.log_probs
+        wide = torch.promote_types(torch.promote_types(log_probs.dtype, self.entropy.dtype), torch.float32)
+        log_p, entropy = log_probs.detach().to(wide), self.entropy.detach().to(wide)
+        return torch.exp(log_p) * (entropy + log_p)
+
+    def centered_scores(self) -> Float[Tensor, "B T"]:
+        """The centred discriminant S_c = S − N of each sampled token, without gradient.
+
+        The carried `centered_discriminant` when there is one, otherwise `scores() − baseline`. S alone never
+        stands in for S_c: their signs differ on a sizeable minority of tokens.
+
+        Returns:
+            S_c, nats, (B, T); unspecified at masked positions.
+
+        Raises:
+            ValueError: neither `centered_discriminant` nor `baseline` is carried.
+
+        Example:
+            >>> x = torch.zeros(1, 1)
+            >>> TokenBatch(x, x, x, x + 1, discriminant=x + 0.5, baseline=x + 0.25).centered_scores().item()
+            0.25
+        """
+        if self.centered_discriminant is not None:
+            return self.centered_discriminant.detach()
+        if self.baseline is None:
+            raise self._missing("centered_discriminant", by="centered_scores")
+        scores = self.scores()
+        return scores - self.baseline.detach().to(torch.promote_types(scores.dtype, self.baseline.dtype))
+
+    def available(self, name: str) -> bool:
+        """Say whether a statistic is carried or can be rebuilt without loss of meaning.
+
+        Example:
+            >>> x = torch.zeros(1, 1)
+            >>> batch = TokenBatch(x, x, x, x + 1, baseline=x)
+            >>> batch.available("centered_discriminant"), batch.available("old_log_probs")
+            (True, False)
+        """
+        if name == "discriminant":
+            return True
+        if name == "centered_discriminant" and self.baseline is not None:
+            return True
+        return getattr(self, name) is not None
+
+    def require(self, *names: str, by: str) -> None:
+        """Refuse when a statistic is missing, saying who needs it and how to get it.
+
+        Args:
+            *names: Fields of this class.
+            by: Who needs them, for the message.
+
+        Raises:
+            ValueError: one of them is not available.
+
+        Example:
+            >>> x = torch.zeros(1, 1)
+            >>> TokenBatch(x, x, x, x + 1).require("rewards", by="w-reinforce")
+            Traceback (most recent call last):
+            ...
+            ValueError: rewards: expected a tensor, which w-reinforce needs (...), received None
+        """
+        for name in names:
+            if not self.available(name):
+                raise self._missing(name, by)
+
+    @staticmethod
+    def _missing(name: str, by: str) -> ValueError:
+        return invalid(name, f"a tensor, which {by} needs ({_HOW_TO_GET[name]})", None)
+
+    def quadrants(self) -> Int8[Tensor, "B T"]:
+        """The quadrant of (A, S_c) of each token.
+
+        Notation of arXiv 2602.03392; what a step on the token does to entropy, to first order:
+
+        | | S_c > 0 | S_c < 0 |
+        | --- | --- | --- |
+        | A > 0 | 1: entropy falls | 2: entropy rises |
+        | A < 0 | 3: entropy rises | 4: entropy falls |
+
+        Returns:
+            int8 (B, T): 1 to 4, and 0 where the token is masked, A = 0 or S_c = 0.
+
+        Raises:
+            ValueError: S_c is not available; S is no substitute.
+
+        Example:
+            >>> x = torch.zeros(1, 4)
+            >>> A, S_c = torch.tensor([[1.0, 1.0, -1.0, -1.0]]), torch.tensor([[0.1, -0.1, 0.1, -0.1]])
+            >>> TokenBatch(x, x, A, x + 1, centered_discriminant=S_c).quadrants().tolist()
+            [[1, 2, 3, 4]]
+        """
+        centered, advantages = self.centered_scores(), self.token_advantages.detach()
+        inside = self.completion_mask & (advantages != 0) & (centered != 0)
+        number = 1 + (centered < 0).to(torch.int8) + 2 * (advantages < 0).to(torch.int8)
+        return torch.where(inside, number, torch.zeros_like(number))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the batch to a safetensors file; the file appears whole or not at all.
+
+        Dtypes and values are kept, also at masked positions; gradients are not.
+
+        Example:
+            >>> import tempfile
+            >>> x = torch.zeros(1, 2)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     TokenBatch(x, x, x, x + 1).save(Path(folder) / "batch.safetensors")
+            ...     TokenBatch.load(Path(folder) / "batch.safetensors").log_probs.shape
+            torch.Size([1, 2])
+        """
+        from safetensors.torch import save
+
+        target = Path(path)
+        # fields may share memory (the same tensor given twice), which the format refuses: copy each
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in self._present()}
+        data = save(tensors, metadata=_FORMAT)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> TokenBatch:
+        """Read a batch that `save` wrote, and validate it.
+
+        Args:
+            path: The file.
+            device: Where the tensors go.
+
+        Raises:
+            ValueError: no such file, not a safetensors file, tensors missing or unknown, or values that the class
+                refuses.
+
+        Example:
+            >>> TokenBatch.load("no-such-file.safetensors")
+            Traceback (most recent call last):
+            ...
+            ValueError: path: expected a TokenBatch file in safetensors format, received no-such-file.safetensors (...)
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            tensors = load_file(path, device=str(device))
+        except (SafetensorError, OSError) as error:
+            raise invalid("path", "a TokenBatch file in safetensors format", f"{path} ({error})") from error
+        known = [f.name for f in fields(cls)]
+        unknown, missing = sorted(set(tensors) - set(known)), [n for n in known[:4] if n not in tensors]
+        if unknown or missing:
+            received = ", ".join([*(f"no {name}" for name in missing), *(f"unknown {name}" for name in unknown)])
+            raise invalid("path", f"the tensors {', '.join(known[:4])} and no other than TokenBatch has", received)
+        return cls(**tensors)

@@ -1,0 +1,164 @@
+"""Laws of every rule: what must never matter does not, and masks behave like masks.
+
+Thresholds come from float64 sums whose last bits depend on the order of the tokens, so laws that reorder tokens are
+asked only where no score lies within 1e-9 of a threshold; ties at Clip_V's cap go by token order and are left out of
+the permutation law.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from control_batches import batches, map_tokens, spoil_masked
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from entropy_theory.control import RuleOutput, TokenBatch, rule
+
+SPECS = (
+    "none",
+    "clip-b(mu=0.73)",
+    "clip-b(mu=0.73, side='both', advantages='all', denominator='valid')",
+    "clip-v(mu=0.73, max_fraction=None)",
+    "clip-v(mu=0.31, max_fraction=0.2)",
+    "ppo-clip",
+    "clip-higher(dual_clip=1.5)",
+    "clip-b(mu=0.73)|clip-v(mu=0.31, max_fraction=None, statistics='kept')|ppo-clip",
+    "random-mask(fraction=0.4)|ppo-clip",
+    "random-mask(match='clip-b(mu=0.31)', advantages='negative')",
+)
+every_rule = pytest.mark.parametrize("spec", SPECS)
+
+
+def apply(spec: str, batch: TokenBatch) -> RuleOutput:
+    return rule(spec).apply(batch, generator=torch.Generator().manual_seed(0))
+
+
+def assume_off_thresholds(out: RuleOutput, batch: TokenBatch) -> None:
+    """No score within 1e-9 of a threshold that the metrics report."""
+    for key, value in out.metrics.items():
+        if "threshold_" in key:
+            own = key.rpartition("/")[0]
+            centered = own == "clip-v" or (not own and "over_threshold" in out.metrics)
+            score = batch.centered_scores() if centered else batch.scores()
+            assume(bool(((score[batch.completion_mask] - value).abs() > 1e-9).all()))
+
+
+def same(a: RuleOutput, b: RuleOutput, pick=lambda value: value) -> None:
+    """Equal tensors, up to `pick` of the second; equal metrics up to the order of float64 sums."""
+    assert torch.equal(a.coefficients, pick(b.coefficients))
+    assert torch.equal(a.objective.detach(), pick(b.objective.detach()))
+    assert torch.equal(a.counted_mask, pick(b.counted_mask))
+    assert int(a.denominator) == int(b.denominator)
+    assert (a.keep_mask is None) == (b.keep_mask is None)
+    if a.keep_mask is not None:
+        assert torch.equal(a.keep_mask, pick(b.keep_mask))
+    assert a.metrics == pytest.approx(b.metrics, rel=1e-12, abs=1e-12)
+    torch.testing.assert_close(a.loss(), b.loss(), rtol=1e-12, atol=1e-12)
+
+
+@every_rule
+@given(batch=batches(), garbage=st.sampled_from([float("nan"), float("inf"), -float("inf"), 1e300, -7.0]))
+def test_masked_positions_never_matter(spec: str, batch: TokenBatch, garbage: float) -> None:
+    def with_gradient(b: TokenBatch) -> tuple[RuleOutput, torch.Tensor]:
+        log_probs = b.log_probs.clone().requires_grad_()
+        out = apply(spec, replace(b, log_probs=log_probs))
+        out.loss().backward()
+        return out, log_probs.grad
+
+    clean, gradient = with_gradient(spoil_masked(batch, 0.0))
+    spoiled, spoiled_gradient = with_gradient(spoil_masked(batch, garbage))
+    same(clean, spoiled)
+    assert torch.equal(gradient, spoiled_gradient)
+    assert not spoiled_gradient[~batch.completion_mask].any()
+    assert clean.metrics == spoiled.metrics
+
+
+@every_rule
+@given(batch=batches(), left=st.integers(0, 2), right=st.integers(0, 3), rows=st.integers(0, 2))
+def test_padding_does_not_matter(spec: str, batch: TokenBatch, left: int, right: int, rows: int) -> None:
+    def pad(value: torch.Tensor) -> torch.Tensor:
+        filler = 0 if value.dtype == torch.bool else float("nan")
+        return torch.nn.functional.pad(value, (left, right, 0, rows), value=filler)
+
+    padded = map_tokens(batch, pad, lambda value: torch.nn.functional.pad(value, (0, rows), value=float("nan")))
+    height, width = batch.log_probs.shape
+    same(apply(spec, batch), apply(spec, padded), lambda value: value[:height, left : left + width])
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if "random" not in s and "max_fraction=0.2" not in s])
+@given(batch=batches(), data=st.data())
+def test_the_order_of_rows_does_not_matter(spec: str, batch: TokenBatch, data: st.DataObject) -> None:
+    order = data.draw(st.permutations(range(batch.log_probs.shape[0])))
+    out = apply(spec, batch)
+    assume_off_thresholds(out, batch)
+    permuted = map_tokens(batch, lambda value: value[order], lambda value: value[order])
+    back = torch.tensor(order).argsort()
+    same(out, apply(spec, permuted), lambda value: value[back])
+
+
+@every_rule
+@given(batch=batches())
+def test_outputs_stay_within_the_valid_tokens(spec: str, batch: TokenBatch) -> None:
+    out, valid = apply(spec, batch), batch.completion_mask
+    keep = valid if out.keep_mask is None else out.keep_mask
+    assert not (keep & ~valid).any()
+    assert not (out.counted_mask & ~valid).any()
+    assert not out.coefficients[~keep].any()
+    assert not out.objective[~valid].any()
+    assert torch.isfinite(out.coefficients).all()
+    assert out.metrics["dropped"] == int((valid & ~keep).sum())
+    if "denominator" not in spec and "ppo" not in spec and "higher" not in spec:
+        assert torch.equal(out.counted_mask, keep)
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if "random" not in s and "kept" not in s])
+@given(batch=batches())
+def test_masks_are_idempotent(spec: str, batch: TokenBatch) -> None:
+    once, twice = rule(spec).apply(batch), rule(f"{spec}|{spec}").apply(batch)
+    assert torch.equal(once.coefficients, twice.coefficients)
+    assert torch.equal(once.counted_mask, twice.counted_mask)
+    assert once.metrics["dropped"] == twice.metrics["dropped"]
+
+
+@pytest.mark.parametrize("name", ["clip-b", "clip-v"])
+@given(
+    batch=batches(),
+    mus=st.tuples(st.floats(0, 3), st.floats(0, 3)).map(sorted),
+    side=st.sampled_from(["lower", "upper", "both"]),
+    advantages=st.sampled_from(["negative", "positive", "all"]),
+)
+def test_a_larger_mu_keeps_more(name: str, batch: TokenBatch, mus: list[float], side: str, advantages: str) -> None:
+    small, large = (rule(name, mu=mu, side=side, advantages=advantages).apply(batch).keep_mask for mu in mus)
+    assert not (small & ~large).any()
+
+
+@given(batch=batches(), fractions=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted))
+def test_a_larger_cap_keeps_less(batch: TokenBatch, fractions: list[float]) -> None:
+    small, large = (rule("clip-v", mu=0.1, max_fraction=f).apply(batch).keep_mask for f in fractions)
+    assert not (large & ~small).any()
+
+
+@given(batch=batches(), bounds=st.tuples(st.floats(0, 2), st.floats(0, 2)).map(sorted))
+def test_wider_bounds_keep_more(batch: TokenBatch, bounds: list[float]) -> None:
+    tight, wide = (
+        rule("ppo-clip", epsilon_low=e, epsilon_high=e, dual_clip=None).apply(batch).keep_mask for e in bounds
+    )
+    assert not (tight & ~wide).any()
+
+
+@given(batch=batches())
+def test_ppo_never_promises_more_than_the_unclipped_gradient(batch: TokenBatch) -> None:
+    """J ≤ r A, the pessimistic bound of PPO; the dual clip lifts it for A < 0 only."""
+    free = rule("none").apply(batch).objective
+    assert (rule("ppo-clip(dual_clip=None)").apply(batch).objective <= free).all()
+    assert (rule("ppo-clip").apply(batch).objective >= 3.0 * batch.token_advantages.clamp(max=0)).all()
+
+
+@given(batch=batches())
+def test_clip_v_of_the_official_side_drops_q4_only(batch: TokenBatch) -> None:
+    out = rule("clip-v(mu=0.1, max_fraction=None, zero_advantages='kept')").apply(batch)
+    dropped = batch.completion_mask & ~out.keep_mask
+    assert (batch.quadrants()[dropped] == 4).all()
