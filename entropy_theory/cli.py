@@ -81,6 +81,19 @@ def _train(config: Any, console: Console) -> int:
     return 0
 
 
+def _simulate(config: Any, console: Console) -> int:
+    from entropy_theory.dynamics import run
+    from entropy_theory.report import figures, terminal
+
+    with progress_bar(console) as progress:
+        result = run(config, progress)
+    console.print(terminal.simulation_table(result.summary))
+    path = config.out / "simulation.png"
+    figures.save(figures.simulation(result.steps, result.pairs), path)
+    console.print(f"figure: {path}; arrays and configuration beside it")
+    return 0
+
+
 def _demo(config: Any, console: Console) -> int:
     from entropy_theory.demo import run_demo
 
@@ -101,6 +114,11 @@ COMMANDS = {
         "the whole chain in one go, from theorem to language model", "entropy_theory.demo:DemoConfig", _demo
     ),
     "verify": Command("check the theory statement by statement", "entropy_theory.cli:VerifyConfig", _verify),
+    "simulate toy": Command(
+        "GRPO on a bank of softmax policies, predicted beside realised entropy",
+        "entropy_theory.dynamics:SimulationConfig",
+        _simulate,
+    ),
     "train": Command("GRPO with an entropy-control rule", "entropy_theory.bridge.training:TrainConfig", _train),
 }
 
@@ -120,12 +138,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    if words[0] not in COMMANDS:
+    name = next((n for n in COMMANDS if words[: n.count(" ") + 1] == n.split()), None)
+    if name is None:
         return _fail(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
-    command = COMMANDS[words[0]]
+    command, words = COMMANDS[name], words[name.count(" ") + 1 :]
     _end_with_parent()
     try:
-        config = _parse(words[0], command, words[1:])
+        config = _parse(name, command, words)
         if config is None:
             return 0  # --help was asked for and printed
         from rich.console import Console

@@ -41,7 +41,7 @@ def to_data(value: object) -> Any:
 
 
 def configuration_hash(config: object, *, ignore: tuple[str, ...] = ()) -> str:
-    """Hash a configuration, so that a result is never taken for that of another run.
+    """Hash a configuration and this package's version, so that a result is never taken for that of another run.
 
     Args:
         config: A dataclass or mapping.
@@ -54,7 +54,9 @@ def configuration_hash(config: object, *, ignore: tuple[str, ...] = ()) -> str:
         >>> configuration_hash({"seed": 0, "out": "a"}, ignore=("out",)) == configuration_hash({"seed": 0})
         True
     """
-    data = {k: v for k, v in to_data(config).items() if k not in ignore}
+    from entropy_theory import __version__
+
+    data = {"version": __version__, **{k: v for k, v in to_data(config).items() if k not in ignore}}
     return hashlib.sha256(json.dumps(data, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
 
 

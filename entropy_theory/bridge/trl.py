@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from packaging.version import Version
 from torch import Tensor
@@ -313,7 +314,9 @@ class EntropyControlMixin(_Trainer):
 
     def _generator(self) -> torch.Generator:
         # From the step, not from a running generator: a resumed run draws what the undisturbed one would have drawn.
-        return torch.Generator().manual_seed((int(getattr(self.args, "rule_seed", 0)) << 32) + self.state.global_step)
+        # Mixed, because torch's CPU generator reads 32 bits of its seed.
+        seed = np.random.SeedSequence([int(getattr(self.args, "rule_seed", 0)), self.state.global_step])
+        return torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
 
     def _log_entropy_control(self, values: dict[str, float]) -> None:
         for name, value in values.items():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from entropy_theory.report.findings import span
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from entropy_theory.intervals import Interval
 
 
 def verification_table(report: Mapping[str, Any]) -> Table:
@@ -38,31 +42,55 @@ def verification_table(report: Mapping[str, Any]) -> Table:
     return table
 
 
-def arms_table(runs: Sequence[Mapping[str, Any]], rules: Mapping[str, str]) -> Table:
-    """Lay out the arms of the demo: the means of the last steps, one column per seed when there are several.
+def simulation_table(summary: Mapping[str, float]) -> Table:
+    """Lay out a simulation's summary.
 
     Args:
-        runs: Dicts with ``arm``, ``seed`` and ``final``.
+        summary: ``SimulationResult.summary``.
+    """
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    rows = [
+        ("entropy, first and last (nats)", f"{summary['entropy_first']:.4f} → {summary['entropy_last']:.4f}"),
+        ("reward, first and last", f"{summary['reward_first']:.3f} → {summary['reward_last']:.3f}"),
+        ("mean |realised − predicted| / mean |realised|", f"{summary['relative_error']:.2%}"),
+        ("quadrants Q1 to Q4, shares", " / ".join(f"{summary[f'quadrant_q{q}']:.1%}" for q in (1, 2, 3, 4))),
+        ("dropped by the rule", f"{summary['dropped_share']:.2%}"),
+        ("policy-steps per second", f"{summary['policy_steps_per_second']:,.0f} ({summary['seconds']:.1f} s)"),
+    ]
+    if "slope" in summary:
+        rows.insert(3, ("realised on predicted, slope", f"{summary['slope']:.4f} ± {summary['slope_error']:.4f}"))
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def arms_table(finals: Mapping[str, Mapping[str, Interval]], rules: Mapping[str, str]) -> Table:
+    """Lay out how the arms of the demo ended: means over seeds with 95 % t-intervals.
+
+    Args:
+        finals: Per arm and metric the interval over seeds.
         rules: The rule of each arm.
     """
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title="means of the last steps", expand=False)
-    for name in ("arm", "rule", "entropy", "reward", "distinct right", "dropped"):
-        table.add_column(name, justify="left" if name in ("arm", "rule") else "right", no_wrap=name == "arm")
-    for arm, rule in rules.items():
-        finals = [run["final"] for run in runs if run["arm"] == arm]
-
-        def cell(name: str, form: str, finals: Sequence[Mapping[str, float]] = finals) -> str:
-            return " / ".join(format(final[name], form) if name in final else "–" for final in finals)
-
+    table = Table(
+        title="means of the last steps over seeds, with 95 % t-intervals",
+        caption=escape(", ".join(f"{arm}: {rule}" for arm, rule in rules.items())),
+        expand=False,
+        padding=(0, 1, 0, 0),
+    )
+    for name in ("arm", "entropy (nats)", "reward", "distinct right", "dropped"):
+        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
+    for arm in rules:
+        metrics = finals[arm]
         table.add_row(
             arm,
-            escape(rule),
-            cell("entropy", ".3f"),
-            cell("reward", ".2f"),
-            cell("distinct_right", ".1f"),
-            cell("dropped_share", ".1%"),
+            span(metrics["entropy"]),
+            span(metrics["reward"]),
+            span(metrics["distinct_right"], ".1f"),
+            f"{metrics['dropped_share'].mean:.1%}",
         )
     return table

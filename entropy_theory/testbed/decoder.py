@@ -159,6 +159,7 @@ def cached_checkpoint(
     """
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()  # a bar for writing 300 kB, in the midst of ours
     identity = {"config": asdict(config), "torch": torch.__version__, "transformers": transformers.__version__}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache_directory() / f"sum-decoder-{digest}"

@@ -1,0 +1,240 @@
+"""The state of a simulation and its one move: sample a batch, update on it, record what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from entropy_theory.control import rule as build_rule
+from entropy_theory.dynamics import bank, grpo
+from entropy_theory.dynamics.draws import Draw, generator
+
+if TYPE_CHECKING:
+    from entropy_theory.dynamics.simulation import SimulationConfig
+
+Observer = Callable[[slice, bank.PolicyStatistics, Tensor], None]
+"""Called for each block of policies with its place, statistics and sampled tokens, before the first update on them."""
+
+KEPT_ELEMENTS = 1 << 22
+"""Up to so many logits, the policies evaluated for sampling are kept for the update; beyond, evaluated again."""
+
+COLUMNS = (
+    "step",
+    "iteration",
+    "entropy_before",
+    "entropy_after",
+    "realised_change",
+    "predicted_change",
+    "absolute_error",
+    "relative_error",
+    "reward",
+    "discriminant",
+    "centered_discriminant",
+    "quadrant_q1",
+    "quadrant_q2",
+    "quadrant_q3",
+    "quadrant_q4",
+    "dropped_share",
+    "ratio_deviation",
+)
+"""What is recorded of every update of a recorded step; `SimulationResult` says what each is."""
+
+
+class Simulation:
+    """A bank of policies in the middle of a run: mutable, and all that a checkpoint must hold.
+
+    `simulate` drives it. Use it directly to look at the policies between steps.
+
+    Args:
+        config: The run.
+
+    Attributes:
+        logits: z of every policy, (B, V), in the dtype and on the device of the configuration.
+        correct: Where the reward is 1, (B, V).
+        completed: Steps done.
+        columns: The records, one array per name of COLUMNS, one entry per recorded update; NaN where not reached.
+        pairs: The subsample of predicted and realised changes of single policies.
+        rule_state: What the rule remembers between batches.
+
+    Example:
+        >>> from entropy_theory.dynamics import Simulation, SimulationConfig
+        >>> simulation = Simulation(SimulationConfig(policies=4, vocab_size=5, steps=2))
+        >>> simulation.step()
+        >>> simulation.completed, simulation.logits.shape
+        (1, torch.Size([4, 5]))
+    """
+
+    def __init__(self, config: SimulationConfig) -> None:
+        self.config = config
+        self.rule = build_rule(config.rule)
+        device = torch.device(config.device)
+        self.logits = config.initial_logits().to(device, getattr(torch, config.dtype))
+        correct = bank.correct_tokens(config.policies, config.vocab_size, config.correct_share, config.seed)
+        self.correct = correct.to(device)
+        self.completed = 0
+        self.rule_state: Any = None
+        self.recorded_steps = sorted({*range(0, config.steps, config.record_every), config.steps - 1})
+        updates = len(self.recorded_steps) * config.iterations
+        self.columns: dict[str, NDArray[np.float64]] = {name: np.full(updates, np.nan) for name in COLUMNS}
+        self.pairs = self._pair_places(updates)
+        rows = max(1, config.block_elements // config.vocab_size)
+        self._blocks = [slice(start, start + rows) for start in range(0, config.policies, rows)]
+        self._kept: list[bank.PolicyStatistics | None] = [None] * len(self._blocks)
+
+    @torch.no_grad()
+    def step(self, observe: Observer | None = None) -> None:
+        """Sample a batch from the present policies and update on it; the outcome is in `logits` and `columns`.
+
+        Args:
+            observe: Sees each block of policies and the tokens sampled from it.
+        """
+        config, number = self.config, self.completed
+        place = int(np.searchsorted(self.recorded_steps, number))
+        recorded = place < len(self.recorded_steps) and self.recorded_steps[place] == number
+        samples: grpo.GroupSamples | None = None
+        first: grpo.Update | None = None
+        for iteration in range(config.iterations):
+            tokens, scores, policies = self._read(samples, observe)
+            if samples is None:
+                rewards = self.correct.gather(-1, tokens).double()
+                advantages = grpo.group_advantages(rewards, config.advantage)
+                samples = grpo.GroupSamples(tokens, rewards, advantages, scores.log_probs, policies["entropy"])
+            update = grpo.decide(
+                self.rule,
+                samples,
+                scores,
+                policies,
+                step_size=config.step_size,
+                generator=generator(config.seed, Draw.RULE, number, iteration),
+                state=self.rule_state,
+                earlier=first,
+            )
+            if first is None or self.rule.phase == "live":
+                self.rule_state = update.output.state
+            first = first or update
+            realised = self._move(samples, update, measure=recorded)
+            if realised is not None:
+                row = place * config.iterations + iteration
+                self._record(row, iteration, samples, scores, policies, update, realised)
+        self.completed += 1
+
+    def _read(
+        self, samples: grpo.GroupSamples | None, observe: Observer | None
+    ) -> tuple[Tensor, bank.TokenScores, dict[str, Tensor]]:
+        """Evaluate the policies block by block; without samples, also draw them."""
+        config = self.config
+        if samples is None:
+            source = generator(config.seed, Draw.TOKENS, self.completed)
+            drawn = torch.rand(config.policies, config.group_size, generator=source, dtype=torch.float64)
+            uniforms = drawn.to(self.logits.device)
+        keep = self.logits.numel() <= KEPT_ELEMENTS
+        squares = "sum_squared_discriminant" in self.rule.needs
+        tokens, scores, entropy, baseline, sums = [], [], [], [], []
+        for block, rows in enumerate(self._blocks):
+            policy = bank.policy_statistics(self.logits[rows])
+            if samples is None:
+                tokens.append(bank.sample_tokens(policy.probs, uniforms[rows]))
+                if observe is not None:
+                    observe(rows, policy, tokens[-1])
+            scores.append(policy.at(tokens[-1] if samples is None else samples.tokens[rows]))
+            entropy.append(policy.entropy)
+            baseline.append(policy.baseline)
+            if squares:
+                sums.append(policy.sum_squared_discriminant())
+            # Replacing the old block only now lets its memory serve the next one: fresh pages cost more than the sums.
+            self._kept[block] = policy if keep else None
+        policies = {"entropy": torch.cat(entropy), "baseline": torch.cat(baseline)}
+        if squares:
+            policies["sum_squared_discriminant"] = torch.cat(sums)
+        return torch.cat(tokens) if samples is None else samples.tokens, bank.TokenScores.cat(scores), policies
+
+    def _move(self, samples: grpo.GroupSamples, update: grpo.Update, *, measure: bool) -> Tensor | None:
+        """Move all logits; return the exact change of entropy of every policy if it is to be measured."""
+        changes = []
+        bonus = update.entropy_coefficients
+        for block, rows in enumerate(self._blocks):
+            logits = self.logits[rows]
+            policy = self._kept[block] or bank.policy_statistics(logits)
+            move = grpo.move_of_logits(
+                policy,
+                samples.tokens[rows],
+                update.coefficients[rows],
+                update.scale,
+                None if bonus is None else bonus[rows],
+            )
+            if logits.dtype == torch.float64:
+                logits += move
+            else:
+                before = logits.double()
+                logits.copy_(before + move)
+                move = logits.double() - before  # the change of entropy is that of the move as it was stored
+            if measure:
+                changes.append(bank.entropy_change(policy, move))
+        return torch.cat(changes) if measure else None
+
+    def _record(
+        self,
+        row: int,
+        iteration: int,
+        samples: grpo.GroupSamples,
+        scores: bank.TokenScores,
+        policies: dict[str, Tensor],
+        update: grpo.Update,
+        realised_change: Float[Tensor, " B"],
+    ) -> None:
+        predicted = _array(grpo.first_order_change(scores, update, policies.get("sum_squared_discriminant")))
+        realised = _array(realised_change)
+        before = float(_array(policies["entropy"]).mean())
+        error = np.abs(realised - predicted)
+        size = float(np.abs(realised).mean())
+        ratios = _array(scores.log_probs) - _array(samples.log_probs) if iteration else np.zeros(1)
+        values = {
+            "step": self.completed,
+            "iteration": iteration,
+            "entropy_before": before,
+            "entropy_after": before + float(realised.mean()),
+            "realised_change": realised.mean(),
+            "predicted_change": predicted.mean(),
+            "absolute_error": error.mean(),
+            "relative_error": error.mean() / size if size else 0.0,
+            "reward": _array(samples.rewards).mean(),
+            "discriminant": _array(scores.discriminant).mean(),
+            "centered_discriminant": _array(scores.centered_discriminant).mean(),
+            **{f"quadrant_q{q}": update.metrics[f"quadrant_share_q{q}"] for q in (1, 2, 3, 4)},
+            "dropped_share": update.metrics["dropped_share"],
+            "ratio_deviation": np.abs(np.expm1(ratios)).mean(),
+        }
+        for name, value in values.items():
+            self.columns[name][row] = value
+        chosen = slice(*np.searchsorted(self.pairs["row"], (row, row + 1)))
+        policy = self.pairs["policy"][chosen].astype(np.int64)
+        self.pairs["predicted"][chosen] = predicted[policy]
+        self.pairs["realised"][chosen] = realised[policy]
+
+    def _pair_places(self, updates: int) -> dict[str, NDArray[Any]]:
+        """Choose beforehand which policies of which updates are kept for the scatter figure."""
+        config = self.config
+        total = updates * config.policies
+        if total <= config.pairs:
+            places = np.arange(total)
+        else:
+            source = generator(config.seed, Draw.PAIRS)
+            places = np.sort(torch.randint(total, (config.pairs,), generator=source).numpy())
+        empty = np.full(places.size, np.nan)
+        return {
+            "row": places // config.policies,
+            "policy": places % config.policies,
+            "predicted": empty,
+            "realised": empty.copy(),
+        }
+
+
+def _array(values: Tensor) -> NDArray[Any]:
+    """Means are taken by NumPy: torch would split them over threads and round by their number."""
+    return values.cpu().numpy()

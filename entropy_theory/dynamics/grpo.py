@@ -1,0 +1,297 @@
+"""One GRPO update of a bank: rewards to advantages, a rule to coefficients, coefficients to a move of the logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from entropy_theory.control import Flow, Rule, RuleOutput, TokenBatch
+from entropy_theory.control.flow import State
+from entropy_theory.dynamics.bank import PolicyStatistics, TokenScores
+from entropy_theory.errors import invalid
+
+Normalisation = Literal["std", "mean"]
+
+STD_OFFSET = 1e-4
+"""Added to a group's standard deviation before dividing, as TRL does; equal rewards then give A = 0."""
+
+AVAILABLE = frozenset(
+    {
+        "old_log_probs",
+        "rollout_log_probs",
+        "old_entropy",
+        "baseline",
+        "discriminant",
+        "centered_discriminant",
+        "sum_squared_discriminant",
+        "group_ids",
+    }
+)
+"""Statistics that a rule may need and the simulation has. A reward per completion it has not: rows are policies."""
+
+
+@dataclass(frozen=True, eq=False)
+class GroupSamples:
+    """The tokens that one step samples, and the policies they came from, as far as ratios need them.
+
+    Attributes:
+        tokens: k, (B, G).
+        rewards: R, 1 where the token is right, (B, G).
+        advantages: A, (B, G).
+        log_probs: log p_old of the tokens, (B, G), nats.
+        entropy: H of the policies that sampled, (B,), nats.
+
+    Example:
+        >>> from entropy_theory.dynamics.bank import policy_statistics
+        >>> bank, k = policy_statistics(torch.zeros(1, 4)), torch.tensor([[0, 3]])
+        >>> R = torch.tensor([[1.0, 0.0]]).double()
+        >>> samples = GroupSamples(k, R, group_advantages(R, "mean"), bank.at(k).log_probs, bank.entropy)
+        >>> samples.advantages.tolist()
+        [[0.5, -0.5]]
+    """
+
+    tokens: Int[Tensor, "B G"]
+    rewards: Float[Tensor, "B G"]
+    advantages: Float[Tensor, "B G"]
+    log_probs: Float[Tensor, "B G"]
+    entropy: Float[Tensor, " B"]
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What a rule decided about one update.
+
+    Attributes:
+        coefficients: g, (B, G).
+        scale: η/n, the factor of Σ_j g_j (e_{k_j} − p); see `scale_of`.
+        entropy_coefficients: Σ_j ∂J/∂H of each policy, (B,), or None.
+        metrics: The rule's metrics for the present statistics.
+        output: What the rule returned when it last ran.
+
+    Example:
+        See `first_order_change`.
+    """
+
+    coefficients: Float[Tensor, "B G"]
+    scale: float
+    entropy_coefficients: Float[Tensor, " B"] | None
+    metrics: dict[str, float]
+    output: RuleOutput
+
+
+def group_advantages(rewards: Float[Tensor, "B G"], normalisation: Normalisation) -> Float[Tensor, "B G"]:
+    """Compare the samples of a group with one another.
+
+    GRPO (arXiv 2402.03300):  A_j = (R_j − R̄)/(σ + 1e-4), σ the sample standard deviation of the group (G − 1 in the
+    denominator), as TRL computes it; with "mean" A_j = R_j − R̄.
+
+    Args:
+        rewards: R, one group per row, (B, G), G ≥ 2.
+        normalisation: "std" or "mean".
+
+    Returns:
+        A, (B, G).
+
+    Raises:
+        ValueError: Another normalisation, or groups of fewer than two.
+
+    Example:
+        >>> group_advantages(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), "mean").tolist()
+        [[0.5, -0.5], [0.0, 0.0]]
+    """
+    if normalisation not in get_args(Normalisation):
+        raise invalid("advantage", f"one of {', '.join(get_args(Normalisation))}", repr(normalisation))
+    if rewards.shape[-1] < 2:
+        raise invalid("rewards", "groups of at least 2", f"shape {tuple(rewards.shape)}")
+    centred = rewards - rewards.mean(dim=-1, keepdim=True)
+    if normalisation == "mean":
+        return centred
+    sigma = (centred.square().sum(dim=-1, keepdim=True) / (rewards.shape[-1] - 1)).sqrt_()
+    return centred.div_(sigma.add_(STD_OFFSET))
+
+
+def scale_of(step_size: float, denominator: int, policies: int) -> float:
+    """Turn the token mean's denominator into the step of one policy.
+
+    The loss is −(1/D) Σ_{b,j} J_bj over the whole bank. A step size that does not shrink with the bank is that of the
+    loss times the number of policies:
+
+        δz_b = (η/n) Σ_j g_bj (e_{k_bj} − p_b),   n = D/B.
+
+    With every token counted D = B G and n = G, the group size. A rule with denominator "kept" lowers D for all
+    policies alike, as it does for all positions of a batch in training.
+
+    Args:
+        step_size: η.
+        denominator: D; 0 when no token is counted, which moves nothing.
+        policies: B.
+
+    Example:
+        >>> scale_of(1.0, denominator=32, policies=2)
+        0.0625
+    """
+    return step_size * policies / max(denominator, 1)
+
+
+def decide(
+    rule: Rule,
+    samples: GroupSamples,
+    scores: TokenScores,
+    policies: dict[str, Float[Tensor, " B"]],
+    *,
+    step_size: float,
+    generator: torch.Generator,
+    state: State | None = None,
+    earlier: Update | None = None,
+) -> Update:
+    """Ask a rule for the coefficients of one update.
+
+    g_j = r_j A_j times what the rule makes of it, r = p/p_old. A rule of phase "batch" is asked once per sampled batch:
+    its effective advantages Â stay, and later updates use g = r Â and the same denominator. A rule of phase "live" is
+    asked at every update, with the statistics of that moment.
+
+    Args:
+        rule: The rule.
+        samples: The sampled batch.
+        scores: Scores of its tokens under the present policies.
+        policies: Per-policy statistics under the names of `TokenBatch`: entropy, baseline, and
+            sum_squared_discriminant when the rule needs it; (B,) each.
+        step_size: η.
+        generator: For rules that draw.
+        state: What the rule returned at its last batch.
+        earlier: The first update on the same batch; None for the first itself.
+
+    Returns:
+        The coefficients, their scale, and the metrics.
+
+    Raises:
+        ValueError: The rule refuses the batch.
+
+    Example:
+        >>> from entropy_theory.control import rule
+        >>> from entropy_theory.dynamics.bank import policy_statistics
+        >>> bank, k = policy_statistics(torch.tensor([[2.0, 1.0, 0.0]])), torch.tensor([[0, 2]])
+        >>> R, scores = torch.tensor([[1.0, 0.0]]).double(), bank.at(k)
+        >>> samples = GroupSamples(k, R, group_advantages(R, "mean"), scores.log_probs, bank.entropy)
+        >>> statistics = {"entropy": bank.entropy, "baseline": bank.baseline}
+        >>> update = decide(rule("none"), samples, scores, statistics, step_size=1.0, generator=torch.Generator())
+        >>> update.coefficients.tolist(), update.scale, update.metrics["quadrant_share_q1"]
+        ([[0.5, -0.5]], 0.5, 0.5)
+    """
+    shape = samples.tokens.shape
+    per_token = {name: value.unsqueeze(-1).expand(shape) for name, value in policies.items()}
+    optional = {
+        "rollout_log_probs": lambda: samples.log_probs,
+        "old_entropy": lambda: samples.entropy.unsqueeze(-1).expand(shape),
+        "group_ids": lambda: torch.arange(shape[0], device=samples.tokens.device),
+    }
+    fields = {name: make() for name, make in optional.items() if name in rule.needs}
+    if earlier is not None or "old_log_probs" in rule.needs:
+        fields["old_log_probs"] = samples.log_probs
+    batch = TokenBatch(
+        log_probs=scores.log_probs,
+        advantages=samples.advantages,
+        completion_mask=torch.ones(shape, dtype=torch.bool, device=samples.tokens.device),
+        discriminant=scores.discriminant,
+        centered_discriminant=scores.centered_discriminant,
+        **per_token,
+        **fields,
+    )
+    if earlier is None or rule.phase == "live":
+        output = rule.apply(batch, generator=generator, state=state)
+        coefficients, metrics = output.coefficients, output.metrics
+    else:
+        output = earlier.output
+        coefficients = Flow.start(replace(batch, advantages=output.advantages)).coefficients
+        numbers = batch.quadrants()
+        shares = {f"quadrant_share_q{q}": float((numbers == q).sum()) / numbers.numel() for q in (1, 2, 3, 4)}
+        metrics = {**output.metrics, **shares}
+    bonus = output.entropy_coefficients
+    return Update(
+        coefficients=coefficients,
+        scale=scale_of(step_size, int(output.denominator), shape[0]),
+        entropy_coefficients=None if bonus is None else bonus.sum(dim=-1),
+        metrics=metrics,
+        output=output,
+    )
+
+
+def move_of_logits(
+    policy: PolicyStatistics,
+    tokens: Int[Tensor, "B G"],
+    coefficients: Float[Tensor, "B G"],
+    scale: float,
+    entropy_coefficients: Float[Tensor, " B"] | None = None,
+) -> Float[Tensor, "B V"]:
+    """Turn coefficients into the gradient step of the logits.
+
+    Theorem 3.3 of arXiv 2602.03392 for one token, summed over the group; ∂ log p_k/∂z = e_k − p, ∂H/∂z = −S.
+
+    Formula: δz = s [Σ_j g_j (e_{k_j} − p) − c S].
+
+    Args:
+        policy: p and S, for B policies.
+        tokens: k, (B, G).
+        coefficients: g, (B, G).
+        scale: s = η/n.
+        entropy_coefficients: c = Σ_j ∂J/∂H_j, (B,), or None for 0.
+
+    Returns:
+        δz, (B, V).
+
+    Example:
+        >>> from entropy_theory.dynamics.bank import policy_statistics
+        >>> bank = policy_statistics(torch.zeros(1, 4))
+        >>> move_of_logits(bank, torch.tensor([[2]]), torch.ones(1, 1).double(), 1.0).tolist()
+        [[-0.25, -0.25, 0.75, -0.25]]
+    """
+    scaled = coefficients * scale
+    move = policy.probs * -scaled.sum(dim=-1, keepdim=True)
+    move.scatter_add_(-1, tokens, scaled)
+    if entropy_coefficients is not None:
+        move -= policy.discriminants().mul_(scale * entropy_coefficients.unsqueeze(-1))
+    return move
+
+
+def first_order_change(
+    scores: TokenScores,
+    update: Update,
+    sum_squared_discriminant: Float[Tensor, " B"] | None = None,
+) -> Float[Tensor, " B"]:
+    """Predict the change of entropy of each policy to first order.
+
+    Theorem 3.3 of arXiv 2602.03392, summed over the group, and section B.11 of the theory notes for an entropy bonus:
+    −Σ_i S_i δz_i with the δz of `move_of_logits` is
+
+        ΔH ≈ −s [Σ_j g_j S_c,j − c Σ_i S_i²].
+
+    Args:
+        scores: S_c of the tokens, (B, G).
+        update: g, s and c.
+        sum_squared_discriminant: Σ S², (B,); needed when the update has entropy coefficients.
+
+    Returns:
+        The prediction, nats, (B,).
+
+    Raises:
+        ValueError: Entropy coefficients without Σ S².
+
+    Example:
+        >>> from entropy_theory.control import rule
+        >>> from entropy_theory.dynamics.bank import policy_statistics
+        >>> bank, k = policy_statistics(torch.tensor([[2.0, 1.0, 0.0]])), torch.tensor([[0]])
+        >>> g = torch.ones(1, 1).double()
+        >>> update = Update(g, 0.1, None, {}, rule("none").apply(TokenBatch(g, g, g, g)))
+        >>> round(first_order_change(bank.at(k), update).item(), 6)
+        -0.014182
+    """
+    slope = (update.coefficients * scores.centered_discriminant).sum(dim=-1)
+    if update.entropy_coefficients is not None:
+        if sum_squared_discriminant is None:
+            raise invalid("sum_squared_discriminant", "Σ S² of each policy, for the entropy coefficients", None)
+        slope = slope - update.entropy_coefficients * sum_squared_discriminant
+    return slope * -update.scale

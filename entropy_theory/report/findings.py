@@ -1,0 +1,155 @@
+"""Sentences that state what the numbers of a run say, whichever way they fell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from entropy_theory.intervals import Interval
+
+BASE = "GRPO"
+
+
+def span(interval: Interval, form: str = ".2f") -> str:
+    """Write a mean with its 95 % t-interval.
+
+    Example:
+        >>> from entropy_theory.intervals import t_interval
+        >>> span(t_interval([0.2, 0.3, 0.25]))
+        '0.25 [0.13, 0.37]'
+        >>> span(t_interval([0.2]))
+        '0.20'
+    """
+    if interval.low is None or interval.high is None:
+        return format(interval.mean, form)
+    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def arms(finals: Mapping[str, Mapping[str, Interval]], matched: str = "Clip_B") -> list[str]:
+    """State how the arms of the demo ended.
+
+    Args:
+        finals: Per arm and metric (``entropy``, ``reward``, ``distinct_right``, ``dropped_share``) the interval over
+            seeds of the last steps' mean. The uncontrolled arm is ``GRPO``, the matched random mask ``Random mask``.
+        matched: The arm that the random mask is matched to.
+
+    Returns:
+        One sentence per comparison; each says whether the intervals are apart.
+    """
+    sentences = []
+    base = finals[BASE]["entropy"]
+    for arm, metrics in finals.items():
+        if arm == BASE:
+            continue
+        entropy = metrics["entropy"]
+        share = metrics["dropped_share"].mean
+        ratio = base.mean / entropy.mean if entropy.mean else float("inf")
+        sentence = (
+            f"{arm} dropped {share:.1%} of the tokens and ended at an entropy of {span(entropy)} nats; plain GRPO "
+            f"ended at {span(base)}, which is {ratio:.2f} of it. {_apart(base, entropy)}"
+        )
+        if arm == "Random mask" and entropy.apart_from(finals[matched]["entropy"]):
+            sentence += (
+                f" In each batch it drops as many tokens as {matched} would there, and from {matched} it is apart: "
+                "what counts is not how many tokens are dropped but which."
+            )
+        sentences.append(sentence)
+    for arm in (matched,):
+        ours, theirs = finals[arm].get("distinct_right"), finals[BASE].get("distinct_right")
+        if ours and theirs:
+            sentences.append(
+                f"Distinct right answers among the completions of one prompt: {span(ours, '.1f')} under {arm}, "
+                f"{span(theirs, '.1f')} under plain GRPO. {_apart(ours, theirs)}"
+            )
+    reward = ", ".join(f"{arm} {span(metrics['reward'])}" for arm, metrics in finals.items())
+    sentences.append(f"Reward at the end: {reward}. The demo makes no claim about accuracy.")
+    return sentences
+
+
+def headline(finals: Mapping[str, Mapping[str, Interval]], controlled: str = "Clip_B") -> str:
+    """Say in one sentence how entropy ended with and without control."""
+    base, ours = finals[BASE]["entropy"], finals[controlled]["entropy"]
+    dropped = finals[controlled]["dropped_share"].mean
+    if base.mean < ours.mean:
+        return (
+            f"In a small language model trained by GRPO, entropy fell to {base.mean:.2f} nats without control and "
+            f"to {ours.mean:.2f} under {controlled}, which dropped {dropped:.1%} of the tokens."
+        )
+    return (
+        f"In this run {controlled} did not keep entropy up: it ended at {ours.mean:.2f} nats, plain GRPO at "
+        f"{base.mean:.2f}."
+    )
+
+
+def centring(samplers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """State how far the mean of S_c lies from zero, in standard errors, under each sampler."""
+    sentences = []
+    for result in samplers:
+        verdict = "as good as zero" if abs(result["z"]) < 3 else "not zero"
+        sentences.append(
+            f"Toy policies, {result['sampler']}, {result['tokens']:,} tokens: mean S = {result['discriminant']:+.2e}, "
+            f"mean S_c = {result['centered']:+.2e} ± {result['standard_error']:.0e}, z = {result['z']:+.1f}: {verdict}."
+        )
+    return sentences
+
+
+def order(result: Mapping[str, float]) -> str:
+    """State how the error of the first order shrinks with the step."""
+    return (
+        f"The error of the prediction falls with the step size at slope {result['slope']:.4f} on "
+        f"logarithmic axes (standard error {result['slope_error']:.0e}); first order means 2."
+    )
+
+
+def official_thresholds(shares: Mapping[str, float]) -> str:
+    """State what the official thresholds would have dropped in this run.
+
+    Args:
+        shares: Per rule the share of all tokens of the uncontrolled arm that it would have dropped.
+
+    Example:
+        >>> official_thresholds({"clip-b": 0.0001, "clip-v": 0.0})
+        'At the official thresholds, asked at every step of the GRPO arm, clip-b would have dropped 0.010% of the...'
+    """
+    parts = " and ".join(
+        f"{rule} {'would have dropped ' if i == 0 else ''}{share:.3%}{' of the tokens' if i == 0 else ''}"
+        for i, (rule, share) in enumerate(shares.items())
+    )
+    verdict = (
+        "They drop almost nothing at this scale, which is why the arms use lower ones."
+        if max(shares.values()) < 1e-3
+        else "That is not nothing: at this scale they act too."
+    )
+    return f"At the official thresholds, asked at every step of the GRPO arm, {parts}. {verdict}"
+
+
+def predictions(results: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """State how well the first order predicts exact changes.
+
+    Args:
+        results: Per title a dict with ``slope``, ``slope_error`` and ``step_size``.
+    """
+    return [
+        f"{title}: at a step of {result['step_size']:g} the realised change is {result['slope']:.5f} "
+        f"times the predicted one (standard error {result['slope_error']:.0e})."
+        for title, result in results.items()
+    ]
+
+
+def four_conditions(conditions: list[Mapping[str, Any]]) -> str:
+    """State how many of the four signs came out as predicted."""
+    right = sum(c["observed_sign"] == c["predicted_sign"] for c in conditions)
+    weakest = min(abs(c["z"]) for c in conditions)
+    return (
+        f"{right} of {len(conditions)} signs are as predicted; the weakest is {weakest:.0f} standard errors from zero."
+    )
+
+
+def _apart(a: Interval, b: Interval) -> str:
+    if a.half_width is None or b.half_width is None:
+        return "One seed: there is no interval to compare."
+    return (
+        "The intervals are apart."
+        if a.apart_from(b)
+        else "The intervals overlap, so this run does not tell them apart."
+    )

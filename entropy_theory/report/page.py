@@ -1,0 +1,77 @@
+"""Self-contained HTML pages: styles and pictures inside, formulas as MathML, nothing fetched from a network."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from entropy_theory.records import written_whole
+from entropy_theory.report import figures
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+
+def mathml(latex: str, display: bool = False) -> Markup:
+    """Turn a LaTeX formula into MathML, which browsers render by themselves.
+
+    Args:
+        latex: The formula, from the package's own sources.
+        display: A line of its own.
+
+    Example:
+        >>> str(mathml("e^{-H}"))[:5]
+        '<math'
+    """
+    from latex2mathml.converter import convert
+    from markupsafe import Markup
+
+    return Markup(convert(latex, display="block" if display else "inline"))
+
+
+def picture(draw: Callable[..., Figure], *arguments: Any, alt: str, **options: Any) -> Markup:
+    """Draw a figure for light and for dark pages and embed both; the browser shows the one that fits.
+
+    Args:
+        draw: A function of ``report.figures``.
+        *arguments: What it draws.
+        alt: What the figure shows, for readers who cannot see it.
+        **options: Further arguments of ``draw``.
+    """
+    from markupsafe import Markup, escape
+
+    def source(theme: figures.Theme) -> str:
+        svg = figures.to_svg(draw(*arguments, theme=theme, **options), theme)
+        return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+    return Markup(
+        f'<picture><source media="print" srcset="{source("light")}">'
+        f'<source media="(prefers-color-scheme: dark)" srcset="{source("dark")}">'
+        f'<img src="{source("light")}" alt="{escape(alt)}"></picture>'
+    )
+
+
+def write_page(path: Path, template: str, data: Mapping[str, Any]) -> None:
+    """Render a template of this package to a file, whole or not at all.
+
+    Args:
+        path: The HTML file.
+        template: A file name in ``report/templates``.
+        data: What the template reads; every text is escaped.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("entropy_theory.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["mathml"] = mathml
+    text = environment.get_template(template).render(**data)
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,249 @@
+"""The simulation against an explicit replay with autograd, and against itself in other block sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from dynamics_replay import advantages_of, clipped, discriminants_of, entropy_of, plain, replay_step
+
+from entropy_theory.control import Rule, TokenBatch
+from entropy_theory.control import rule as build_rule
+from entropy_theory.dynamics import Simulation, SimulationConfig, simulate
+from entropy_theory.dynamics.draws import Draw, generator
+from entropy_theory.vocab import token_statistics
+
+TINY = SimulationConfig(policies=5, vocab_size=7, steps=3, group_size=6, step_size=0.8, correct_share=0.4, seed=3)
+
+
+def one_step(simulation: Simulation) -> tuple[torch.Tensor, torch.Tensor, list[list[float]]]:
+    """Do a step; return the logits before it, the tokens it sampled and their advantages by the replay's account."""
+    before = simulation.logits.clone()
+    seen: list[torch.Tensor] = []
+    simulation.step(lambda rows, policy, tokens: seen.append(tokens))
+    tokens = torch.cat(seen)
+    rewards = simulation.correct.gather(-1, tokens).double().tolist()
+    return before, tokens, [advantages_of(row, simulation.config.advantage) for row in rewards]
+
+
+@pytest.mark.parametrize("advantage", ["std", "mean"])
+def test_autograd_every_step_is_the_gradient_step(advantage: str) -> None:
+    simulation = Simulation(replace(TINY, advantage=advantage))
+    for _ in range(3):
+        before, tokens, advantages = one_step(simulation)
+        (after,) = replay_step(before, tokens, advantages, 0.8)
+        torch.testing.assert_close(simulation.logits, after, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(("rule", "surrogate"), [("none", plain), ("ppo-clip", clipped)])
+def test_autograd_importance_ratios(rule: str, surrogate) -> None:
+    simulation = Simulation(replace(TINY, iterations=4, rule=rule, step_size=3.0))
+    for _ in range(3):
+        before, tokens, advantages = one_step(simulation)
+        after = replay_step(before, tokens, advantages, 3.0, iterations=4, surrogate=surrogate)
+        torch.testing.assert_close(simulation.logits, after[-1], rtol=1e-10, atol=1e-11)
+    ratios = simulation.columns["ratio_deviation"].reshape(3, 4)
+    assert (ratios[:, 0] == 0).all()
+    assert (ratios[:, 1:] > 0.01).all()
+    dropped = simulation.columns["dropped_share"].reshape(3, 4)
+    assert (dropped[:, 0] == 0).all()
+    assert (dropped[:, 1:].max() > 0.05) == (rule == "ppo-clip")
+
+
+def test_autograd_clip_b_is_fixed_once_per_batch() -> None:
+    simulation = Simulation(replace(TINY, policies=12, iterations=3, rule="clip-b(mu=0.6)"))
+    for step in range(3):
+        before, tokens, advantages = one_step(simulation)
+        S, _ = discriminants_of(before, tokens)
+        A = torch.tensor(advantages)
+        keep = ~((A < 0) & (S - S.mean() < -0.6 * S.std(correction=0)))
+        assert 0 < int((~keep).sum()) < 40
+        after = replay_step(before, tokens, advantages, 0.8, iterations=3, keep=keep, counted=int(keep.sum()))
+        torch.testing.assert_close(simulation.logits, after[-1], rtol=1e-12, atol=1e-13)
+        shares = simulation.columns["dropped_share"][3 * step : 3 * step + 3]
+        assert shares.tolist() == [float((~keep).sum()) / keep.numel()] * 3
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "clip-b(mu=0.5)",
+        "clip-b(mu=0.5, denominator='valid', advantages='all', side='both')",
+        "clip-v(mu=0.5, max_fraction=None)",
+        "clip-v(mu=0.5)",
+        "random-mask(fraction=0.3)",
+        "random-mask(match='clip-b(mu=0.5)')",
+        "clip-b(mu=0.5)|random-mask(fraction=0.2)",
+        "clip-b(mu=0.5)|ppo-clip",
+    ],
+)
+def test_rules_drop_what_control_says(spec: str) -> None:
+    config = replace(TINY, policies=40, steps=1, rule=spec)
+    simulation = Simulation(config)
+    before, tokens, advantages = one_step(simulation)
+    twin = token_statistics(before.unsqueeze(1).expand(-1, 6, -1), tokens)
+    batch = TokenBatch(
+        twin.log_probs,
+        twin.entropy,
+        torch.tensor(advantages),
+        torch.ones_like(tokens),
+        old_log_probs=twin.log_probs,
+        baseline=twin.baseline,
+        discriminant=twin.discriminant,
+        centered_discriminant=twin.centered_discriminant,
+    )
+    output = build_rule(spec).apply(batch, generator=generator(config.seed, Draw.RULE, 0, 0))
+    assert output.metrics["dropped"] > 0
+    (after,) = replay_step(
+        before, tokens, advantages, 0.8, keep=output.keep_mask, counted=int(output.denominator.item())
+    )
+    torch.testing.assert_close(simulation.logits, after, rtol=1e-12, atol=1e-13)
+    assert simulation.columns["dropped_share"][0] == output.metrics["dropped_share"]
+    for q in (1, 2, 3, 4):
+        assert simulation.columns[f"quadrant_q{q}"][0] == output.metrics[f"quadrant_share_q{q}"]
+
+
+@dataclass(frozen=True)
+class Bonus(Rule):
+    """An entropy bonus, as a rule of a user might write it."""
+
+    name: ClassVar[str] = "bonus"
+    needs: ClassVar[tuple[str, ...]] = ("sum_squared_discriminant", "rollout_log_probs", "old_entropy", "group_ids")
+
+    def transform(self, flow, context, state):
+        count = {"calls": 1 if state is None else state["calls"] + 1}
+        return replace(flow, entropy_coefficients=torch.full_like(flow.coefficients, 0.2)), {}, count
+
+
+def test_autograd_entropy_bonus_and_its_prediction() -> None:
+    simulation = Simulation(replace(TINY, step_size=1e-4))
+    simulation.rule = Bonus()
+    before, tokens, advantages = one_step(simulation)
+    (after,) = replay_step(before, tokens, advantages, 1e-4, entropy_bonus=0.2)
+    torch.testing.assert_close(simulation.logits, after, rtol=0, atol=1e-15)
+    assert simulation.columns["relative_error"][0] < 1e-3  # a wrong prediction would be off by its own size
+    one_step(simulation)
+    assert simulation.rule_state == {"calls": 2}
+
+
+def test_autograd_records() -> None:
+    """Every column of a run with two iterations against the entropies and gradients of the replay."""
+    simulation = Simulation(replace(TINY, iterations=2))
+    before, tokens, advantages = one_step(simulation)
+    A = torch.tensor(advantages)
+    states = [before, *replay_step(before, tokens, advantages, 0.8, iterations=2)]
+    columns = simulation.columns
+    for row, (z, moved) in enumerate(pairwise(states)):
+        realised = entropy_of(moved) - entropy_of(z)
+        leaf = z.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(entropy_of(leaf).sum(), leaf)
+        predicted = (gradient * (moved - z)).sum(-1)
+        S, centered = discriminants_of(z, tokens)
+        ratio = (z.log_softmax(-1).gather(-1, tokens) - before.log_softmax(-1).gather(-1, tokens)).exp()
+        expected = {
+            "step": 0,
+            "iteration": row,
+            "entropy_before": entropy_of(z).mean(),
+            "entropy_after": entropy_of(moved).mean(),
+            "realised_change": realised.mean(),
+            "predicted_change": predicted.mean(),
+            "absolute_error": (realised - predicted).abs().mean(),
+            "relative_error": (realised - predicted).abs().mean() / realised.abs().mean(),
+            "reward": simulation.correct.gather(-1, tokens).double().mean(),
+            "discriminant": S.mean(),
+            "centered_discriminant": centered.mean(),
+            "quadrant_q1": ((A > 0) & (centered > 0)).double().mean(),
+            "quadrant_q2": ((A > 0) & (centered < 0)).double().mean(),
+            "quadrant_q3": ((A < 0) & (centered > 0)).double().mean(),
+            "quadrant_q4": ((A < 0) & (centered < 0)).double().mean(),
+            "dropped_share": 0.0,
+            "ratio_deviation": (ratio - 1).abs().mean(),
+        }
+        assert set(expected) == set(columns)
+        for name, value in expected.items():
+            assert columns[name][row] == pytest.approx(float(value), rel=1e-9, abs=1e-14), name
+        places = simulation.pairs["row"] == row
+        assert simulation.pairs["predicted"][places] == pytest.approx(predicted.numpy(), rel=1e-9)
+        assert simulation.pairs["realised"][places] == pytest.approx(realised.numpy(), rel=1e-9)
+
+
+def same_arrays(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("rule", ["none", "clip-b(mu=1)|random-mask(fraction=0.1)"])
+def test_blocks_do_not_change_the_result(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SimulationConfig(policies=70, vocab_size=33, steps=6, group_size=4, iterations=2, rule=rule, step_size=1.0)
+    whole = simulate(config)
+    for elements in (1, 100, 33 * 64):
+        part = simulate(replace(config, block_elements=elements))
+        assert same_arrays(whole.steps, part.steps)
+        assert same_arrays(whole.pairs, part.pairs)
+    monkeypatch.setattr("entropy_theory.dynamics.engine.KEPT_ELEMENTS", 0)  # policies evaluated anew for the update
+    again = simulate(replace(config, block_elements=500))
+    assert same_arrays(whole.steps, again.steps)
+
+
+def test_recording_does_not_change_the_run() -> None:
+    config = SimulationConfig(policies=20, vocab_size=10, steps=8, iterations=2, rule="random-mask(fraction=0.2)")
+    every, third = simulate(config), simulate(replace(config, record_every=3, pairs=30))
+    assert sorted(set(third.steps["step"])) == [0, 3, 6, 7]
+    chosen = np.isin(every.steps["step"], third.steps["step"])
+    for name, values in third.steps.items():
+        assert np.array_equal(values, every.steps[name][chosen]), name
+    assert len(third.pairs["step"]) == 30
+    assert len(every.pairs["step"]) == 20 * 8 * 2  # fewer than asked for: all of them
+
+
+def test_equal_seeds_repeat_and_others_differ() -> None:
+    config = SimulationConfig(policies=8, vocab_size=6, steps=4)
+    assert same_arrays(simulate(config).steps, simulate(config).steps)
+    assert not same_arrays(simulate(config).steps, simulate(replace(config, seed=1)).steps)
+
+
+def test_float32_is_measured_as_stored() -> None:
+    config = SimulationConfig(policies=50, vocab_size=50, steps=3, dtype="float32")
+    simulation = Simulation(config)
+    before, _, _ = one_step(simulation)
+    assert simulation.logits.dtype == torch.float32
+    realised = (entropy_of(simulation.logits.double()) - entropy_of(before.double())).mean().item()
+    assert simulation.columns["realised_change"][0] == pytest.approx(realised, rel=1e-9, abs=1e-14)
+
+
+def test_large_steps_collapse_without_nan() -> None:
+    result = simulate(SimulationConfig(policies=20, vocab_size=10, steps=60, step_size=500.0))
+    assert all(np.isfinite(values).all() for values in result.steps.values())
+    assert result.summary["entropy_last"] < 0.1
+
+
+def test_entropy_collapses_under_grpo_and_less_under_clip_b() -> None:
+    config = SimulationConfig(policies=200, vocab_size=50, steps=200, step_size=0.5, record_every=20)
+    plain_run, clip_run = simulate(config), simulate(replace(config, rule="clip-b(mu=0.5)"))
+    assert plain_run.summary["entropy_last"] < 0.2 * plain_run.summary["entropy_first"]
+    assert clip_run.summary["dropped_share"] > 0.01
+    assert plain_run.summary["reward_last"] > 0.9
+    assert plain_run.summary["slope"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_small_steps_have_slope_one() -> None:
+    result = simulate(SimulationConfig(policies=300, vocab_size=100, steps=20, step_size=0.01))
+    assert result.summary["slope"] == pytest.approx(1.0, abs=0.01)
+    assert result.summary["relative_error"] < 0.01
+
+
+def test_progress_ends_at_the_last_step() -> None:
+    calls: list[tuple[int, int, str]] = []
+    simulate(SimulationConfig(policies=4, vocab_size=5, steps=25), lambda *call: calls.append(call))
+    assert [done for done, _, _ in calls] == [10, 20, 25]
+    assert calls[-1][1] == 25
+    assert calls[-1][2].startswith("entropy ")
+
+
+def test_threads_are_left_as_they_were() -> None:
+    before = torch.get_num_threads()
+    simulate(SimulationConfig(policies=4, vocab_size=5, steps=2))
+    assert torch.get_num_threads() == before
