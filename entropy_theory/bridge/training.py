@@ -185,7 +185,7 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
         import accelerate
         import datasets
         import transformers
-        import trl  # noqa: F401
+        import trl
     except ImportError as error:
         raise missing_extra(error.name or "trl", "train") from None
 
@@ -194,7 +194,9 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
     rule = build_rule(config.rule)  # a wrong rule is said before a model is loaded
     process = accelerate.PartialState(cpu=_no_gpu())
     _check_batch(config, process.num_processes)
-    from entropy_theory.bridge.trl import EntropyControlledGRPOConfig, check_supported
+    from entropy_theory.bridge.trl import EntropyControlledGRPOConfig, check_supported, check_trl_version
+
+    check_trl_version(trl.__version__)
 
     arguments = EntropyControlledGRPOConfig(**_trainer_arguments(config, process.num_processes))
     for one in (rule, *map(build_rule, config.observe)):
