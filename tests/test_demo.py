@@ -27,10 +27,9 @@ def start(out: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def final_table(output: str) -> list[str]:
-    """The lines of the last table and the sentences, without the time."""
-    tail = output[output.rindex("means of the last steps") :]
-    return [line for line in tail.splitlines() if "report:" not in line]
+def final_table(output: str) -> str:
+    """The last table and the sentences below it, without the folder and the time at the end."""
+    return output[output.rindex("means of the last steps") : output.rindex("report:")]
 
 
 @pytest.fixture(scope="module")
