@@ -179,13 +179,16 @@ class EntropyControlMixin(_Trainer):
             self._log_entropy_control({"empty_batch": 1.0})
             return output
         statistics = self._score(output)
+        rollout = output.get("sampling_per_token_logps")
+        if rollout is not None:  # an engine may leave single tokens unscored; there the trainer's own value serves
+            rollout = torch.where(torch.isfinite(rollout), rollout, statistics.log_probs)
         batch = TokenBatch(
             log_probs=statistics.log_probs,
             entropy=statistics.entropy,
             advantages=output["advantages"],
             completion_mask=mask,
             old_log_probs=statistics.log_probs,  # the batch was just sampled: the ratio is 1
-            rollout_log_probs=output.get("sampling_per_token_logps"),
+            rollout_log_probs=rollout,
             old_entropy=statistics.entropy,
             baseline=statistics.baseline,
             discriminant=statistics.discriminant,
