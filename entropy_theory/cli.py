@@ -75,6 +75,8 @@ def _train(config: Any, console: Console) -> int:
 
     with progress_bar(console) as progress:
         result = train(config, progress)
+    if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks for all
+        return 0
     final = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in result.get("final", {}).items())
     console.print(f"{config.rule}: {result['steps']} steps in {result['seconds']} s; means of the last steps: {final}")
     console.print(f"written: {config.out}")

@@ -189,6 +189,10 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
     except ImportError as error:
         raise missing_extra(error.name or "trl", "train") from None
 
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     from entropy_theory.control import rule as build_rule
 
     rule = build_rule(config.rule)  # a wrong rule is said before a model is loaded
@@ -207,10 +211,6 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
     else:
         data, reward = load_prompts(config.dataset, config.dataset_split), load_reward(str(config.reward))
     tokenizer = decoder.build_tokenizer() if config.model is None else _tokenizer(config.model, config)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
     with records.exclusive(config.out) if process.is_main_process else nullcontext():
         # The checkpoint schedule does not change the result: a run may be taken up with another.
