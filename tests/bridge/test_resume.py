@@ -80,7 +80,7 @@ def test_killed_and_started_again(tiny_decoder: Path, tmp_path: Path, iterations
 @pytest.mark.slow
 @pytest.mark.parametrize("iterations", ["1", "2"])
 def test_killed_at_random_moments(tiny_decoder: Path, tmp_path: Path, iterations: str) -> None:
-    more = ["--steps", "120", "--num-iterations", iterations]
+    more = ["--steps", "160", "--num-iterations", iterations]
     assert main(words(tiny_decoder, tmp_path / "whole", *more)) == 0
     broken, draws = tmp_path / "broken", random.Random(0)
     metrics, kills = broken / "metrics.jsonl", 0
