@@ -239,7 +239,7 @@ def _change(H: FloatArray, x: FloatArray, rest: FloatArray, moved: _Moved) -> Fl
 
 
 def _moved(p: FloatArray, step: FloatArray) -> _Moved:
-    """Return q − p, KL(q‖p), q and 1 − q for a token of probability p whose logit moves; every one to its own digits."""
+    """Return q − p, KL(q‖p), q and 1 − q for a token of probability p whose logit moves, each to its own digits."""
     rest = 1.0 - p
     growth, decay = np.exp(np.minimum(step, 0.0)), np.exp(-np.maximum(step, 0.0))
     mixture = p * growth + rest * decay  # D e^{−max(ε, 0)}

@@ -8,6 +8,8 @@ Conventions: logits z ∈ R^V on the last axis, p = softmax(z), S the discrimina
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -44,8 +46,12 @@ def expected_change(logits: ArrayLike, advantages: ArrayLike, step: ArrayLike) -
     values = as_direction("advantages", advantages, z.shape)
     steps = _steps(step, np.broadcast_shapes(z.shape, values.shape)[:-1])
     probs = np.exp(_categorical.log_softmax(z))
-    mean = (probs * values).sum(axis=-1, keepdims=True)
-    covariance = (probs * (values - mean) * _first.discriminant(z)).sum(axis=-1)
+    # Measured from the likeliest token, so that A − E A keeps its digits there on a nearly deterministic row.
+    shape = np.broadcast_shapes(z.shape, values.shape)
+    top = np.broadcast_to(z.argmax(axis=-1)[..., np.newaxis], (*shape[:-1], 1))
+    relative = values - np.take_along_axis(np.broadcast_to(values, shape), top, axis=-1)
+    mean = (probs * relative).sum(axis=-1, keepdims=True)
+    covariance = (probs * (relative - mean) * _first.discriminant(z)).sum(axis=-1)
     return (-steps * covariance)[()]
 
 
@@ -139,10 +145,10 @@ def baseline_boundary(logits: ArrayLike) -> FloatArray:
         >>> print(f"{boundary:.4f}")  # so the second token, above e^{−H} = .4265, is below it
         0.4696
     """
-    from scipy.special import lambertw
+    lambertw = import_module("scipy.special").lambertw
 
     H, N = _categorical.entropy(logits), _first.baseline(logits)
-    W = np.real(lambertw(np.asarray(N * np.exp(H))))
+    W = np.real(lambertw(N * np.exp(H)))
     return np.exp(W - H)[()]
 
 
