@@ -38,7 +38,7 @@ def one_sided_sign_theorem(path: Path, outcomes: Any = None) -> None:
     right.plot(outcomes.sizes, 100.0 * (outcomes.rises < 0).mean(axis=0), color=COLOURS[2], label="rise predicted")
     right.set_xscale("log")
     right.set_xlabel("step size |α|")
-    right.set_ylabel("% of steps on which entropy falls")
+    right.set_ylabel("% on which entropy falls")
     right.set_title("outcome")
     right.legend(loc=(0.03, 0.6), fontsize=7)
     save(figure, path)

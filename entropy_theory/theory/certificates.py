@@ -1,8 +1,8 @@
 """Rigorous enclosures by ball arithmetic: what is certified holds for every real number of a stated region.
 
 Needs python-flint (the extra `certify`), loaded when a certificate is first asked for. A statement is certified on a
-box by branch and bound: the box is halved until an enclosure of the statement, wider than the truth by what rounding and
-the width of the box add, decides each part. Where the statement touches a zero, an enclosure of its derivative
+box by branch and bound: the box is halved until an enclosure of the statement, wider than the truth by what rounding
+and the width of the box add, decides each part. Where the statement touches a zero, an enclosure of its derivative
 there decides; no part is left out.
 """
 

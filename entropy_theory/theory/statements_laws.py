@@ -178,7 +178,7 @@ LAW_STATEMENTS: tuple[Statement, ...] = (
     Statement(
         identifier="first-order-accuracy",
         title="Where Theorem 3.2 is within 10 %",
-        source="issue of the project; beyond the paper",
+        source="beyond the paper",
         text="For every policy of every vocabulary the first order has the right sign and is within 10 % of the truth"
         " for steps up to ε₀, which depends on how far the token is from S = 0. At S = 0 no step works.",
         formula=r"|x| \ge \kappa,\; |\varepsilon| \le \varepsilon_0(\kappa) \;\Rightarrow\;"

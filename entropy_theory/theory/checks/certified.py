@@ -13,7 +13,7 @@ from entropy_theory.theory.evidence import Budget, Evidence
 
 # For each κ: the ε₀ that is certified, and a larger step at which one policy is shown to break the 10 %.
 ACCURACY = ((1.0, 0.0953, 0.0954), (0.1, 0.0167, 0.01671), (0.01, 0.001802, 0.001803))
-THREE_TOKENS = (4.0, 5.0)
+THREE_TOKENS = (5.0, 6.0)
 
 
 def one_logit(budget: Budget) -> Evidence:

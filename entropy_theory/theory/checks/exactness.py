@@ -68,6 +68,9 @@ def flip_radius_is_root(budget: Budget) -> Evidence:
         near, far = -x, -2 * x
         while change(far) > 0:
             far *= 2
+            if abs(far) > 1e4:  # no root, although the radius claims one
+                yield float("inf")
+                return
         for _ in range(120):
             middle = (near + far) / 2
             near, far = (middle, far) if change(middle) > 0 else (near, middle)
