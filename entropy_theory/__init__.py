@@ -20,6 +20,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from entropy_theory.theory.categorical import entropy, entropy_change, log_softmax
+from entropy_theory.theory.curvature import second_order_change
 from entropy_theory.theory.discriminant import (
     baseline,
     centered_discriminant,
@@ -27,6 +28,7 @@ from entropy_theory.theory.discriminant import (
     first_order_change,
     grpo_direction,
 )
+from entropy_theory.theory.single_logit import discriminant_bounds, sign_flip_radius, single_logit_entropy_change
 
 if TYPE_CHECKING:
     from entropy_theory.control.rule import rule
@@ -43,12 +45,16 @@ __all__ = [
     "baseline",
     "centered_discriminant",
     "discriminant",
+    "discriminant_bounds",
     "entropy",
     "entropy_change",
     "first_order_change",
     "grpo_direction",
     "log_softmax",
     "rule",
+    "second_order_change",
+    "sign_flip_radius",
+    "single_logit_entropy_change",
     "verify",
 ]
 

@@ -36,18 +36,20 @@ class VerifyConfig:
 
       entropy-theory verify
       entropy-theory verify --only theorem-3.3 corollary-3.4
-      entropy-theory verify --thorough --out runs/verify
+      entropy-theory verify --certify --out runs/verify
 
     Attributes:
         only: Identifiers of the statements to check; default: all of them.
         quick: Small budgets, a few seconds in all.
         thorough: Budgets ten times the default.
-        out: Folder for verification.json.
+        certify: Add the certificates by ball arithmetic (needs the extra certify).
+        out: Folder for verification.json, verification.html and the figure of the sign theorem.
     """
 
     only: tuple[str, ...] = ()
     quick: bool = False
     thorough: bool = False
+    certify: bool = False
     out: Path | None = None
 
 
@@ -61,12 +63,18 @@ def _verify(config: VerifyConfig, console: Console) -> int:
     budget: Literal["quick", "default", "thorough"]
     budget = "quick" if config.quick else "thorough" if config.thorough else "default"
     with progress_bar(console) as progress:
-        report = verify(config.only or None, budget=budget, progress=progress)
+        report = verify(config.only or None, budget=budget, progress=progress, certify=config.certify)
     console.print(verification_table(report.to_dict()))
     if config.out is not None:
-        path = config.out / "verification.json"
-        report.save(path)
-        console.print(f"written: {path}")
+        from entropy_theory.report import figures
+        from entropy_theory.report.theory_figures import one_sided_sign_theorem
+        from entropy_theory.report.verification_page import save_verification_page
+        from entropy_theory.theory.rays import sample_rays
+
+        report.save(config.out / "verification.json")
+        save_verification_page(report.to_dict(), config.out / "verification.html")
+        figures.save(one_sided_sign_theorem(sample_rays()), config.out / "one_sided_sign_theorem.png")
+        console.print(f"written: {config.out}/verification.json, verification.html, one_sided_sign_theorem.png")
     return 0 if report.passed else 1
 
 

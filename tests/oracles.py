@@ -98,3 +98,23 @@ def autograd_entropy_gradient(logits: np.ndarray) -> np.ndarray:
 def fitted_slope(steps: np.ndarray, remainders: np.ndarray) -> float:
     """Slope of log |remainder| against log |step|, by least squares."""
     return float(np.polyfit(np.log(np.abs(steps)), np.log(np.abs(remainders)), 1)[0])
+
+
+def exact_curvature(logits: np.ndarray, direction: list[Number], digits: int) -> Number:
+    """Second derivative of the entropy along a direction, by central differences over five points in many digits."""
+    with mp.workdps(digits):
+        z = [mp.mpf(float(value)) for value in logits]
+        step = mp.mpf(10) ** -(digits // 5)
+
+        def entropy(t: int) -> Number:
+            moved = [value + t * step * d for value, d in zip(z, direction, strict=True)]
+            return ExactPolicy.of_exact(moved, (1,) * len(z), digits).entropy
+
+        return (-entropy(2) + 16 * entropy(1) - 30 * entropy(0) + 16 * entropy(-1) - entropy(-2)) / (12 * step**2)
+
+
+def exact_grpo_direction(logits: np.ndarray, token: int, digits: int) -> list[Number]:
+    """e_k − p in many digits."""
+    with mp.workdps(digits):
+        probs = ExactPolicy.of_exact([mp.mpf(float(z)) for z in logits], (1,) * len(logits), digits).probs
+        return [(i == token) - p for i, p in enumerate(probs)]

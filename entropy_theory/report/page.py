@@ -58,13 +58,16 @@ def picture(draw: Callable[..., Figure], *arguments: Any, alt: str, **options: A
     )
 
 
-def write_page(path: Path, template: str, data: Mapping[str, Any]) -> None:
+def write_page(
+    path: Path, template: str, data: Mapping[str, Any], filters: Mapping[str, Callable[..., Any]] | None = None
+) -> None:
     """Render a template of this package to a file, whole or not at all.
 
     Args:
         path: The HTML file.
         template: A file name in ``report/templates``.
         data: What the template reads; every text is escaped.
+        filters: What the template calls on its data, besides ``mathml``.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -75,7 +78,7 @@ def write_page(path: Path, template: str, data: Mapping[str, Any]) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["mathml"] = mathml
+    environment.filters |= {"mathml": mathml, **(filters or {})}
     text = environment.get_template(template).render(**data)
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

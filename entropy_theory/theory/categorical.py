@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from entropy_theory.errors import invalid
 from entropy_theory.theory._policy import FloatArray, Policy, as_direction, policy
 
-_SERIES_RADIUS = 0.25
+SERIES_RADIUS = 0.25
 # Coefficients (n − 1)/n! of φ(r) = r eʳ − eʳ + 1 = Σ_{n ≥ 2} (n − 1) rⁿ/n!. Inside the radius the first term left out
 # is below 1e-18 of the first one kept.
 _SERIES = tuple((n - 1) / factorial(n) for n in range(2, 15))
@@ -127,7 +127,7 @@ def _change_by_identity(here: Policy, move: FloatArray) -> tuple[FloatArray, Flo
     difference = _difference(here.probs, log_probs, ratio)
     linear = difference * here.excess
     large = np.where(here.probs + difference > 0.0, (here.probs + difference) * ratio, 0.0) - difference
-    divergence = np.where(np.abs(ratio) <= _SERIES_RADIUS, here.probs * _phi(ratio), large)
+    divergence = np.where(np.abs(ratio) <= SERIES_RADIUS, here.probs * phi_series(ratio), large)
     change = -linear.sum(axis=-1) - divergence.sum(axis=-1)
     return change, np.abs(linear).sum(axis=-1) + np.abs(divergence).sum(axis=-1)
 
@@ -139,9 +139,9 @@ def _difference(probs: FloatArray, log_probs: FloatArray, ratio: FloatArray) -> 
     return result
 
 
-def _phi(ratio: FloatArray) -> FloatArray:
+def phi_series(ratio: FloatArray) -> FloatArray:
     """φ(r) = r eʳ − eʳ + 1 by its series, for |r| up to the radius where the series holds every digit."""
-    r = np.clip(ratio, -_SERIES_RADIUS, _SERIES_RADIUS)
+    r = np.clip(ratio, -SERIES_RADIUS, SERIES_RADIUS)
     value = np.zeros_like(r)
     for coefficient in reversed(_SERIES):
         value = value * r + coefficient

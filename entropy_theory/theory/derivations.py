@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import sympy as sp
 
@@ -21,7 +22,7 @@ LOG_K, LOG_I = sp.symbols("L_k L_i", real=True)
 MOVE_I = sp.Symbol("d_i", real=True)
 STEP = sp.Symbol("t", real=True)
 
-_Monomials = Mapping[tuple[int, ...], sp.Expr]
+_Monomials = Mapping[Any, sp.Expr]  # keys: tuples of exponents
 
 # Sums over all tokens of p_i^m L_i^n, from Σ p = 1, Σ p L = −H, Σ p² = M_2 and N = Σ p² (H + L).
 _ALL: _Monomials = {
@@ -142,7 +143,7 @@ def gradient() -> Derivation:
             (1, 0, 1): mean_move,
             (1, 1, 1): mean_log_move,
         }
-        return _linear(summand, (PROB_I, LOG_I, MOVE_I), sums)
+        return sum_by_monomials(summand, (PROB_I, LOG_I, MOVE_I), sums)
 
     steps, slope = _slope_of(total, normaliser=mean_move, cross_entropy=mean_log_move + mean_move)
     score_i = PROB_I * (ENTROPY + LOG_I)
@@ -339,7 +340,7 @@ def four_conditions() -> Derivation:
     return Derivation("four-conditions", steps, sp.simplify(masked - closed))
 
 
-def _linear(summand: sp.Expr, carriers: tuple[sp.Symbol, ...], sums: _Monomials) -> sp.Expr:
+def sum_by_monomials(summand: sp.Expr, carriers: tuple[sp.Symbol, ...], sums: _Monomials) -> sp.Expr:
     """Sum over tokens of a polynomial in the symbols that carry the index; each monomial's sum is looked up."""
     terms = sp.Poly(sp.expand(summand), *carriers).terms()
     return sum((coefficient * sums[monomial] for monomial, coefficient in terms if coefficient != 0), sp.Integer(0))
@@ -347,7 +348,12 @@ def _linear(summand: sp.Expr, carriers: tuple[sp.Symbol, ...], sums: _Monomials)
 
 def _total(summand: sp.Expr, sums: _Monomials) -> sp.Expr:
     """Sum over tokens of a polynomial in p_i and L_i."""
-    return _linear(summand, (PROB_I, LOG_I), sums)
+    return sum_by_monomials(summand, (PROB_I, LOG_I), sums)
+
+
+def sum_over_rest(summand: sp.Expr) -> sp.Expr:
+    """Sum over all tokens but k of a polynomial in p_i and L_i."""
+    return _total(summand, _REST)
 
 
 def _apart(move_k: sp.Expr, move_i: sp.Expr) -> Callable[[sp.Expr], sp.Expr]:
@@ -382,7 +388,9 @@ def _slope_of(
     surprise = weight * (LOG_I + STEP * MOVE_I)
 
     moved = sp.exp(logit_i + STEP * MOVE_I) / (all_weights * T)  # Σ e^{z_j + t d_j} = W Σ p_j e^{t d_j}, W = Σ e^{z_j}
-    entropy_of_moved = _linear(-(tilted / T) * (log_tilted - sp.log(T)), (tilted, log_tilted), {(1, 0): T, (1, 1): U})
+    entropy_of_moved = sum_by_monomials(
+        -(tilted / T) * (log_tilted - sp.log(T)), (tilted, log_tilted), {(1, 0): T, (1, 1): U}
+    )
     entropy = sp.log(T) - U / T
     slope = sp.diff(entropy, STEP)
     at_zero = {T: total(PROB_I), U: total(PROB_I * LOG_I)}

@@ -36,6 +36,9 @@ class Budget:
         tokens: Tokens drawn per seed in a Monte Carlo check.
         seeds: Seeds of a Monte Carlo check.
         seed: Seed of every other check.
+        chains: Starts of a counterexample search, all climbing at once.
+        rounds: Moves of each.
+        wide: Whether a slope check also takes policies of V = 151,936.
     """
 
     name: str
@@ -47,13 +50,36 @@ class Budget:
     tokens: int
     seeds: tuple[int, ...]
     seed: int = 20260203
+    chains: int = 200
+    rounds: int = 120
+    wide: bool = True
 
 
 BUDGETS: dict[str, Budget] = {
-    "quick": Budget("quick", 20, (2, 3, 17, 1000), 160_000, 1, (2, 3, 12), 20_000, tuple(range(4))),
-    "default": Budget("default", 200, (2, 3, 5, 17, 128, 1000), 480_000, 6, (2, 3, 12, 60), 200_000, tuple(range(8))),
+    "quick": Budget("quick", 6, (2, 3, 17, 300), 20_000, 1, (2, 3), 10_000, tuple(range(3)), wide=False),
+    "default": Budget(
+        "default",
+        100,
+        (2, 3, 5, 17, 128, 1000),
+        320_000,
+        4,
+        (2, 3, 12, 60),
+        200_000,
+        tuple(range(8)),
+        chains=1500,
+        rounds=300,
+    ),
     "thorough": Budget(
-        "thorough", 2000, (2, 3, 5, 17, 128, 1000), 4_800_000, 60, (2, 3, 12, 60), 2_000_000, tuple(range(16))
+        "thorough",
+        1000,
+        (2, 3, 5, 17, 128, 1000),
+        3_200_000,
+        40,
+        (2, 3, 12, 60),
+        2_000_000,
+        tuple(range(16)),
+        chains=6000,
+        rounds=750,
     ),
 }
 
@@ -66,7 +92,7 @@ def budget_named(name: str) -> Budget:
 
     Example:
         >>> budget_named("quick").vocab_sizes
-        (2, 3, 17, 1000)
+        (2, 3, 17, 300)
     """
     if name not in BUDGETS:
         raise invalid("budget", f"one of {', '.join(BUDGETS)}", repr(name))
@@ -108,6 +134,29 @@ class Check:
     function: Callable[[Budget], Evidence]
     subject: str
     test: str
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One lemma, theorem, corollary or law.
+
+    Attributes:
+        identifier: What `verify(only=...)` takes.
+        title: A few words.
+        source: Where it stands: the paper and its number, or "beyond the paper".
+        text: The statement in words.
+        formula: The statement in LaTeX.
+        assumptions: What it needs.
+        checks: How it is held.
+    """
+
+    identifier: str
+    title: str
+    source: str
+    text: str
+    formula: str
+    assumptions: tuple[str, ...]
+    checks: tuple[Check, ...]
 
 
 def verdict(kind: Kind, evidence: Evidence) -> str:

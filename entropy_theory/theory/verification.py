@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -16,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from entropy_theory.records import write_json
 from entropy_theory.theory.evidence import Budget, Check, Evidence, Kind, budget_named, verdict
 from entropy_theory.theory.statements import select
 
@@ -75,12 +74,14 @@ class Report:
         results: One per statement, in order.
         seconds: How long all of it took.
         environment: Versions of what computed it.
+        certified: Whether the certificates were run.
     """
 
     budget: str
     results: tuple[StatementResult, ...]
     seconds: float
     environment: dict[str, str]
+    certified: bool = False
 
     @property
     def passed(self) -> bool:
@@ -106,34 +107,29 @@ class Report:
             OSError: If the file cannot be written.
         """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text + "\n")
-            os.chmod(temporary, 0o644)  # mkstemp's own 0600 would keep a report from its other readers
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_json(target, self.to_dict())
         return target
 
 
 def verify(
-    only: str | Iterable[str] | None = None, budget: str = "default", progress: Progress | None = None
+    only: str | Iterable[str] | None = None,
+    budget: str = "default",
+    progress: Progress | None = None,
+    certify: bool = False,
 ) -> Report:
     """Run the checks of the statements and report what each found.
 
     All statements of arXiv 2602.03392 and of the theory notes that the package lists.
 
-    Symbols: `only` names the statements by identifier, None for all; `budget` is "quick" (seconds), "default" (under a
-    minute) or "thorough" (ten times the work); `progress` is called as progress(done, total, label).
+    Symbols: `only` names the statements by identifier, None for all; `budget` is "quick" (seconds), "default" (under
+    two minutes) or "thorough" (ten times the work); `progress` is called as progress(done, total, label); `certify`
+    adds the certificates, which need python-flint.
 
     Domain: a check that raises is a failed check with the exception in its evidence. Nothing is printed.
 
     Raises:
         ValueError: If an identifier or the budget is unknown.
+        ImportError: If certificates are asked for and python-flint is not installed.
 
     Example:
         >>> report = verify(only="corollary-3.4", budget="quick")
@@ -144,11 +140,19 @@ def verify(
     """
     chosen = select(only)
     allowance = budget_named(budget)
-    total = sum(len(statement.checks) for statement in chosen)
+    if certify:
+        from entropy_theory.theory.certificates import flint
+
+        flint()  # its absence is one error, not one failed check per certificate
+    wanted = [
+        tuple(check for check in statement.checks if certify or check.kind is not Kind.CERTIFICATE)
+        for statement in chosen
+    ]
+    total = sum(map(len, wanted))
     done, results, started = 0, [], perf_counter()
-    for statement in chosen:
+    for statement, checks in zip(chosen, wanted, strict=True):
         outcomes = []
-        for check in statement.checks:
+        for check in checks:
             if progress is not None:
                 progress(done, total, f"{statement.identifier}: {check.kind.value}")
             outcomes.append(_run(check, allowance))
@@ -166,7 +170,7 @@ def verify(
         )
     if progress is not None:
         progress(done, total, "done")
-    return Report(allowance.name, tuple(results), perf_counter() - started, _environment())
+    return Report(allowance.name, tuple(results), perf_counter() - started, _environment(), certify)
 
 
 def _run(check: Check, budget: Budget) -> CheckResult:
@@ -181,7 +185,7 @@ def _run(check: Check, budget: Budget) -> CheckResult:
 
 
 def _environment() -> dict[str, str]:
-    packages = {name: version(name) for name in ("numpy", "sympy", "mpmath")}
+    packages = {name: version(name) for name in ("numpy", "scipy", "sympy", "mpmath")}
     return {"python": platform.python_version(), "platform": platform.system(), **packages}
 
 

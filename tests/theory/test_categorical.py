@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import ExactPolicy, exact_entropy_change, relative_error
-from policy_strategies import logits_and_move, logits_rows
 
+from entropy_theory.testing import logits as logits_rows
+from entropy_theory.testing import logits_and_move
 from entropy_theory.theory import categorical, discriminant
 
 # Round-off of float64 sums with a little room; a wrong formula misses by orders of magnitude more.

@@ -9,8 +9,9 @@ import sympy as sp
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import ExactPolicy, autograd_entropy_gradient, exact_entropy_change, fitted_slope, relative_error
-from policy_strategies import logits_and_token, logits_rows
 
+from entropy_theory.testing import logits as logits_rows
+from entropy_theory.testing import logits_and_token
 from entropy_theory.theory import categorical, derivations
 from entropy_theory.theory.discriminant import (
     baseline,

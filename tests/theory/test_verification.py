@@ -13,7 +13,7 @@ from entropy_theory.theory import categorical, discriminant, statements, verific
 from entropy_theory.theory.evidence import BUDGETS, Budget, Check, Evidence, Kind
 from entropy_theory.theory.verification import Report, verify
 
-TINY = Budget("tiny", 6, (2, 3, 17), 1_000, 1, (2, 3), 20_000, (0, 1))
+TINY = Budget("tiny", 6, (2, 3, 17), 1_000, 1, (2, 3), 20_000, (0, 1), chains=100, rounds=80, wide=False)
 
 
 @pytest.fixture(autouse=True)

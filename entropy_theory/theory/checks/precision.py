@@ -29,7 +29,7 @@ def softmax_slopes(budget: Budget) -> Evidence:
         for value, reference in zip(claimed, oracle.probability_slopes(z, token), strict=True):
             yield oracle.relative_error(value, reference)
 
-    return _compare(budget, errors)
+    return compare(budget, errors)
 
 
 def discriminant_is_slope(budget: Budget) -> Evidence:
@@ -40,7 +40,7 @@ def discriminant_is_slope(budget: Budget) -> Evidence:
         reference = -oracle.entropy_slope(z, oracle.unit(len(z), token))
         yield oracle.relative_error(float(discriminant.discriminant(logits, token)), reference)
 
-    return _compare(budget, errors)
+    return compare(budget, errors)
 
 
 def centered_discriminant_is_slope(budget: Budget) -> Evidence:
@@ -51,7 +51,7 @@ def centered_discriminant_is_slope(budget: Budget) -> Evidence:
         reference = -oracle.entropy_slope(z, oracle.policy_gradient(z, token))
         yield oracle.relative_error(float(discriminant.centered_discriminant(logits, token)), reference)
 
-    return _compare(budget, errors)
+    return compare(budget, errors)
 
 
 def baseline_is_mean_slope(budget: Budget) -> Evidence:
@@ -62,7 +62,7 @@ def baseline_is_mean_slope(budget: Budget) -> Evidence:
         reference = -oracle.entropy_slope(z, oracle.probabilities(z))
         yield oracle.relative_error(float(discriminant.baseline(logits)), reference)
 
-    return _compare(budget, errors, tokens_per_policy=1)
+    return compare(budget, errors, tokens_per_policy=1)
 
 
 def first_order_is_slope(budget: Budget) -> Evidence:
@@ -75,7 +75,7 @@ def first_order_is_slope(budget: Budget) -> Evidence:
         reference = oracle.entropy_slope(z, oracle.exact(direction))
         yield oracle.relative_error(float(discriminant.first_order_change(logits, direction, 1.0)), reference)
 
-    return _compare(budget, errors, tokens_per_policy=1)
+    return compare(budget, errors, tokens_per_policy=1)
 
 
 def exact_change(budget: Budget) -> Evidence:
@@ -93,15 +93,16 @@ def exact_change(budget: Budget) -> Evidence:
                 yield oracle.relative_error(float(categorical.entropy_change(logits, delta)), reference)
 
     # Beyond probabilities of 1e-45 a large step meets rounding of the logits themselves, which is no error of the form.
-    return _compare(budget, errors, largest_gap=100.0, tokens_per_policy=1)
+    return compare(budget, errors, largest_gap=100.0, tokens_per_policy=1)
 
 
-def _compare(
+def compare(
     budget: Budget,
     errors: Callable[[FloatArray, int], Iterator[float]],
     largest_gap: float = 690.0,
     tokens_per_policy: int = 3,
 ) -> Evidence:
+    """Collect relative errors over policies and tokens, in a working precision that fits each policy."""
     rng = np.random.default_rng(budget.seed)
     worst, cases, at = 0.0, 0, {"vocab_size": 0, "token": 0}
     for vocab_size in budget.precise_vocab_sizes:
@@ -119,5 +120,13 @@ def _compare(
     return Evidence(
         passed,
         f"worst relative error {worst:.1e} over {cases} comparisons, {REQUIRED_DIGITS} digits required",
-        {"digits": digits, "required_digits": REQUIRED_DIGITS, "worst_relative_error": worst, "cases": cases, "at": at},
+        {
+            "digits": digits,
+            "required_digits": REQUIRED_DIGITS,
+            "worst_relative_error": worst,
+            "cases": cases,
+            "at": at,
+            "region": f"seeded random policies and corners, V in {budget.precise_vocab_sizes},"
+            f" probabilities down to e^-{largest_gap:g}",
+        },
     )

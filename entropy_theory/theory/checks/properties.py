@@ -24,9 +24,9 @@ def sum_is_zero(budget: Budget) -> Evidence:
 
     def excess(logits: FloatArray, rng: np.random.Generator) -> Iterator[Excess]:
         scores = discriminant.discriminant(logits)
-        yield np.abs(scores.sum(axis=-1)) / _at_least(np.abs(scores).sum(axis=-1))
+        yield np.abs(scores.sum(axis=-1)) / at_least(np.abs(scores).sum(axis=-1))
 
-    return _hold(budget, excess)
+    return hold(budget, excess)
 
 
 def threshold_and_bound(budget: Budget) -> Evidence:
@@ -43,7 +43,7 @@ def threshold_and_bound(budget: Budget) -> Evidence:
         bound = np.exp(-(1.0 + H))
         yield (-scores - bound) / (ROUND_OFF * bound)
 
-    return _hold(budget, excess)
+    return hold(budget, excess)
 
 
 def centred_forms_agree(budget: Budget) -> Evidence:
@@ -53,16 +53,16 @@ def centred_forms_agree(budget: Budget) -> Evidence:
         probs = plain_softmax(logits)
         scores = discriminant.discriminant(logits)
         plain_baseline = (probs * scores).sum(axis=-1)
-        size = _at_least((probs * np.abs(scores)).sum(axis=-1))
+        size = at_least((probs * np.abs(scores)).sum(axis=-1))
         yield np.abs(discriminant.baseline(logits) - plain_baseline) / size
         for tokens in trial_tokens(logits, rng):
             along = discriminant.first_order_change(logits, discriminant.grpo_direction(logits, tokens), 1.0)
             at_token = np.take_along_axis(scores, tokens[:, np.newaxis], axis=-1)[:, 0]
-            term = _at_least(np.abs(scores).sum(axis=-1))  # what the sum over the direction adds up
+            term = at_least(np.abs(scores).sum(axis=-1))  # what the sum over the direction adds up
             yield np.abs(along + (at_token - plain_baseline)) / term
             yield np.abs(discriminant.centered_discriminant(logits, tokens) - (at_token - plain_baseline)) / term
 
-    return _hold(budget, excess)
+    return hold(budget, excess)
 
 
 def centred_mean_is_zero(budget: Budget) -> Evidence:
@@ -72,9 +72,9 @@ def centred_mean_is_zero(budget: Budget) -> Evidence:
         probs = plain_softmax(logits)
         weighted = probs * discriminant.centered_discriminant(logits)
         size = probs * (np.abs(discriminant.discriminant(logits)) + np.abs(weighted))
-        yield np.abs(weighted.sum(axis=-1)) / _at_least(size.sum(axis=-1))
+        yield np.abs(weighted.sum(axis=-1)) / at_least(size.sum(axis=-1))
 
-    return _hold(budget, excess)
+    return hold(budget, excess)
 
 
 def change_reverses(budget: Budget) -> Evidence:
@@ -90,13 +90,13 @@ def change_reverses(budget: Budget) -> Evidence:
             back = categorical.entropy_change(start + delta, -delta)
             p, q = plain_softmax(start), plain_softmax(start + delta)
             linear = (q - p) * plain_log(p)
-            size = _at_least(np.abs(linear).sum(axis=-1) + plain_entropy(p) + plain_entropy(q))
+            size = at_least(np.abs(linear).sum(axis=-1) + plain_entropy(p) + plain_entropy(q))
             yield np.abs(there + back) / size
             # The textbook forms round at 1e-16 of 1, however small the entropies are.
             yield (there + linear.sum(axis=-1)) / (size + ROUND_OFF)
             yield np.abs(there - (plain_entropy(q) - plain_entropy(p))) / (size + ROUND_OFF)
 
-    return _hold(budget, excess)
+    return hold(budget, excess)
 
 
 def four_signs(budget: Budget) -> Evidence:
@@ -111,7 +111,7 @@ def four_signs(budget: Budget) -> Evidence:
         probs = plain_softmax(logits)
         scores = discriminant.discriminant(logits)
         centred = discriminant.centered_discriminant(logits)
-        size = _at_least((probs * (np.abs(scores) + np.abs(centred))).sum(axis=-1))
+        size = at_least((probs * (np.abs(scores) + np.abs(centred))).sum(axis=-1))
         thresholds = [np.zeros(len(logits))]
         thresholds += [np.take_along_axis(scores, t[:, np.newaxis], axis=-1)[:, 0] for t in trial_tokens(logits, rng)]
         for threshold in thresholds:
@@ -127,7 +127,7 @@ def four_signs(budget: Budget) -> Evidence:
                     change = categorical.entropy_change(logits, advantage * step * update)
                     yield np.where(np.sign(change) != -sign * advantage, np.inf, 0.0)[clear]
 
-    evidence = _hold(budget, excess)
+    evidence = hold(budget, excess)
     example = np.log([0.5, 0.45, 0.05])
     evidence.data["not_token_by_token"] = {
         "probs": [0.5, 0.45, 0.05],
@@ -138,12 +138,13 @@ def four_signs(budget: Budget) -> Evidence:
     return evidence
 
 
-def _at_least(size: FloatArray) -> FloatArray:
+def at_least(size: FloatArray) -> FloatArray:
     """The tolerance that goes with terms of this size; never 0, so that 0/0 cannot arise."""
     return np.maximum(ROUND_OFF * size, 1e-300)
 
 
-def _hold(budget: Budget, excess: Callable[[FloatArray, np.random.Generator], Iterator[Excess]]) -> Evidence:
+def hold(budget: Budget, excess: Callable[[FloatArray, np.random.Generator], Iterator[Excess]]) -> Evidence:
+    """Try a law on random policies and corners; a case holds when its violation is within the tolerance."""
     rng = np.random.default_rng(budget.seed)
     cases, failures, worst, failed_at = 0, 0, 0.0, set()
     for vocab_size in budget.vocab_sizes:

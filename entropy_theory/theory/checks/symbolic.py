@@ -8,11 +8,11 @@ from importlib import import_module
 from entropy_theory.theory.evidence import Budget, Evidence
 
 
-def derivation(name: str) -> Callable[[Budget], Evidence]:
-    """Build the check that runs one function of the derivations module."""
+def derivation(name: str, module: str = "derivations") -> Callable[[Budget], Evidence]:
+    """Build the check that runs one function of a derivations module."""
 
     def check(budget: Budget) -> Evidence:
-        result = getattr(import_module("entropy_theory.theory.derivations"), name)()
+        result = getattr(import_module(f"entropy_theory.theory.{module}"), name)()
         left_open = [step.text for step in result.open_steps]
         summary = (
             f"{len(result.steps)} steps, each difference exactly 0, for every V"
