@@ -194,7 +194,7 @@ def first_order_accuracy(kappa: float, largest_step: float) -> Certificate:
     region = f"every policy of every V with |x| >= {kappa:g} and |step| <= {largest_step:g}"
     halves = (((-largest_step, 0.0), (0.0, 1.0)), ((0.0, largest_step), (0.0, 1.0)))
     parts = [_branch_and_bound(half, holds, region) for half in halves]
-    return _joined(parts, region)
+    return joined(parts, region)
 
 
 def accuracy_fails(kappa: float, step: float, prob: float = 1e-9) -> bool:
@@ -301,7 +301,8 @@ def _branch_and_bound(
     return Certificate(not stack, region, parts, by_derivative, stack[-1] if stack else None)
 
 
-def _joined(parts: Sequence[Certificate], region: str) -> Certificate:
+def joined(parts: Sequence[Certificate], region: str) -> Certificate:
+    """Join certificates of several boxes into one of their union."""
     undecided = next((part.undecided for part in parts if part.undecided is not None), None)
     return Certificate(
         all(part.certified for part in parts),

@@ -14,12 +14,32 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from entropy_theory.theory.certificates import Box, Certificate, _branch_and_bound, _interval, _joined, flint
+from entropy_theory.theory.certificates import Box, Certificate, _branch_and_bound, _interval, flint, joined
 
 Ball = Any
+_ALIKE = 0.2  # logits closer than this are treated as nearly equal
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two tokens: e = d_i − d_j, the gap z_i − z_j, and for two others that are alike e = −gap · mean."""
+
+    i: int
+    j: int
+    e: Ball
+    gap: Ball
+    mean: Ball | None
+    square: Ball | None
+
+    def product(self, step: Ball) -> Ball:
+        """Enclose e_ij y_ij at a step; for two of the others that are alike it is gap² m (t m − 1)."""
+        if self.mean is None:
+            return self.e * (self.gap + step * self.e)
+        return self.square * self.mean * (step * self.mean - 1)
 
 
 def sign_theorem_two_tokens(largest_gap: float = 20.0, largest_step: float = 50.0) -> Certificate:
@@ -29,7 +49,7 @@ def sign_theorem_two_tokens(largest_gap: float = 20.0, largest_step: float = 50.
         ((-largest_gap, largest_gap), (0.0, largest_step)),
         ((-largest_gap, largest_gap), (-largest_step, 0.0)),
     ]
-    return _joined([_branch_and_bound(box, _holds, region, [1.0, 2.0]) for box in boxes], region)
+    return joined([_branch_and_bound(box, _holds, region, [1.0, 2.0]) for box in boxes], region)
 
 
 def sign_theorem_three_tokens(
@@ -56,9 +76,9 @@ def sign_theorem_three_tokens(
     ]
     workers = min(2, os.cpu_count() or 1) if workers is None else workers
     if workers == 1:
-        return _joined([_certify(box) for box in boxes], region)
+        return joined([_certify(box) for box in boxes], region)
     with ProcessPoolExecutor(max_workers=workers) as pool:
-        return _joined(list(pool.map(_certify, boxes)), region)
+        return joined(list(pool.map(_certify, boxes)), region)
 
 
 def _certify(box: Box) -> Certificate:
@@ -73,14 +93,22 @@ def _holds(box: Box) -> str | None:
     size = len(logits)
     probs = [_share(logits, i) for i in range(size)]
     # Differences d_i − d_j of d = e_k − p, k first; 1 − p_k + p_j is the sum of the other probabilities, p_j twice.
-    others = [sum((probs[i] for i in range(1, size) if i != j), 2 * probs[j]) for j in range(1, size)]
-    pairs = [(0, j, others[j - 1], -logits[j]) for j in range(1, size)]
-    pairs += [
-        (i, j, probs[j] - probs[i], _interval(arb, box[i - 1][0] - box[j - 1][1], box[i - 1][1] - box[j - 1][0]))
-        for i in range(1, size)
-        for j in range(i + 1, size)
-    ]
-    score = sum((probs[i] * probs[j] * e * gap for i, j, e, gap in pairs), arb(0))
+    pairs: list[_Pair] = []
+    for j in range(1, size):
+        e = sum((probs[i] for i in range(1, size) if i != j), 2 * probs[j])
+        pairs.append(_Pair(0, j, e, -logits[j], None, None))
+    for i in range(1, size):
+        for j in range(i + 1, size):
+            # p_j − p_i = v m with v = z_j − z_i and m = p_i (e^v − 1)/v, a mean of p_i e^s over s from 0 to v.
+            low, high = gaps[j - 1][0] - gaps[i - 1][1], gaps[j - 1][1] - gaps[i - 1][0]
+            if max(-low, high) > _ALIKE:
+                pairs.append(_Pair(i, j, probs[j] - probs[i], -_interval(arb, low, high), None, None))
+                continue
+            mean = probs[i] * _interval(arb, min(low, 0.0), max(high, 0.0)).exp()
+            least = 0.0 if low <= 0.0 <= high else min(low**2, high**2)
+            square = arb(least).union(arb(max(low**2, high**2)))
+            pairs.append(_Pair(i, j, probs[j] - probs[i], -_interval(arb, low, high), mean, square))
+    score = sum((probs[pair.i] * probs[pair.j] * pair.product(arb(0)) for pair in pairs), arb(0))
     forward = end > 0.0
     if (score < 0) if forward else (score > 0):
         return "outside"
@@ -105,12 +133,12 @@ def _slope(
     arb: Any,
     logits: Sequence[Ball],
     probs: Sequence[Ball],
-    pairs: Sequence[tuple[int, int, Ball, Ball]],
+    pairs: Sequence[_Pair],
     step: Ball,
     curvature: bool = False,
 ) -> tuple[Ball, Ball]:
     """Enclose H' and, on request, H'' along the ray."""
-    moved = {(i, j): gap + step * e for i, j, e, gap in pairs}
+    moved = {(pair.i, pair.j): pair.gap + step * pair.e for pair in pairs}
     size = len(logits)
     q = []
     for token in range(size):
@@ -120,12 +148,19 @@ def _slope(
                 gap = -moved[token, other] if token < other else moved[other, token]
                 ratios += gap.exp()
         q.append(1 / ratios)
-    slope = -sum((q[i] * q[j] * e * moved[i, j] for i, j, e, _ in pairs), arb(0))
+    slope = -sum((q[pair.i] * q[pair.j] * pair.product(step) for pair in pairs), arb(0))
     if not curvature:
         return slope, slope
     spread = [arb(0)] * size  # δ_i = Σ_j q_j (d_i − d_j)
-    for i, j, e, _ in pairs:
-        spread[i] = spread[i] + q[j] * e
-        spread[j] = spread[j] - q[i] * e
-    bend = -sum((q[i] * q[j] * e * ((spread[i] + spread[j]) * moved[i, j] + e) for i, j, e, _ in pairs), arb(0))
+    for pair in pairs:
+        spread[pair.i] = spread[pair.i] + q[pair.j] * pair.e
+        spread[pair.j] = spread[pair.j] - q[pair.i] * pair.e
+    bend = -sum(
+        (
+            q[i] * q[j] * pair.e * ((spread[i] + spread[j]) * moved[i, j] + pair.e)
+            for pair in pairs
+            for i, j in ((pair.i, pair.j),)
+        ),
+        arb(0),
+    )
     return slope, bend
