@@ -88,7 +88,7 @@ def run_demo(config: DemoConfig, console: Console, bar: Bar) -> int:
 
 
 def _run_demo(config: DemoConfig, console: Console, bar: Bar) -> int:
-    from entropy_theory.report import findings, terminal
+    from entropy_theory.report import findings, terminal, verification_page
     from entropy_theory.testbed import decoder
     from entropy_theory.theory.verification import verify
 
@@ -96,8 +96,9 @@ def _run_demo(config: DemoConfig, console: Console, bar: Bar) -> int:
     console.rule("1. The theory, checked")
     with bar(console) as progress:
         report = verify(budget="quick", progress=progress)
-    console.print(terminal.verification_table(report.to_dict()))
+    console.print(terminal.verification_summary(report.to_dict()))
     report.save(config.out / "verification.json")
+    verification_page.save_verification_page(report.to_dict(), config.out / "verification.html")
     if not report.passed:
         return 1
 
@@ -375,6 +376,7 @@ def _write_report(
             "generations": TrainConfig().generations,
             "findings": findings.arms(finals),
             "verification": verification,
+            "checks": sum(len(result["checks"]) for result in verification["results"]),
             "toy": tabular["toy"],
             "vocabulary": tabular["vocabulary"],
             "prediction_findings": [*findings.predictions(tabular["predictions"]), findings.order(tabular["order"])],

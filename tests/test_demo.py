@@ -44,7 +44,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_the_report_is_whole_and_self_contained(undisturbed: tuple[Path, str]) -> None:
     out, _ = undisturbed
     page = (out / "report.html").read_text()
-    assert not re.findall(r'(?:href|src|srcset)="(?!#|data:)', page)
+    assert set(re.findall(r'(?:href|src|srcset)="(?!#|data:)([^"]*)', page)) == {"verification.html"}
+    assert (out / "verification.html").exists()
     assert page.count("<math") > 10
     result = records.read_json(out / "result.json")
     assert set(result["arms"]) == set(demo.ARMS)

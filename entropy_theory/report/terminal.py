@@ -42,6 +42,32 @@ def verification_table(report: Mapping[str, Any]) -> Table:
     return table
 
 
+def verification_summary(report: Mapping[str, Any]) -> Table:
+    """Lay out a verification report in short: a row per statement, with the kinds of check it passed.
+
+    Args:
+        report: ``Report.to_dict()``.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    checks = [check for result in report["results"] for check in result["checks"]]
+    failed = sum(not check["passed"] for check in checks)
+    outcome = "all passed" if not failed else f"{failed} failed"
+    table = Table(
+        caption=f"{len(report['results'])} statements, {len(checks)} checks, {outcome}, {report['seconds']:.1f} s",
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("statement", no_wrap=True)
+    table.add_column("checked by")
+    for result in report["results"]:
+        kinds = dict.fromkeys(check["kind"] for check in result["checks"] if check["passed"])
+        broken = dict.fromkeys(check["kind"] for check in result["checks"] if not check["passed"])
+        mark = "[green]✓[/] " if not broken else f"[bold red]✗ {escape(', '.join(broken))}[/] "
+        table.add_row(mark + escape(result["identifier"]), escape(", ".join(kinds)))
+    return table
+
+
 def simulation_table(summary: Mapping[str, float]) -> Table:
     """Lay out a simulation's summary.
 
