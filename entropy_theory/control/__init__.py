@@ -7,7 +7,17 @@ Example:
     True
 """
 
-from entropy_theory.control import discriminator_clipping, random_mask, ratio_clipping  # noqa: F401  (registers)
+from entropy_theory.control import (  # noqa: F401  (registers)
+    advantages,
+    coefficients,
+    covariance,
+    discriminator_clipping,
+    entropy_masks,
+    random_mask,
+    ratio_clipping,
+    reweighting,
+    surrogates,
+)
 from entropy_theory.control.flow import Context, Flow, RuleOutput, aggregate
 from entropy_theory.control.reducers import DistributedReducer, LocalReducer, Reducer
 from entropy_theory.control.rule import Pipe, Rule, register, rule, rule_class, rule_names
