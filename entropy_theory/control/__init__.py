@@ -9,6 +9,7 @@ Example:
 
 from entropy_theory.control import (  # noqa: F401  (registers)
     advantages,
+    budget,
     coefficients,
     covariance,
     discriminator_clipping,
@@ -19,6 +20,7 @@ from entropy_theory.control import (  # noqa: F401  (registers)
     surrogates,
 )
 from entropy_theory.control.flow import Context, Flow, RuleOutput, aggregate
+from entropy_theory.control.lens import LensTable, lens
 from entropy_theory.control.reducers import DistributedReducer, LocalReducer, Reducer
 from entropy_theory.control.rule import Pipe, Rule, register, rule, rule_class, rule_names
 from entropy_theory.control.tokens import TokenBatch
@@ -27,6 +29,7 @@ __all__ = [
     "Context",
     "DistributedReducer",
     "Flow",
+    "LensTable",
     "LocalReducer",
     "Pipe",
     "Reducer",
@@ -34,6 +37,7 @@ __all__ = [
     "RuleOutput",
     "TokenBatch",
     "aggregate",
+    "lens",
     "register",
     "rule",
     "rule_class",

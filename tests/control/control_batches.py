@@ -70,6 +70,9 @@ EVERY_METHOD = (
     "bapo",
     "clip-b(mu=0.5)|cispo",
     "steer|kl-cov(fraction=0.2)",
+    "entropy-budget(floor=0.01)|ppo-clip",
+    "entropy-budget(floor=0.05, maximum=2, distance='relative')",
+    "entropy-budget(floor=None, ceiling=-0.01)",
 )
 """A specification of every rule and form, beyond those that each file of tests lists by itself."""
 
