@@ -43,6 +43,7 @@ def lens(table: Mapping[str, Any]) -> Figure:
         axis.axvline(0, color=COLOURS[0], linewidth=0.7)
         axis.set_ylim(-0.7, len(rows) - 0.3)
         axis.set_xlabel("predicted change of mean entropy, unit step (nats)")
+        axis.locator_params(axis="x", nbins=5)
     left.set_yticks(places, [row["rule"] for row in rows], fontsize=7)
     right.set_yticks([])
     names = ["matched random mask", *(name.upper() for name, _ in _QUADRANTS), "no quadrant"]
