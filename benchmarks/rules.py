@@ -125,9 +125,8 @@ def main(config: RulesBenchmarkConfig) -> None:
         f"V = {config.vocab_size:,}, timed on {config.statistics_rows} tokens; {whole:.1f} s for {count:,}, scaled up"
     )
     print(f"one read of as many logits: {read * 1e6:.1f} µs per token, {least:.1f} s, scaled up")
-    print(
-        f"{'rule':34} {'seconds':>9} {'share':>9} {'of a read':>10}   for {count:,} tokens, {int(batch.completion_mask.sum()):,} valid"
-    )
+    valid = int(batch.completion_mask.sum())
+    print(f"{'rule':34} {'seconds':>9} {'share':>9} {'of a read':>10}   for {count:,} tokens, {valid:,} valid")
     measured = {}
     for spec in config.rules:
         one = rule(spec)

@@ -41,7 +41,7 @@ class WReinforce(Rule):
         weighted   A = λ R where R = 1;  R − 1 where R is 0 or −1;  R elsewhere
         positive   A = R                 (PSR; the official trainer then leaves wrong rows out)
         negative   A = R − 1             (NSR; the official trainer then leaves right rows out)
-        advantage  A of the batch, times λ where R = 1
+        advantage  A of the batch, times λ where R = 1, 1 where R is 0 or −1, 0 elsewhere
 
     Args:
         positive_weight: λ ≥ 0. Official .1.
@@ -53,7 +53,7 @@ class WReinforce(Rule):
 
     Quadrants: shrinks Q1 and Q2 and keeps Q3 and Q4: negative samples of a peaked policy are mostly Q3 (entropy rises)
         unless the wrong token was unlikely (Q4).
-    Departures: γ = 1 only.
+    Departures: γ = 1 only. In the last form the official loss knows wrong answers by R = 0 alone.
 
     Raises:
         ValueError: a parameter out of range; in `apply`, no rewards.
@@ -96,7 +96,7 @@ class WReinforce(Rule):
         rewards = context.batch.rewards.detach().unsqueeze(1)
         right, wrong = rewards == 1, (rewards == 0) | (rewards == -1)
         if self.samples == "advantage":
-            weight = torch.where(right, self.positive_weight, 1.0).to(flow.advantages.dtype)
+            weight = torch.where(right, self.positive_weight, wrong.double()).to(flow.advantages.dtype)
             return flow.weighted(weight.expand(flow.valid.shape)), {}, None
         reached = flow.valid if self.across_holes else last_stretch(flow.valid)
         returns = torch.where(reached, rewards, torch.zeros_like(rewards))
