@@ -47,8 +47,11 @@ class EntropyBudget(Rule):
     2. Among all gradients of (1) that flip no sign and enlarge none beyond `maximum`, it is the one closest to g; if g
        keeps to the budget already, it is g to the bit.
     3. With maximum = 1 (the default) tokens that raise entropy are untouched, and only tokens in Q1 and Q4 shrink: what
-       it takes away are predicted *falls*, and a predicted fall is a fall at any step size (section B.8 of the theory
-       notes).
+       it takes away are predicted *falls*, and with one sampled token at a position a predicted fall is a fall at any
+       step size (section B.8 of the theory notes). A predicted rise is no such promise: at a floor of 0 entropy still
+       falls by what the second order takes.
+
+    A budget for the mean says nothing about single positions, and later rules of a pipe may undo it.
 
     With `second_order_step` a, the size of α per unit of g, and H'' = `grpo_curvature`, the score S_c − ½ a maximum g
     min(H'', 0) takes the place of S_c (max for a ceiling): since w² ≤ maximum · w for a weight w in [0, maximum], the
