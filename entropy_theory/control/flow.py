@@ -126,11 +126,8 @@ class Flow:
         if after is not None:
             if after.advantages.shape != valid.shape:
                 raise invalid("after", f"the output of a rule on tokens of shape {tuple(valid.shape)}", "another shape")
-            advantages, kept, counted = (
-                after.advantages,
-                valid if after.keep_mask is None else after.keep_mask,
-                (after.counted_mask),
-            )
+            advantages, counted = after.advantages, after.counted_mask
+            kept = valid if after.keep_mask is None else after.keep_mask
             unmasked = advantages if after.unmasked_advantages is None else after.unmasked_advantages
         if batch.old_log_probs is not None:
             log_ratio = log_probs - batch.old_log_probs.detach().masked_fill(~valid, 0.0)

@@ -145,11 +145,10 @@ class Rule:
 
         The two parts, one after the other, do what the rule does: at the batch, `first = batch_part.apply(batch)`; at
         each update `live_part.apply(batch_now, after=first)`. Of a pipe, the batch part is its longest beginning
-        without a live rule. Metrics and states keep the names they have in the whole, so that both dictionaries are
-        the union of those of the parts.
+        without a live rule. Metrics and states of the parts have the names that they have in the whole.
 
         Returns:
-            The batch part and the live part; None for a part that is empty.
+            The batch part and the live part; None for one that is empty.
 
         Example:
             >>> print(*rule("clip-b|steer|ppo-clip").split())
@@ -278,9 +277,8 @@ class Pipe(Rule):
         """Separate the longest beginning without a live rule from the rest; see `Rule.split`.
 
         Example:
-            >>> batch_part, live_part = rule("clip-b|clip-b(mu=1)|ppo-clip").split()
-            >>> batch_part.phase, live_part.phase, str(live_part)
-            ('batch', 'live', 'ppo-clip')
+            >>> print(*rule("clip-b|clip-b(mu=1)|ppo-clip").split())
+            clip-b|clip-b(mu=1) ppo-clip
         """
         cut = next((place for place, member in enumerate(self.rules) if member.phase == "live"), len(self.rules))
         if cut in (0, len(self.rules)):

@@ -391,14 +391,8 @@ class GMPO(_Surrogate):
         ratio = (log_mean + live).exp()
         mean_advantage = _row_mean(flow.advantages, flow)
         factor = torch.where(flow.advantages != 0, mean_advantage / flow.advantages, torch.zeros_like(delta))
-        # derivative is per unit of the token's own advantage
-        return (
-            flow.replaced(
-                mean_advantage * ratio, keep=flow.valid & free, derivative=factor.nan_to_num(0.0) * ratio.detach()
-            ),
-            {},
-            None,
-        )
+        derivative = factor * ratio.detach()  # per unit of the token's own advantage
+        return flow.replaced(mean_advantage * ratio, keep=flow.valid & free, derivative=derivative), {}, None
 
 
 @register
