@@ -110,6 +110,12 @@ def check_supported(rule: Rule, args: GRPOConfig) -> None:
             "a rule that is fixed once per generation batch (TRL itself clips the live ratio: epsilon, epsilon_high)",
             f"{str(rule)!r}, which needs the ratio at every update",
         )
+    if rule.entropy_term:
+        raise invalid(
+            "rule",
+            "a rule that acts through advantages (TRL has its own entropy bonus: entropy_coef, use_adaptive_entropy)",
+            f"{str(rule)!r}, which adds ∂J/∂H",
+        )
     if args.loss_type not in SUPPORTED_LOSSES:
         raise invalid("loss_type", f"one of {', '.join(sorted(SUPPORTED_LOSSES))}", repr(args.loss_type))
     for option in ("use_liger_kernel", "use_liger_loss"):

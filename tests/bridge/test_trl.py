@@ -225,6 +225,8 @@ def test_observed_rules_report_and_change_nothing(tiny_decoder: Path, tmp_path: 
     [
         ("ppo-clip", {}, "rule: expected a rule that is fixed once per generation batch"),
         ("clip-b|ppo-clip", {}, "rule: expected a rule that is fixed once"),
+        ("entropy-bonus", {}, "rule: expected a rule that acts through advantages"),
+        ("clip-b|adaptive-entropy", {}, "rule: expected a rule that acts through advantages"),
         ("clip-x", {}, "clip-b"),
         ("clip-b(nu=1)", {}, "nu"),
         ("none", {"use_liger_kernel": True}, "use_liger_kernel: expected False"),
