@@ -1,5 +1,5 @@
 """Statistics of vocabulary-sized softmaxes: many positions, any device, torch."""
 
-from entropy_theory.vocab.statistics import TokenStatistics, token_statistics
+from entropy_theory.vocab.statistics import TokenStatistics, choose_implementation, token_statistics
 
-__all__ = ["TokenStatistics", "token_statistics"]
+__all__ = ["TokenStatistics", "choose_implementation", "token_statistics"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -10,10 +12,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from entropy_theory.errors import invalid
-from entropy_theory.vocab import eager
+from entropy_theory.errors import invalid, missing_extra
+from entropy_theory.vocab.accumulators import finish, gradient_coefficients
 
-Implementation = Literal["auto", "eager"]
+Implementation = Literal["auto", "eager", "fused-cpu", "triton"]
+
+FIELDS = (
+    "log_probs",
+    "entropy",
+    "discriminant",
+    "baseline",
+    "centered_discriminant",
+    "sum_squared_discriminant",
+    "grpo_curvature",
+)
+_MODULES = {"eager": "eager", "fused-cpu": "fused_cpu", "triton": "fused_triton"}
+_FUSED_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Below this many logits the milliseconds saved do not pay for loading the compiled loops.
+SMALL = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -21,7 +39,8 @@ class TokenStatistics:
     """Per-token statistics of a policy and the token it sampled.
 
     p = softmax(z/T), H = −Σ p_i log p_i, S_i = p_i (H + log p_i), N = Σ p_i S_i. Every tensor has the shape of the
-    tokens, is in nats where it has a unit, is float32 (float64 for float64 logits) and carries no gradient.
+    tokens, is in nats where it has a unit and is float32 (float64 for float64 logits). When the logits require a
+    gradient, ``log_probs`` and ``entropy`` carry it; the others never do.
 
     Attributes:
         log_probs: log p_y of the token y.
@@ -66,15 +85,21 @@ def token_statistics(
         tokens: y, integer ids of shape (...).
         temperature: T > 0, the temperature the tokens were sampled at.
         second_order: Also return Σ S² and the curvature of the GRPO direction.
-        impl: ``"eager"`` is plain torch, a block of rows at a time; ``"auto"`` picks the fastest that runs here.
+        impl: ``"eager"`` is plain torch, a block of rows at a time; ``"fused-cpu"`` and ``"triton"`` read the logits
+            once, on the CPU and on an NVIDIA GPU; ``"auto"`` is the fastest that runs here (``choose_implementation``).
 
     Returns:
-        The statistics, detached, in nats. A row with a NaN or +inf logit gives NaN; a row without any finite
-        logit gives log-probability −inf and zeros.
+        The statistics, in nats. With logits that require a gradient, log_probs and entropy are differentiable, once:
+
+            ∂ log p_y/∂z_i = (1{i = y} − p_i)/T    ∂H/∂z_i = −S_i/T
+
+        A row with a NaN or +inf logit gives NaN; a row without any finite logit gives log-probability −inf, zeros
+        and a zero gradient.
 
     Raises:
         ValueError: The shapes, dtypes or devices do not fit, a token id is out of range, T is not a positive finite
-            number, or the implementation is unknown.
+            number, or the implementation is unknown or cannot run on these logits.
+        ImportError: The implementation needs a package that is not installed.
 
     Example:
         >>> import torch
@@ -86,8 +111,88 @@ def token_statistics(
         tensor([0.1418, 0.0000])
     """
     _check(logits, tokens, temperature, impl)
-    fields: dict[str, Any] = eager.compute(logits.detach(), tokens, float(temperature), second_order)
-    return TokenStatistics(**fields, impl="eager")
+    name = choose_implementation(logits)[0] if impl == "auto" else impl
+    module = _load(name, logits)
+    values = _Statistics.apply(logits, tokens, float(temperature), second_order, module)
+    return TokenStatistics(**dict(zip(FIELDS, values, strict=True)), impl=name)
+
+
+def choose_implementation(logits: Tensor) -> tuple[str, str]:
+    """Say which implementation ``impl="auto"`` takes for these logits, and why.
+
+    Args:
+        logits: z, shape (..., V).
+
+    Returns:
+        The name and the reason.
+
+    Example:
+        >>> import torch
+        >>> choose_implementation(torch.zeros(2, 5))
+        ('eager', '10 logits: too few to pay for loading the compiled loops')
+    """
+    if logits.is_cuda:
+        reason = _cannot_run("triton", logits)
+        return ("triton", "one read of the logits on the GPU") if reason is None else ("eager", str(reason))
+    reason = _cannot_run("fused-cpu", logits)
+    if reason is not None:
+        return "eager", str(reason)
+    if logits.numel() < SMALL:
+        return "eager", f"{logits.numel()} logits: too few to pay for loading the compiled loops"
+    return "fused-cpu", "one read of the logits on the CPU"
+
+
+def _cannot_run(name: str, logits: Tensor) -> Exception | None:
+    """Return why an implementation cannot take these logits, as the error to raise."""
+    if name == "fused-cpu":
+        if logits.device.type != "cpu":
+            return invalid("impl", f"an implementation for {logits.device.type}", repr(name))
+        if logits.dtype not in _FUSED_CPU_DTYPES:
+            return invalid("impl", f"an implementation for {logits.dtype}", repr(name))
+    elif name == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return missing_extra("triton", "gpu")
+        if not logits.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+            return invalid("impl", f"an implementation for {logits.device.type}", repr(name))
+        if logits.dtype not in _TRITON_DTYPES:
+            return invalid("impl", f"an implementation for {logits.dtype}", repr(name))
+    return None
+
+
+def _load(name: str, logits: Tensor) -> Any:
+    reason = _cannot_run(name, logits)
+    if reason is not None:
+        raise reason
+    return importlib.import_module(f"entropy_theory.vocab.{_MODULES[name]}")
+
+
+class _Statistics(torch.autograd.Function):
+    """The statistics over any implementation: its read forward, its write backward, the formulas of accumulators."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float, second_order: bool, module: Any) -> Any:
+        logits = logits.detach()
+        ids = tokens.long().unsqueeze(-1)
+        sums = module.accumulate(logits, temperature, second_order)
+        token_logits = logits.gather(-1, ids).reshape(-1)
+        values = finish(sums, token_logits, temperature, second_order)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        out = tuple(None if v is None else v.to(dtype).reshape(tokens.shape) for v in values.values())
+        ctx.mark_non_differentiable(*(v for v in out[2:] if v is not None))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, ids, sums, token_logits)
+        ctx.temperature, ctx.module = temperature, module
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        logits, ids, sums, token_logits = ctx.saved_tensors
+        flat = (None if g is None else g.reshape(-1) for g in gradients[:2])
+        top, level, slope, at_token = gradient_coefficients(sums, token_logits, ctx.temperature, *flat)
+        gradient = ctx.module.gradient(logits, ctx.temperature, top, level, slope)
+        gradient.scatter_(-1, ids, at_token.to(gradient.dtype).reshape(ids.shape))
+        return gradient, None, None, None, None
 
 
 def _check(logits: object, tokens: object, temperature: object, impl: object) -> None:
