@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from entropy_theory.vocab import choose_implementation, token_statistics
+from entropy_theory.vocab import choose_implementation, token_statistics, token_statistics_from_hidden
 
 # glibc gives large blocks back to the system at once; faulting them in again would be half of what is measured.
 WARM_ALLOCATOR = {

@@ -110,11 +110,9 @@ def token_statistics(
         >>> stats.centered_discriminant  # zero on a uniform policy
         tensor([0.1418, 0.0000])
     """
-    _check(logits, tokens, temperature, impl)
-    name = choose_implementation(logits)[0] if impl == "auto" else impl
-    module = _load(name, logits)
-    values = _Statistics.apply(logits, tokens, float(temperature), second_order, module)
-    return TokenStatistics(**dict(zip(FIELDS, values, strict=True)), impl=name)
+    _check(logits, tokens, temperature)
+    name, module = resolve(impl, logits.device, logits.dtype, logits.numel())
+    return as_statistics(_Statistics.apply(logits, tokens, float(temperature), second_order, module), name)
 
 
 def choose_implementation(logits: Tensor) -> tuple[str, str]:
@@ -131,39 +129,64 @@ def choose_implementation(logits: Tensor) -> tuple[str, str]:
         >>> choose_implementation(torch.zeros(2, 5))
         ('eager', '10 logits: too few to pay for loading the compiled loops')
     """
-    if logits.is_cuda:
-        reason = _cannot_run("triton", logits)
+    return choose_for(logits.device, logits.dtype, logits.numel())
+
+
+def choose_for(device: torch.device, dtype: torch.dtype, count: int) -> tuple[str, str]:
+    """Choose for logits that need not exist yet: ``count`` of them of this type, there."""
+    if device.type == "cuda":
+        reason = _cannot_run("triton", device, dtype)
         return ("triton", "one read of the logits on the GPU") if reason is None else ("eager", str(reason))
-    reason = _cannot_run("fused-cpu", logits)
+    reason = _cannot_run("fused-cpu", device, dtype)
     if reason is not None:
         return "eager", str(reason)
-    if logits.numel() < SMALL:
-        return "eager", f"{logits.numel()} logits: too few to pay for loading the compiled loops"
+    if count < SMALL:
+        return "eager", f"{count} logits: too few to pay for loading the compiled loops"
     return "fused-cpu", "one read of the logits on the CPU"
 
 
-def _cannot_run(name: str, logits: Tensor) -> Exception | None:
-    """Return why an implementation cannot take these logits, as the error to raise."""
+def resolve(impl: str, device: torch.device, dtype: torch.dtype, count: int) -> tuple[str, Any]:
+    """Return the name and the module of an implementation; a request that cannot run fails with the reason.
+
+    Raises:
+        ValueError: The name is unknown, or not for this device or type.
+        ImportError: The implementation needs a package that is not installed.
+    """
+    if impl not in get_args(Implementation):
+        raise invalid("impl", f"one of {', '.join(get_args(Implementation))}", repr(impl))
+    name = choose_for(device, dtype, count)[0] if impl == "auto" else impl
+    reason = _cannot_run(name, device, dtype)
+    if reason is not None:
+        raise reason
+    return name, importlib.import_module(f"entropy_theory.vocab.{_MODULES[name]}")
+
+
+def _cannot_run(name: str, device: torch.device, dtype: torch.dtype) -> Exception | None:
+    """Return why an implementation cannot take such logits, as the error to raise."""
     if name == "fused-cpu":
-        if logits.device.type != "cpu":
-            return invalid("impl", f"an implementation for {logits.device.type}", repr(name))
-        if logits.dtype not in _FUSED_CPU_DTYPES:
-            return invalid("impl", f"an implementation for {logits.dtype}", repr(name))
+        if device.type != "cpu":
+            return invalid("impl", f"an implementation for {device.type}", repr(name))
+        if dtype not in _FUSED_CPU_DTYPES:
+            return invalid("impl", f"an implementation for {dtype}", repr(name))
     elif name == "triton":
         if importlib.util.find_spec("triton") is None:
             return missing_extra("triton", "gpu")
-        if not logits.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-            return invalid("impl", f"an implementation for {logits.device.type}", repr(name))
-        if logits.dtype not in _TRITON_DTYPES:
-            return invalid("impl", f"an implementation for {logits.dtype}", repr(name))
+        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            return invalid("impl", f"an implementation for {device.type}", repr(name))
+        if dtype not in _TRITON_DTYPES:
+            return invalid("impl", f"an implementation for {dtype}", repr(name))
     return None
 
 
-def _load(name: str, logits: Tensor) -> Any:
-    reason = _cannot_run(name, logits)
-    if reason is not None:
-        raise reason
-    return importlib.import_module(f"entropy_theory.vocab.{_MODULES[name]}")
+def assemble(values: dict[str, Tensor | None], shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+    """Give the finished fields their shape and their type: float32, or float64 for float64 logits."""
+    dtype = torch.promote_types(dtype, torch.float32)
+    return tuple(None if (v := values[name]) is None else v.to(dtype).reshape(shape) for name in FIELDS)
+
+
+def as_statistics(values: tuple[Tensor | None, ...], name: str) -> TokenStatistics:
+    """Build the result from the fields in the order of ``FIELDS``."""
+    return TokenStatistics(**dict(zip(FIELDS, values, strict=True)), impl=name)  # type: ignore[arg-type]
 
 
 class _Statistics(torch.autograd.Function):
@@ -175,9 +198,7 @@ class _Statistics(torch.autograd.Function):
         ids = tokens.long().unsqueeze(-1)
         sums = module.accumulate(logits, temperature, second_order)
         token_logits = logits.gather(-1, ids).reshape(-1)
-        values = finish(sums, token_logits, temperature, second_order)
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        out = tuple(None if v is None else v.to(dtype).reshape(tokens.shape) for v in values.values())
+        out = assemble(finish(sums, token_logits, temperature, second_order), tokens.shape, logits.dtype)
         ctx.mark_non_differentiable(*(v for v in out[2:] if v is not None))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, ids, sums, token_logits)
@@ -195,27 +216,42 @@ class _Statistics(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
-def _check(logits: object, tokens: object, temperature: object, impl: object) -> None:
+def _check(logits: object, tokens: object, temperature: object) -> None:
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         raise invalid("logits", "a floating-point tensor (..., V)", getattr(logits, "dtype", type(logits).__name__))
     if logits.ndim < 1 or logits.shape[-1] < 2:
         raise invalid("logits", "a last dimension V of at least 2", f"shape {tuple(logits.shape)}")
+    check_tokens(tokens, logits.shape[:-1], logits.shape[-1], logits.device, "the logits' without V")
+    check_temperature(temperature)
+
+
+def check_tokens(tokens: object, shape: torch.Size, vocab_size: int, device: torch.device, whose: str) -> None:
+    """Refuse token ids of the wrong type, shape, device or range.
+
+    Raises:
+        ValueError: As said.
+    """
     if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8):
         raise invalid("tokens", "an integer tensor (...)", getattr(tokens, "dtype", type(tokens).__name__))
-    if tokens.shape != logits.shape[:-1]:
-        raise invalid("tokens", f"shape {tuple(logits.shape[:-1])}, the logits' without V", tuple(tokens.shape))
-    if tokens.device != logits.device:
-        raise invalid("tokens", f"the logits' device {logits.device}", tokens.device)
-    vocab_size = logits.shape[-1]
+    if tokens.shape != shape:
+        raise invalid("tokens", f"shape {tuple(shape)}, {whose}", tuple(tokens.shape))
+    if tokens.device != device:
+        raise invalid("tokens", f"the logits' device {device}", tokens.device)
     if tokens.numel():
         low, high = (int(x) for x in torch.aminmax(tokens))
         if low < 0 or high >= vocab_size:
             raise invalid("tokens", f"ids in [0, {vocab_size})", low if low < 0 else high)
+
+
+def check_temperature(temperature: object) -> None:
+    """Refuse a temperature that is not a positive finite number.
+
+    Raises:
+        ValueError: As said.
+    """
     if (
         isinstance(temperature, bool)
         or not isinstance(temperature, int | float)
         or not (temperature > 0 and math.isfinite(temperature))
     ):
         raise invalid("temperature", "a finite number > 0", temperature)
-    if impl not in get_args(Implementation):
-        raise invalid("impl", f"one of {', '.join(get_args(Implementation))}", repr(impl))
