@@ -147,6 +147,13 @@ def finish(sums: Tensor, token_logits: Tensor, temperature: float, second_order:
     return out
 
 
+def put_at_tokens(gradient: Tensor, tokens: Tensor, values: Tensor) -> None:
+    """Write one value per row at its token, in place; gradient (..., V) contiguous, tokens and values (rows,)."""
+    # scatter_ would widen the whole of a 16-bit gradient to float32 on the CPU.
+    flat = gradient.view(-1, gradient.shape[-1])
+    flat[torch.arange(flat.shape[0], device=flat.device), tokens] = values.to(flat.dtype)
+
+
 def gradient_coefficients(
     sums: Tensor, token_logits: Tensor, temperature: float, log_prob_grad: Tensor | None, entropy_grad: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

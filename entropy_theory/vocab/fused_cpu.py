@@ -3,6 +3,8 @@
 The loops are in ``cpu_kernels``; here is what lies between them and torch: a flat view of the storage, so that any
 strides are read where they are as long as a row is contiguous, and threads that take rows as they become free. The
 kernels let go of Python's lock, so a plain thread pool does; unlike Numba's own it may be used from several threads.
+Torch's own threads spin for some milliseconds after every parallel operation and hold the cores meanwhile; where that
+shows, ``OMP_WAIT_POLICY=passive`` in the environment ends it.
 """
 
 from __future__ import annotations

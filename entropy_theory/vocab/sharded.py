@@ -141,9 +141,8 @@ class _Sharded(torch.autograd.Function):
         flat = (None if g is None else g.reshape(-1) for g in gradients[:2])
         top, level, slope, at_token = gradient_coefficients(sums, token_logits, ctx.temperature, *flat)
         gradient = ctx.module.gradient(logits, ctx.temperature, top, level, slope)
-        index = torch.where(inside, local, 0).unsqueeze(-1)
-        own = torch.where(
-            inside, at_token.to(gradient.dtype).reshape(inside.shape), gradient.gather(-1, index).squeeze(-1)
-        )
-        gradient.scatter_(-1, index, own.unsqueeze(-1))
+        own = inside.reshape(-1)
+        part = gradient.view(-1, gradient.shape[-1])
+        rows = own.nonzero().squeeze(-1)
+        part[rows, local.reshape(-1)[rows]] = at_token[rows].to(part.dtype)
         return gradient, None, None

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from entropy_theory.errors import invalid, missing_extra
-from entropy_theory.vocab.accumulators import finish, gradient_coefficients
+from entropy_theory.vocab.accumulators import finish, gradient_coefficients, put_at_tokens
 
 Implementation = Literal["auto", "eager", "fused-cpu", "triton"]
 
@@ -212,7 +212,7 @@ class _Statistics(torch.autograd.Function):
         flat = (None if g is None else g.reshape(-1) for g in gradients[:2])
         top, level, slope, at_token = gradient_coefficients(sums, token_logits, ctx.temperature, *flat)
         gradient = ctx.module.gradient(logits, ctx.temperature, top, level, slope)
-        gradient.scatter_(-1, ids, at_token.to(gradient.dtype).reshape(ids.shape))
+        put_at_tokens(gradient, ids.reshape(-1), at_token)
         return gradient, None, None, None, None
 
 
