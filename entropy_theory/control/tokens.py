@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 from entropy_theory.errors import invalid
+from entropy_theory.records import written_whole
 
 _STATISTICS = "token_statistics(logits, tokens)"
 _HOW_TO_GET = {
@@ -287,22 +288,12 @@ class TokenBatch:
             ...     TokenBatch.load(Path(folder) / "batch.safetensors").log_probs.shape
             torch.Size([1, 2])
         """
-        from safetensors.torch import save
+        from safetensors.torch import save_file
 
-        target = Path(path)
-        # fields may share memory (the same tensor given twice), which the format refuses: copy each
+        # Fields may share memory (the same tensor given twice), which the format refuses: copy each.
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in self._present()}
-        data = save(tensors, metadata=_FORMAT)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with written_whole(Path(path)) as temporary:
+            save_file(tensors, temporary, metadata=_FORMAT)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> TokenBatch:
