@@ -123,36 +123,34 @@ def arms_table(finals: Mapping[str, Mapping[str, Interval]], rules: Mapping[str,
 
 
 def lens_table(table: Mapping[str, Any]) -> Table:
-    """Lay out the predicted changes of entropy of all rules on one batch.
+    """Lay out the predicted changes of entropy of all rules on one batch; the data has more than fits a terminal.
 
     Args:
         table: ``LensTable.to_dict()``.
     """
+    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
-    def interval(estimate: Mapping[str, float]) -> str:
-        return f"{estimate['value']:+.4f} [{estimate['low']:+.4f}, {estimate['high']:+.4f}]"
+    def milli(value: float | None) -> str:
+        return "—" if value is None else f"{1000 * value:+.1f}"
+
+    def estimate(numbers: Mapping[str, float]) -> str:
+        return f"{milli(numbers['value'])}\n\\[{milli(numbers['low'])}, {milli(numbers['high'])}]"
 
     shares = " / ".join(f"{table['shares'][f'q{q}']:.1%}" for q in (1, 2, 3, 4))
     layout = Table(
-        title=f"predicted change of mean entropy for a step of {table['step_size']:g} (nats), first order",
+        title=f"predicted change of mean entropy, 0.001 nats, step {table['step_size']:g}",
         caption=f"{table['tokens']:,} tokens, {table['clusters']} {table['cluster_kind']} resampled "
         f"{table['resamples']} times (95 %), mean entropy {table['entropy']:.4f}, Q1 to Q4 {shares}",
-        expand=False,
         padding=(0, 1, 0, 0),
+        box=SIMPLE_HEAD,
     )
-    for name in ("rule", "total", "against none", "Q1", "Q2", "Q3", "Q4", "dropped", "random mask", "gradient"):
-        layout.add_column(name, justify="left" if name == "rule" else "right", no_wrap=name != "rule")
-    second = any(row["second_order"] is not None for row in table["rows"])
-    if second:
-        layout.add_column("2nd order", justify="right", no_wrap=True)
+    layout.add_column("rule", overflow="fold", min_width=12)
+    for name in ("total", "less none", "Q1", "Q2", "Q3", "Q4", "drop", "random"):
+        layout.add_column(name, justify="right", no_wrap=True)
     for row in table["rows"]:
-        cells = [escape(row["rule"]), interval(row["total"]), interval(row["against_none"])]
-        cells += [f"{row['quadrants'][f'q{q}']:+.4f}" for q in (1, 2, 3, 4)]
-        random = "—" if row["random_total"] is None else f"{row['random_total']:+.4f} ± {row['random_deviation']:.4f}"
-        cells += [f"{row['dropped_share']:.2%}", random, f"{row['gradient_kept']:.1%}"]
-        if second:
-            cells.append("—" if row["second_order"] is None else f"{row['second_order']:+.4f}")
-        layout.add_row(*cells)
+        quadrants = [milli(row["quadrants"][f"q{q}"]) for q in (1, 2, 3, 4)]
+        cells = [escape(row["rule"]), estimate(row["total"]), milli(row["against_none"]["value"]), *quadrants]
+        layout.add_row(*cells, f"{row['dropped_share']:.1%}", milli(row["random_total"]))
     return layout
