@@ -13,10 +13,10 @@ BATCH = Path(__file__).parent / "control" / "grpo_batch.safetensors"
 
 
 def test_it_prints_and_plots_all_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
     assert cli.main(["lens", str(BATCH), "--resamples", "50", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ("clip-b", "entropy-budget", "against none", "groups resampled"))
+    assert all(name in out for name in ("clip-b", "entropy-budget", "vs none", "random", "groups resampled"))
     table = json.loads((tmp_path / "lens.json").read_text())
     assert table["tokens"] == 511
     assert {"none", "clip-v", "stare", "w-reinforce"} <= {row["rule"] for row in table["rows"]}

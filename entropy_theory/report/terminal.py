@@ -146,8 +146,8 @@ def lens_table(table: Mapping[str, Any]) -> Table:
         padding=(0, 1, 0, 0),
         box=SIMPLE_HEAD,
     )
-    layout.add_column("rule", overflow="fold", min_width=12)
-    for name in ("total", "less none", "Q1", "Q2", "Q3", "Q4", "drop", "random"):
+    layout.add_column("rule", overflow="fold", min_width=14)
+    for name in ("total", "vs none", "Q1", "Q2", "Q3", "Q4", "drop", "random"):
         layout.add_column(name, justify="right", no_wrap=True)
     for row in table["rows"]:
         quadrants = [milli(row["quadrants"][f"q{q}"]) for q in (1, 2, 3, 4)]
