@@ -76,9 +76,6 @@ class Rule:
 
         Returns:
             The changed flow, the rule's own metrics (global numbers), and its next state.
-
-        Example:
-            See `NoControl.transform`, which returns its flow as it came.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement transform")
 
