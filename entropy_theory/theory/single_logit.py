@@ -61,7 +61,8 @@ def single_logit_entropy_change(prob: ArrayLike, entropy: ArrayLike, step: Array
 
     Shapes: (...) each, broadcast; (...) out. Nats, float64. p and H are taken as the exact numbers they are.
 
-    Domain: 0 ≤ p ≤ 1, H ≥ h(p), ε finite.
+    Domain: 0 ≤ p ≤ 1, H ≥ h(p), ε finite. Nearer to p = 1 than 1e-12 the rounded p and H no longer say what surrounds
+    the token; use `entropy_change` there.
 
     Raises:
         ValueError: If an argument is not real or out of range, H is below h(p), or the shapes do not broadcast.

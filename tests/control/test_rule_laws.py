@@ -48,9 +48,12 @@ def assume_off_thresholds(out: RuleOutput, batch: TokenBatch) -> None:
 
 
 def same(a: RuleOutput, b: RuleOutput, pick=lambda value: value) -> None:
-    """Equal tensors, up to `pick` of the second; equal metrics up to the order of float64 sums."""
-    assert torch.equal(a.coefficients, pick(b.coefficients))
-    assert torch.equal(a.objective.detach(), pick(b.objective.detach()))
+    """Equal tensors, up to `pick` of the second; equal metrics up to the order of float64 sums.
+
+    Coefficients may differ in the last bit: a vectorised exp rounds by where in a row a token stands.
+    """
+    torch.testing.assert_close(a.coefficients, pick(b.coefficients), rtol=1e-14, atol=0)
+    torch.testing.assert_close(a.objective.detach(), pick(b.objective.detach()), rtol=1e-14, atol=1e-300)
     assert torch.equal(a.counted_mask, pick(b.counted_mask))
     assert int(a.denominator) == int(b.denominator)
     assert (a.keep_mask is None) == (b.keep_mask is None)

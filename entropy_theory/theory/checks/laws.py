@@ -83,7 +83,10 @@ def two_numbers_decide(budget: Budget) -> Evidence:
                 alone = single_logit.single_logit_entropy_change(p, np.maximum(H, _binary(p)), step)
                 # p and H round at 1e-16, which is amplified where the token leaves with 1 − p of the probability.
                 size = ROUND_OFF * (1.0 + abs(step)) * (1.0 + H) / np.maximum(1.0 - p, 1e-12)
-                yield np.abs(whole - alone) / np.maximum(size, ROUND_OFF)
+                # Nearer to 1 than 1e-12, float64 holds 1 − p to a few digits or none: the two numbers, rounded, no
+                # longer say what surrounds the token, and there is nothing to compare. p = 1 itself is compared.
+                told = (p == 1.0) | (1.0 - p >= 1e-12)
+                yield np.where(told, np.abs(whole - alone) / np.maximum(size, ROUND_OFF), 0.0)
 
     return hold(budget, excess)
 
