@@ -78,6 +78,54 @@ def _verify(config: VerifyConfig, console: Console) -> int:
     return 0 if report.passed else 1
 
 
+@dataclass(frozen=True)
+class LensConfig:
+    """Ask which control rule would do what to entropy, on a batch of your own and before any training.
+
+    Reads a TokenBatch file (TokenBatch.save; simulations/record_batch.py records one from a GRPO run) and predicts for
+    each rule the change of entropy of the gradient that it lets through. Examples:
+
+      entropy-theory lens batch.safetensors
+      entropy-theory lens batch.safetensors --rules clip-b "clip-b(mu=1)" "clip-v(drop_fraction=0.02)" --out runs/lens
+
+    Attributes:
+        batch: The file.
+        rules: Rules to compare; default: every rule that the batch has the inputs for.
+        step_size: Step of the logits; predictions are proportional to it.
+        resamples: Bootstrap resamples.
+        seed: Seed of the bootstrap and of rules that draw.
+        out: Folder for lens.json and lens.png.
+    """
+
+    batch: tyro.conf.Positional[Path]
+    rules: tuple[str, ...] = ()
+    step_size: float = 1.0
+    resamples: int = 1000
+    seed: int = 0
+    out: Path | None = None
+
+
+def _lens(config: LensConfig, console: Console) -> int:
+    from entropy_theory import records
+    from entropy_theory.control import TokenBatch, lens
+    from entropy_theory.report.terminal import lens_table
+
+    batch = TokenBatch.load(config.batch)
+    table = lens(
+        batch, config.rules or None, step_size=config.step_size, resamples=config.resamples, seed=config.seed
+    ).to_dict()
+    console.print(lens_table(table))
+    for name, reason in table["skipped"].items():
+        console.print(f"left out {name}: {reason}", markup=False, highlight=False)
+    if config.out is not None:
+        from entropy_theory.report import figures, lens_figures
+
+        records.write_json(config.out / "lens.json", table)
+        figures.save(lens_figures.lens(table), config.out / "lens.png")
+        console.print(f"written: {config.out / 'lens.json'}, {config.out / 'lens.png'}")
+    return 0
+
+
 def _train(config: Any, console: Console) -> int:
     from entropy_theory.bridge.training import train
 
@@ -128,6 +176,9 @@ COMMANDS = {
         "GRPO on a bank of softmax policies, predicted beside realised entropy",
         "entropy_theory.dynamics:SimulationConfig",
         _simulate,
+    ),
+    "lens": Command(
+        "which rule would do what to entropy, predicted on a recorded batch", "entropy_theory.cli:LensConfig", _lens
     ),
     "train": Command("GRPO with an entropy-control rule", "entropy_theory.bridge.training:TrainConfig", _train),
 }

@@ -7,8 +7,20 @@ Example:
     True
 """
 
-from entropy_theory.control import discriminator_clipping, random_mask, ratio_clipping  # noqa: F401  (registers)
+from entropy_theory.control import (  # noqa: F401  (registers)
+    advantages,
+    budget,
+    coefficients,
+    covariance,
+    discriminator_clipping,
+    entropy_masks,
+    random_mask,
+    ratio_clipping,
+    reweighting,
+    surrogates,
+)
 from entropy_theory.control.flow import Context, Flow, RuleOutput, aggregate
+from entropy_theory.control.lens import LensTable, lens
 from entropy_theory.control.reducers import DistributedReducer, LocalReducer, Reducer
 from entropy_theory.control.rule import Pipe, Rule, register, rule, rule_class, rule_names
 from entropy_theory.control.tokens import TokenBatch
@@ -17,6 +29,7 @@ __all__ = [
     "Context",
     "DistributedReducer",
     "Flow",
+    "LensTable",
     "LocalReducer",
     "Pipe",
     "Reducer",
@@ -24,6 +37,7 @@ __all__ = [
     "RuleOutput",
     "TokenBatch",
     "aggregate",
+    "lens",
     "register",
     "rule",
     "rule_class",

@@ -56,15 +56,18 @@ class _DiscriminatorClipping(Rule):
     """What Clip_B and Clip_V share: their options and the search for outliers."""
 
     paper: ClassVar[str] = "arXiv 2602.03392"
+    kind: ClassVar[str] = "mask"
 
     mu: float = 0.0
     side: Side = "lower"
     advantages: Advantages = "negative"
     denominator: Denominator = "kept"
     statistics: Statistics = "valid"
+    drop_fraction: float | None = None
 
     def __post_init__(self) -> None:
         self._number("mu", 0.0)
+        self._fraction_instead_of("mu")
         self._choice("side", get_args(Side))
         self._choice("advantages", get_args(Advantages))
         self._choice("denominator", get_args(Denominator))
@@ -90,6 +93,14 @@ class _DiscriminatorClipping(Rule):
         if std < STD_FLOOR:
             return torch.zeros_like(flow.valid), out, metrics
         return population & (out > threshold), out, metrics
+
+    def _farthest(
+        self, out: Float[Tensor, "B T"], flow: Flow, context: Context
+    ) -> tuple[Bool[Tensor, "B T"], dict[str, float]]:
+        """The share `drop_fraction` of the valid tokens, farthest out first, among those that are out at all."""
+        number = round((self.drop_fraction or 0.0) * context.valid_tokens)
+        eligible = flow.population(self.statistics) & selected_advantages(flow.unmasked_advantages, self.advantages)
+        return masked_top_k(out, eligible & (out > 0), number, context.reducer), {"requested": float(number)}
 
 
 @register
@@ -135,6 +146,7 @@ class ClipB(_DiscriminatorClipping):
 
     name: ClassVar[str] = "clip-b"
     quadrants: ClassVar[str] = "removes Q4 (A < 0, unlikely tokens)"
+    parity: ClassVar[str] = "Trinity-RFT clipb, five settings"
 
     mu: float = 2.5
     log_probs_source: LogProbsSource = "auto"
@@ -158,7 +170,10 @@ class ClipB(_DiscriminatorClipping):
         batch = context.batch
         sources = {"auto": batch.rollout_log_probs, "rollout": batch.rollout_log_probs, "old": batch.old_log_probs}
         scores = batch.scores(sources.get(self.log_probs_source))
-        outliers, _, metrics = self._outliers(scores, True, flow, context)
+        outliers, out, metrics = self._outliers(scores, True, flow, context)
+        if self.drop_fraction is not None:
+            drop, requested = self._farthest(out, flow, context)
+            return flow.masked(flow.valid & ~drop, self.denominator), {**metrics, **requested}, None
         drop = outliers & selected_advantages(flow.unmasked_advantages, self.advantages)
         return flow.masked(flow.valid & ~drop, self.denominator), metrics, None
 
@@ -187,6 +202,8 @@ class ClipV(_DiscriminatorClipping):
         zero_advantages: "uncapped", the official behaviour: outliers with A = 0 are dropped too, and the cap
             neither counts nor restores them. They have no policy gradient, so this changes the denominator only.
             "kept": they are never dropped. Without effect when `advantages="all"`.
+        drop_fraction: Instead of μ and the cap: drop this share of the valid tokens, those with S_c farthest out on
+            the chosen side of 0 among the selected advantages; fewer when fewer are out at all.
 
     Quadrants: exactly Q4 (A < 0, S_c < 0), its far end.
     Departures: the paper's text has neither the restriction to A < 0 nor the cap; the default here is the official
@@ -210,6 +227,7 @@ class ClipV(_DiscriminatorClipping):
     name: ClassVar[str] = "clip-v"
     needs: ClassVar[tuple[str, ...]] = ("centered_discriminant",)
     quadrants: ClassVar[str] = "removes the far end of Q4"
+    parity: ClassVar[str] = "Trinity-RFT clipv, six settings"
 
     mu: float = 8.5
     max_fraction: float | None = 1e-4
@@ -234,6 +252,9 @@ class ClipV(_DiscriminatorClipping):
             2.0
         """
         outliers, out, metrics = self._outliers(context.batch.centered_scores(), False, flow, context)
+        if self.drop_fraction is not None:
+            drop, requested = self._farthest(out, flow, context)
+            return flow.masked(flow.valid & ~drop, self.denominator), {**metrics, **requested}, None
         drop = outliers & selected_advantages(flow.unmasked_advantages, self.advantages)
         over = masked_count(drop, context.reducer)
         if self.max_fraction is not None:

@@ -4,12 +4,15 @@ The flow starts from the unmodified policy gradient of the sampled tokens,
 
     J_t = r_t A_t,   g_t = ∂J_t/∂ log p_t = r_t A_t,   r_t = exp(log p_t − log p_old,t),
 
-with every valid token counted in the token mean. Each rule returns a changed flow. Three changes exist so far:
+with every valid token counted in the token mean. Each rule returns a changed flow. The changes are:
 
 - a mask (`masked`): the objective, the coefficients and the effective advantages of dropped tokens become 0;
-- a weight (`weighted`): the same three are multiplied by it;
-- a surrogate (`replaced`): a new objective, computed from the effective advantages and the ratio, and the factor
-  by which it changes the coefficients.
+- a gate (`gated`): the coefficients become 0, the objective keeps its value without a gradient;
+- a weight (`weighted`): objective, coefficients and effective advantages are multiplied by it;
+- other advantages (`with_advantages`), before any surrogate;
+- a surrogate (`replaced`): a new objective, computed from the effective advantages and the ratio, and what it makes
+  of the coefficients;
+- an entropy term (`with_entropy`): ∂J/∂H per token.
 
 Statistics never carry a gradient; the objective does when `log_probs` requires one.
 """
@@ -71,6 +74,8 @@ class Flow:
         advantages: The effective advantages Â: A times the masks and weights so far.
         unmasked_advantages: A times the weights so far; rules that choose tokens by the sign of A read it, since
             Â is 0 where an earlier rule dropped the token.
+        log_probs: log p, differentiable when the batch's are.
+        log_ratio: log p − log p_old, not clamped; 0 without old log-probabilities.
         coefficients: g = ∂J/∂ log p, without gradient.
         objective: J per token, or None when the pipe has no closed form of it.
         kept: Tokens that no rule has dropped.
@@ -80,6 +85,9 @@ class Flow:
         surrogates: How many rules have replaced the objective.
 
     Shapes: (B, T). All values are 0, False or 1 (ratio) at masked positions.
+
+    A flow also begins where an earlier one ended (`start` with `after`): what a batch rule decided stays, and the
+    ratio is that of the present policy.
 
     Example:
         >>> x = torch.zeros(1, 2)
@@ -91,6 +99,8 @@ class Flow:
     ratio: Float[Tensor, "B T"]
     advantages: Float[Tensor, "B T"]
     unmasked_advantages: Float[Tensor, "B T"]
+    log_probs: Float[Tensor, "B T"]
+    log_ratio: Float[Tensor, "B T"]
     coefficients: Float[Tensor, "B T"]
     objective: Float[Tensor, "B T"] | None
     kept: Bool[Tensor, "B T"]
@@ -100,12 +110,28 @@ class Flow:
     surrogates: int = 0
 
     @classmethod
-    def start(cls, batch: TokenBatch) -> Flow:
-        """Begin with g = J = r A; without old log-probabilities r = 1 and g has the very bits of A."""
+    def start(cls, batch: TokenBatch, after: RuleOutput | None = None) -> Flow:
+        """Begin with g = J = r A; without old log-probabilities r = 1 and g has the very bits of A.
+
+        Args:
+            batch: The statistics of the present policy.
+            after: The output of the batch rules that came before, on the same tokens: their effective advantages,
+                masks, counts and entropy coefficients are taken up.
+        """
         valid = batch.completion_mask
         # masked positions are replaced before any arithmetic: a NaN there must reach neither value nor gradient
         advantages = batch.token_advantages.detach().masked_fill(~valid, 0.0)
         log_probs = batch.log_probs.masked_fill(~valid, 0.0)
+        unmasked, kept, counted = advantages, valid, valid
+        if after is not None:
+            if after.advantages.shape != valid.shape:
+                raise invalid("after", f"the output of a rule on tokens of shape {tuple(valid.shape)}", "another shape")
+            advantages, kept, counted = (
+                after.advantages,
+                valid if after.keep_mask is None else after.keep_mask,
+                (after.counted_mask),
+            )
+            unmasked = advantages if after.unmasked_advantages is None else after.unmasked_advantages
         if batch.old_log_probs is not None:
             log_ratio = log_probs - batch.old_log_probs.detach().masked_fill(~valid, 0.0)
             ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
@@ -114,31 +140,68 @@ class Flow:
             objective = advantages * ratio
         else:
             # the value is exactly 1; written out only so that its derivative in log p is there
-            ratio = (log_probs - log_probs.detach()).exp()
+            log_ratio = log_probs - log_probs.detach()
+            ratio = log_ratio.exp()
             coefficients = advantages
             objective = advantages * ratio if log_probs.requires_grad else advantages
-        return cls(valid, ratio, advantages, advantages, coefficients, objective, kept=valid, counted=valid)
+        return cls(
+            valid,
+            ratio,
+            advantages,
+            unmasked,
+            log_probs,
+            log_ratio,
+            coefficients,
+            objective,
+            kept=kept,
+            counted=counted,
+            entropy_coefficients=None if after is None else after.entropy_coefficients,
+            masks=after is not None and after.keep_mask is not None,
+        )
+
+    def old_log_probs(self, context: Context) -> Float[Tensor, "B T"]:
+        """Log p before the update as it was given, without gradient; log p itself when the batch has none."""
+        old = context.batch.old_log_probs
+        return (self.log_probs if old is None else old.masked_fill(~self.valid, 0.0)).detach()
 
     def population(self, statistics: Statistics) -> Bool[Tensor, "B T"]:
         """The tokens that a rule looks at: all valid ones, or those that earlier rules kept."""
         return self.kept if statistics == "kept" else self.valid
 
     def masked(self, keep: Bool[Tensor, "B T"], denominator: Denominator) -> Flow:
-        """Drop tokens; with denominator "kept" they also leave the token mean's count."""
+        """Drop tokens; with denominator "kept" they also leave the token mean's count, and their entropy term."""
         dropped = ~keep
-        return replace(
+        out = replace(
             self,
             advantages=self.advantages.masked_fill(dropped, 0.0),
             coefficients=self.coefficients.masked_fill(dropped, 0.0),
             objective=None if self.objective is None else self.objective.masked_fill(dropped, 0.0),
             kept=self.kept & keep,
-            counted=self.counted & keep if denominator == "kept" else self.counted,
+            masks=True,
+        )
+        return out.uncounted(dropped) if denominator == "kept" else out
+
+    def gated(self, keep: Bool[Tensor, "B T"]) -> Flow:
+        """Take the gradient from tokens that stay in the objective's value and in the count."""
+        dropped = ~keep
+        objective = self.objective
+        return replace(
+            self,
+            advantages=self.advantages.masked_fill(dropped, 0.0),
+            coefficients=self.coefficients.masked_fill(dropped, 0.0),
+            objective=None if objective is None else torch.where(keep, objective, objective.detach()),
+            kept=self.kept & keep,
             masks=True,
         )
 
     def uncounted(self, tokens: Bool[Tensor, "B T"]) -> Flow:
-        """Take tokens out of the token mean's count."""
-        return replace(self, counted=self.counted & ~tokens)
+        """Take tokens out of the token mean's count, and their entropy term with them."""
+        entropy = self.entropy_coefficients
+        return replace(
+            self,
+            counted=self.counted & ~tokens,
+            entropy_coefficients=None if entropy is None else entropy.masked_fill(tokens, 0.0),
+        )
 
     def weighted(self, weight: Float[Tensor, "B T"]) -> Flow:
         """Multiply objective, coefficients and effective advantages by a weight that carries no gradient.
@@ -154,28 +217,70 @@ class Flow:
             objective=None if self.objective is None else self.objective * weight,
         )
 
+    def with_advantages(self, advantages: Float[Tensor, "B T"], by: str) -> Flow:
+        """Put other advantages in place of A; dropped tokens stay dropped.
+
+        Args:
+            advantages: The new A; may hold anything at masked positions.
+            by: The rule, for the message.
+
+        Raises:
+            ValueError: a surrogate came before: it has used the old advantages up.
+        """
+        if self.surrogates:
+            raise invalid("rule", f"{by} before the rules that replace the objective", "a pipe in another order")
+        unmasked = advantages.detach().to(self.advantages.dtype).masked_fill(~self.valid, 0.0)
+        effective = unmasked.masked_fill(~self.kept, 0.0)
+        inside = self.log_ratio.detach().abs() <= MAX_LOG_RATIO
+        return replace(
+            self,
+            advantages=effective,
+            unmasked_advantages=unmasked,
+            coefficients=(effective * self.ratio.detach()).masked_fill(~inside, 0.0),
+            objective=effective * self.ratio,
+        )
+
+    def with_entropy(self, coefficients: Float[Tensor, "B T"]) -> Flow:
+        """Add an entropy term: ∂J/∂H of each counted token."""
+        coefficients = coefficients.detach().masked_fill(~self.counted, 0.0)
+        if self.entropy_coefficients is not None:
+            coefficients = coefficients + self.entropy_coefficients
+        return replace(self, entropy_coefficients=coefficients)
+
     def replaced(
         self,
         objective: Float[Tensor, "B T"],
         *,
         keep: Bool[Tensor, "B T"] | None = None,
         factor: Float[Tensor, "B T"] | None = None,
+        derivative: Float[Tensor, "B T"] | None = None,
+        added: Float[Tensor, "B T"] | None = None,
     ) -> Flow:
-        """Put a surrogate objective in place; its gradient is the old coefficient times keep and factor.
+        """Put a surrogate objective in place, and say what it makes of the coefficients.
 
         A second surrogate in one pipe still multiplies the coefficients, but the product is not the derivative of
         a per-token objective that could be written down here, so the objective becomes None.
 
         Args:
-            objective: J per token, computed from `advantages` and `ratio`.
+            objective: J per token, computed from `advantages`, `ratio`, `log_ratio` and `log_probs`.
             keep: Tokens that have a gradient; the others keep their objective and stay counted.
             factor: What the coefficients are multiplied by.
+            derivative: ∂J/∂log p per unit of Â, instead of a factor: g = Â · derivative.
+            added: What is then added to the coefficients of tokens that are still kept.
         """
         coefficients = self.coefficients
+        if derivative is not None:
+            derivative = derivative.detach().masked_fill(~self.valid, 0.0)
+            if self.surrogates == 0:
+                coefficients = self.advantages * derivative
+            else:
+                coefficients = coefficients * (derivative / self.ratio.detach())
         if factor is not None:
             coefficients = coefficients * factor.detach().masked_fill(~self.valid, 1.0)
         if keep is not None:
             coefficients = coefficients.masked_fill(~keep, 0.0)
+        if added is not None:
+            coefficients = coefficients + added.detach().masked_fill(~self.kept, 0.0)
         return replace(
             self,
             coefficients=coefficients,
@@ -195,12 +300,13 @@ class RuleOutput:
         advantages: The effective advantages, A times all masks and weights, before any surrogate, (B, T).
         keep_mask: Tokens that no rule dropped, (B, T), False at masked positions; None when no rule masks.
         entropy_coefficients: ∂J/∂H_t, (B, T); None when the rule has no entropy term.
-        objective: J_t, (B, T); differentiable when `log_probs` requires a gradient; None where the pipe has no
-            closed form of it.
+        objective: J_t with its entropy term, (B, T); differentiable when `log_probs` (and for the entropy term
+            `entropy`) requires a gradient; None where the pipe has no closed form of it.
         denominator: The number of tokens over all ranks that the token mean counts, 0-d int64.
         counted_mask: These tokens, (B, T), for other aggregations.
         metrics: Global numbers for the log.
         state: What the rule wants back at the next step; None when it keeps nothing.
+        unmasked_advantages: A times all weights, (B, T): what later rules read the sign of A from.
 
     Example:
         >>> from entropy_theory.control import rule
@@ -219,6 +325,7 @@ class RuleOutput:
     counted_mask: Bool[Tensor, "B T"]
     metrics: dict[str, float] = field(default_factory=dict)
     state: State | None = None
+    unmasked_advantages: Float[Tensor, "B T"] | None = None
 
     def loss(self) -> Float[Tensor, ""]:
         """This rank's part of the token-mean loss.

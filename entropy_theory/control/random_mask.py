@@ -57,6 +57,7 @@ class RandomMask(Rule):
     """
 
     name: ClassVar[str] = "random-mask"
+    kind: ClassVar[str] = "random mask"
     quadrants: ClassVar[str] = "scales all four alike"
 
     match: str | Rule | None = None

@@ -384,3 +384,39 @@ def uniform_keys(
     keys = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
     keys.view(-1)[places] = drawn[offset : offset + places.numel()].to(mask.device)
     return keys
+
+
+def random_tokens(
+    candidates: Bool[Tensor, "*shape"], k: int, generator: torch.Generator, reducer: Reducer = LOCAL
+) -> Bool[Tensor, "*shape"]:
+    """Choose k candidates at random, the same ones however tokens are split over ranks.
+
+    Every rank draws the same permutation of all candidates in global token order; the first k win.
+
+    Args:
+        candidates: The tokens to choose from, on this rank.
+        k: How many in all; with fewer candidates, all of them.
+        generator: The source of randomness, seeded alike on every rank.
+        reducer: The collectives.
+
+    Raises:
+        ValueError: k negative, or the ranks drew different permutations.
+
+    Example:
+        >>> mask = torch.tensor([True, False, True, True])
+        >>> random_tokens(mask, 2, torch.Generator().manual_seed(0)).sum().item()
+        2
+    """
+    if k < 0:
+        raise invalid("k", "a number of tokens ≥ 0", k)
+    places = candidates.reshape(-1).nonzero().squeeze(-1)
+    offset, total = token_offset(places.numel(), reducer)
+    order = torch.randperm(total, generator=generator, device=generator.device)
+    lasts = reducer.gather(order[-1:].to(candidates.device))
+    if bool((lasts != lasts[:1]).any()):
+        raise invalid("generator", "the same seed and state on every rank", "generators that differ")
+    won = torch.zeros(total, dtype=torch.bool)
+    won[order[:k].cpu()] = True
+    chosen = torch.zeros_like(candidates)
+    chosen.view(-1)[places] = won[offset : offset + places.numel()].to(candidates.device)
+    return chosen

@@ -39,7 +39,10 @@ class Rule:
         phase: "batch" when it is fixed once per generation batch, "live" when it needs the current ratio.
         needs: The `TokenBatch` fields beyond the required ones that it reads.
         paper: Its source.
+        kind: What it does to the gradient: mask, weight, advantages, surrogate, penalty, entropy term, control.
         quadrants: Which quadrants it acts on, in words.
+        parity: Against which official code it is tested, in words.
+        entropy_term: Whether it adds ∂J/∂H, which a trainer must carry besides the coefficients.
 
     Example:
         >>> clip = rule("clip-b", mu=1)
@@ -56,7 +59,10 @@ class Rule:
     phase: ClassVar[Phase] = "batch"
     needs: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[str] = ""
+    kind: ClassVar[str] = ""
     quadrants: ClassVar[str] = ""
+    parity: ClassVar[str] = "no official code"
+    entropy_term: ClassVar[bool] = False
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Change the flow. Implemented by each rule; callers use `apply`.
@@ -82,6 +88,8 @@ class Rule:
         reducer: Reducer = LOCAL,
         generator: torch.Generator | None = None,
         state: State | None = None,
+        *,
+        after: RuleOutput | None = None,
     ) -> RuleOutput:
         """Compute the coefficients g_t of this rank's tokens, with statistics over all ranks.
 
@@ -95,6 +103,7 @@ class Rule:
             reducer: The collectives; the default serves one process.
             generator: For rules that draw at random; in the same state on every rank.
             state: What the last call returned, for rules that remember.
+            after: What the batch part of a pipe decided on these tokens, when this is its live part; see `split`.
 
         Returns:
             Coefficients, masks, objective, denominator, metrics, state.
@@ -114,18 +123,41 @@ class Rule:
         if count == 0:
             raise invalid("completion_mask", "at least one valid token over all ranks", "none")
         context = Context(batch, reducer, generator, count)
-        flow, metrics, state = self.transform(Flow.start(batch), context, state)
+        flow, metrics, state = self.transform(Flow.start(batch, after), context, state)
+        objective = flow.objective
+        if objective is not None and flow.entropy_coefficients is not None:
+            objective = objective + flow.entropy_coefficients * batch.entropy.masked_fill(~flow.valid, 0.0)
         return RuleOutput(
             coefficients=flow.coefficients,
             advantages=flow.advantages,
             keep_mask=flow.kept if flow.masks else None,
             entropy_coefficients=flow.entropy_coefficients,
-            objective=flow.objective,
+            objective=objective,
             denominator=reducer.sum(flow.counted.sum()),
             counted_mask=flow.counted,
             metrics={**_drop_metrics(flow, context), **metrics},
             state=state,
+            unmasked_advantages=flow.unmasked_advantages,
         )
+
+    def split(self) -> tuple[Rule | None, Rule | None]:
+        """Separate what is fixed once per generation batch from what must be asked at every update.
+
+        The two parts, one after the other, do what the rule does: at the batch, `first = batch_part.apply(batch)`; at
+        each update `live_part.apply(batch_now, after=first)`. Of a pipe, the batch part is its longest beginning
+        without a live rule. Metrics and states keep the names they have in the whole, so that both dictionaries are
+        the union of those of the parts.
+
+        Returns:
+            The batch part and the live part; None for a part that is empty.
+
+        Example:
+            >>> print(*rule("clip-b|steer|ppo-clip").split())
+            clip-b steer|ppo-clip
+            >>> print(*rule("clip-b").split())
+            clip-b None
+        """
+        return (self, None) if self.phase == "batch" else (None, self)
 
     def __or__(self, other: Rule) -> Pipe:
         if not isinstance(other, Rule):
@@ -150,9 +182,20 @@ class Rule:
         value = getattr(self, name)
         good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not good or not low <= value <= high or (above and value == low):
-            bound = f"{'>' if above else '≥'} {low:g}" + (f" and ≤ {high:g}" if high < math.inf else "")
-            raise invalid(f"{self.name} {name}", f"a finite number {bound}", repr(value))
+            ends = [f"{'>' if above else '≥'} {low:g}"] if low > -math.inf else []
+            ends += [f"≤ {high:g}"] if high < math.inf else []
+            raise invalid(f"{self.name} {name}", " ".join(["a finite number", " and ".join(ends)]).strip(), repr(value))
         self._narrow(**{name: float(value)})
+
+    def _fraction_instead_of(self, *names: str) -> None:
+        """Check `drop_fraction`, and that the thresholds it stands in for are at their defaults."""
+        if getattr(self, "drop_fraction", None) is None:
+            return
+        self._number("drop_fraction", 0.0, 1.0)
+        defaults = {f.name: f.default for f in fields(self)}
+        given = [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name) != defaults[name]]
+        if given:
+            raise invalid(f"{self.name} drop_fraction", f"no {' or '.join(names)} beside it", ", ".join(given))
 
     def _choice(self, name: str, choices: tuple[object, ...]) -> None:
         """Check that a parameter is one of a few values."""
@@ -212,20 +255,37 @@ class Pipe(Rule):
         ('live', ('old_log_probs',), True)
     """
 
+    _least: ClassVar[int] = 2
+    _before: ClassVar[tuple[str, ...]] = ()
+
     rules: tuple[Rule, ...]
 
     def __post_init__(self) -> None:
-        if len(self.rules) < 2 or not all(isinstance(r, Rule) for r in self.rules):
+        if len(self.rules) < self._least or not all(isinstance(r, Rule) for r in self.rules):
             raise invalid("rules", "at least two rules", self.rules)
         self._narrow(
             name="|".join(r.name for r in self.rules),
             phase="live" if any(r.phase == "live" for r in self.rules) else "batch",
             needs=tuple(dict.fromkeys(n for r in self.rules for n in r.needs)),
             paper="; ".join(dict.fromkeys(r.paper for r in self.rules if r.paper)),
+            entropy_term=any(r.entropy_term for r in self.rules),
         )
 
     def __str__(self) -> str:
         return "|".join(map(str, self.rules))
+
+    def split(self) -> tuple[Rule | None, Rule | None]:
+        """Separate the longest beginning without a live rule from the rest; see `Rule.split`.
+
+        Example:
+            >>> batch_part, live_part = rule("clip-b|clip-b(mu=1)|ppo-clip").split()
+            >>> batch_part.phase, live_part.phase, str(live_part)
+            ('batch', 'live', 'ppo-clip')
+        """
+        cut = next((place for place, member in enumerate(self.rules) if member.phase == "live"), len(self.rules))
+        if cut in (0, len(self.rules)):
+            return (self, None) if cut else (None, self)
+        return _part(self.rules[:cut], ()), _part(self.rules[cut:], tuple(r.name for r in self.rules[:cut]))
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Apply the members in order.
@@ -238,8 +298,8 @@ class Pipe(Rule):
         """
         metrics: dict[str, float] = {}
         states: dict[str, Any] = {}
-        seen: dict[str, int] = {}
-        for position, member in enumerate(self.rules):
+        seen: dict[str, int] = {name: self._before.count(name) for name in self._before}
+        for position, member in enumerate(self.rules, start=len(self._before)):
             before = flow.kept
             own_state = None if state is None else state.get(str(position))
             flow, own, own_state = member.transform(flow, context, own_state)
@@ -250,6 +310,19 @@ class Pipe(Rule):
             if own_state is not None:
                 states[str(position)] = own_state
         return flow, metrics, states or None
+
+
+@dataclass(frozen=True)
+class _Part(Pipe):
+    """A part of a pipe, of one rule or more, whose metrics and states are named as in the whole."""
+
+    _least: ClassVar[int] = 1
+
+
+def _part(rules: tuple[Rule, ...], before: tuple[str, ...]) -> _Part:
+    part = _Part(rules)
+    part._narrow(_before=before)
+    return part
 
 
 _REGISTRY: dict[str, type[Rule]] = {}
@@ -366,7 +439,9 @@ class NoControl(Rule):
     """
 
     name: ClassVar[str] = "none"
+    kind: ClassVar[str] = "control"
     quadrants: ClassVar[str] = "all four unchanged"
+    parity: ClassVar[str] = "the unclipped policy gradient, to the bit"
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Return the flow as it came.

@@ -27,6 +27,7 @@ _HOW_TO_GET = {
     "discriminant": f"{_STATISTICS}.discriminant",
     "centered_discriminant": f"{_STATISTICS}.centered_discriminant, or .baseline to rebuild it",
     "sum_squared_discriminant": "token_statistics(logits, tokens, second_order=True).sum_squared_discriminant",
+    "grpo_curvature": "token_statistics(logits, tokens, second_order=True).grpo_curvature",
     "rewards": "the reward of each completion, shape (B,)",
     "group_ids": "the prompt group of each completion, shape (B,)",
 }
@@ -51,6 +52,7 @@ class TokenBatch:
         discriminant: S, exact; carried so that it is not rebuilt from rounded parts.
         centered_discriminant: S_c, exact; likewise.
         sum_squared_discriminant: Σ_i S_i² over the vocabulary.
+        grpo_curvature: H''(0) along e_k − p, the second order of a GRPO step (section B.7 of the theory notes).
         rewards: One per completion, (B,).
         group_ids: The prompt group of each completion, integers (B,).
 
@@ -88,6 +90,7 @@ class TokenBatch:
     sum_squared_discriminant: Float[Tensor, "B T"] | None = None
     rewards: Float[Tensor, " B"] | None = None
     group_ids: Int[Tensor, " B"] | None = None
+    grpo_curvature: Float[Tensor, "B T"] | None = None
 
     def __post_init__(self) -> None:
         shape = self._check_shapes()

@@ -10,6 +10,7 @@ evaluated once, by `policy_statistics`, and all its tokens are looked up; the te
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -328,6 +329,53 @@ def gaussian_logits(policies: int, vocab_size: int, scale: float, seed: int) -> 
         for block in range(-(-policies // POLICIES_PER_DRAW))
     ]
     return torch.cat(blocks)[:policies] * scale
+
+
+def forking_logits(policies: int, vocab_size: int, seed: int) -> Float[Tensor, "B V"]:
+    """Draw initial policies as a trained language model has them: most certain, few that fork.
+
+    Independent normal logits, each policy scaled until its entropy is the one drawn for it: half of the policies
+    between 1e-4 and .009 nats (uniform in the logarithm), a fifth between .7 and ¾ log V (uniform), the rest in
+    between (uniform in the logarithm). So about half are under .01 nats and the top fifth is above .67, as arXiv
+    2506.01939 reports.
+
+    Args:
+        policies: B.
+        vocab_size: V ≥ 4.
+        seed: The seed; a policy depends on it and on its own place in the bank, not on B.
+
+    Returns:
+        Logits, float64, (B, V); entropies are met to about 1e-9 relative.
+
+    Raises:
+        ValueError: V < 4: ¾ log V is no more than .7.
+
+    Example:
+        >>> H = policy_statistics(forking_logits(1000, 50, 0)).entropy
+        >>> round((H < 0.01).double().mean().item(), 1), round((H > 0.67).double().mean().item(), 1)
+        (0.5, 0.2)
+    """
+    if vocab_size < 4:
+        raise invalid("vocab_size", "at least 4 for policies that fork", vocab_size)
+    z = gaussian_logits(policies, vocab_size, 1.0, seed)
+    blocks = [
+        torch.rand(POLICIES_PER_DRAW, 2, generator=generator(seed, Draw.FORKING, block), dtype=torch.float64)
+        for block in range(-(-policies // POLICIES_PER_DRAW))
+    ]
+    kind, place = torch.cat(blocks)[:policies].unbind(dim=1)
+
+    def between(low: float, high: float) -> Tensor:
+        return math.log(low) + place * (math.log(high) - math.log(low))
+
+    certain, middling = between(1e-4, 0.009).exp(), between(0.011, 0.66).exp()
+    forking = 0.7 + place * (0.75 * math.log(vocab_size) - 0.7)
+    entropy = torch.where(kind < 0.5, certain, torch.where(kind < 0.8, middling, forking))
+    low, high = torch.full_like(entropy, -20.0), torch.full_like(entropy, 40.0)  # of the logarithm of the scale
+    for _ in range(60):
+        middle = (low + high) / 2
+        more = policy_statistics(z * middle.exp().unsqueeze(-1)).entropy > entropy
+        low, high = torch.where(more, middle, low), torch.where(more, high, middle)
+    return z * ((low + high) / 2).exp().unsqueeze(-1)
 
 
 def correct_tokens(policies: int, vocab_size: int, share: float, seed: int) -> Bool[Tensor, "B V"]:

@@ -29,6 +29,7 @@ class Draw(IntEnum):
     PAIRS = 4
     TRUNCATED = 5
     ADVANTAGES = 6
+    FORKING = 7
 
 
 def generator(seed: int, purpose: Draw, *counters: int) -> torch.Generator:

@@ -116,7 +116,7 @@ class Simulation:
                 earlier=first,
             )
             if first is None or self.rule.phase == "live":
-                self.rule_state = update.output.state
+                self.rule_state = update.state
             first = first or update
             realised = self._move(samples, update, measure=recorded)
             if realised is not None:
@@ -134,7 +134,7 @@ class Simulation:
             drawn = torch.rand(config.policies, config.group_size, generator=source, dtype=torch.float64)
             uniforms = drawn.to(self.logits.device)
         keep = self.logits.numel() <= KEPT_ELEMENTS
-        squares = "sum_squared_discriminant" in self.rule.needs
+        squares = self.rule.entropy_term or "sum_squared_discriminant" in self.rule.needs
         tokens, scores, entropy, baseline, sums = [], [], [], [], []
         for block, rows in enumerate(self._blocks):
             policy = bank.policy_statistics(self.logits[rows])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -71,6 +71,8 @@ class Update:
         entropy_coefficients: Σ_j ∂J/∂H of each policy, (B,), or None.
         metrics: The rule's metrics for the present statistics.
         output: What the rule returned when it last ran.
+        frozen: What the rule's batch part decided for all updates on the batch, or None when it has none.
+        state: What the rule remembers.
 
     Example:
         See `first_order_change`.
@@ -81,6 +83,8 @@ class Update:
     entropy_coefficients: Float[Tensor, " B"] | None
     metrics: dict[str, float]
     output: RuleOutput
+    frozen: RuleOutput | None = None
+    state: State | None = None
 
 
 def group_advantages(rewards: Float[Tensor, "B G"], normalisation: Normalisation) -> Float[Tensor, "B G"]:
@@ -150,9 +154,9 @@ def decide(
 ) -> Update:
     """Ask a rule for the coefficients of one update.
 
-    g_j = r_j A_j times what the rule makes of it, r = p/p_old. A rule of phase "batch" is asked once per sampled batch:
-    its effective advantages Â stay, and later updates use g = r Â and the same denominator. A rule of phase "live" is
-    asked at every update, with the statistics of that moment.
+    g_j = r_j A_j times what the rule makes of it, r = p/p_old. The batch part of a rule (`Rule.split`) is asked once
+    per sampled batch: its effective advantages Â stay, and later updates use g = r Â and the same denominator. The live
+    part is asked at every update, with the statistics of that moment.
 
     Args:
         rule: The rule.
@@ -201,15 +205,23 @@ def decide(
         **per_token,
         **fields,
     )
-    if earlier is None or rule.phase == "live":
-        output = rule.apply(batch, generator=generator, state=state)
-        coefficients, metrics = output.coefficients, output.metrics
+    batch_part, live_part = rule.split()
+    frozen, states, metrics = None, [], {}
+    if batch_part is not None:
+        frozen = earlier.frozen if earlier else batch_part.apply(batch, generator=generator, state=state)
+        assert frozen is not None
+        states, metrics = [frozen.state], dict(frozen.metrics)
+    if live_part is not None:
+        output = live_part.apply(batch, generator=generator, state=state, after=frozen)
+        coefficients, states = output.coefficients, [*states, output.state]
+        metrics |= output.metrics
     else:
-        output = earlier.output
-        coefficients = Flow.start(replace(batch, advantages=output.advantages)).coefficients
-        numbers = batch.quadrants()
-        shares = {f"quadrant_share_q{q}": float((numbers == q).sum()) / numbers.numel() for q in (1, 2, 3, 4)}
-        metrics = {**output.metrics, **shares}
+        assert frozen is not None
+        output, coefficients = frozen, frozen.coefficients
+        if earlier is not None:
+            coefficients = Flow.start(batch, after=frozen).coefficients
+            numbers = batch.quadrants()
+            metrics |= {f"quadrant_share_q{q}": float((numbers == q).sum()) / numbers.numel() for q in (1, 2, 3, 4)}
     bonus = output.entropy_coefficients
     return Update(
         coefficients=coefficients,
@@ -217,7 +229,15 @@ def decide(
         entropy_coefficients=None if bonus is None else bonus.sum(dim=-1),
         metrics=metrics,
         output=output,
+        frozen=frozen,
+        state=_joined(states),
     )
+
+
+def _joined(states: list[State | None]) -> State | None:
+    """The state of a rule from those of its parts: mappings with different keys when there are two."""
+    present = [state for state in states if state is not None]
+    return {key: value for state in present for key, value in state.items()} if present else None
 
 
 def move_of_logits(

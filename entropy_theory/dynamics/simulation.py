@@ -21,7 +21,7 @@ from entropy_theory.dynamics.results import SimulationResult
 from entropy_theory.errors import invalid
 
 Progress = Callable[[int, int, str], None]
-Initialisation = Literal["gaussian"]
+Initialisation = Literal["gaussian", "forking"]
 Dtype = Literal["float64", "float32"]
 
 REPORT_EVERY = 10
@@ -46,8 +46,9 @@ class SimulationConfig:
         iterations: Updates per batch; from the second on the importance ratios differ from 1.
         step_size: Step of the logits, for a loss that is a mean over the group.
         rule: Entropy-control rule, such as clip-b, "clip-b(mu=1)", ppo-clip or none.
-        initialisation: Where the policies start; gaussian: independent normal logits.
-        logit_scale: Standard deviation of the initial logits.
+        initialisation: Where the policies start; gaussian: independent normal logits; forking: half of the policies
+            nearly certain and a fifth above .67 nats, as the positions of a language model.
+        logit_scale: Standard deviation of gaussian initial logits.
         correct_share: Share of the vocabulary that is right, drawn for each policy.
         advantage: Divide by the group's standard deviation as GRPO does (std), or only subtract its mean (mean).
         record_every: Record every k-th step; the last is always recorded.
@@ -102,6 +103,8 @@ class SimulationConfig:
         ):
             if getattr(self, name) not in choices:
                 raise invalid(name, f"one of {', '.join(choices)}", repr(getattr(self, name)))
+        if self.initialisation == "forking" and self.vocab_size < 4:
+            raise invalid("vocab_size", "an integer >= 4 for initialisation forking", self.vocab_size)
         rule = build_rule(self.rule)
         missing = [need for need in rule.needs if need not in grpo.AVAILABLE]
         if missing:
@@ -120,12 +123,12 @@ class SimulationConfig:
     def initial_logits(self) -> Float[Tensor, "B V"]:
         """Draw the policies to start from, (policies, vocab_size), float64.
 
-        Other initialisations are further branches here.
-
         Example:
             >>> SimulationConfig(policies=2, vocab_size=3).initial_logits().shape
             torch.Size([2, 3])
         """
+        if self.initialisation == "forking":
+            return bank.forking_logits(self.policies, self.vocab_size, self.seed)
         return bank.gaussian_logits(self.policies, self.vocab_size, self.logit_scale, self.seed)
 
 

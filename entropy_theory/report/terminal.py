@@ -120,3 +120,39 @@ def arms_table(finals: Mapping[str, Mapping[str, Interval]], rules: Mapping[str,
             f"{metrics['dropped_share'].mean:.1%}",
         )
     return table
+
+
+def lens_table(table: Mapping[str, Any]) -> Table:
+    """Lay out the predicted changes of entropy of all rules on one batch.
+
+    Args:
+        table: ``LensTable.to_dict()``.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    def interval(estimate: Mapping[str, float]) -> str:
+        return f"{estimate['value']:+.4f} [{estimate['low']:+.4f}, {estimate['high']:+.4f}]"
+
+    shares = " / ".join(f"{table['shares'][f'q{q}']:.1%}" for q in (1, 2, 3, 4))
+    layout = Table(
+        title=f"predicted change of mean entropy for a step of {table['step_size']:g} (nats), first order",
+        caption=f"{table['tokens']:,} tokens, {table['clusters']} {table['cluster_kind']} resampled "
+        f"{table['resamples']} times (95 %), mean entropy {table['entropy']:.4f}, Q1 to Q4 {shares}",
+        expand=False,
+        padding=(0, 1, 0, 0),
+    )
+    for name in ("rule", "total", "against none", "Q1", "Q2", "Q3", "Q4", "dropped", "random mask", "gradient"):
+        layout.add_column(name, justify="left" if name == "rule" else "right", no_wrap=name != "rule")
+    second = any(row["second_order"] is not None for row in table["rows"])
+    if second:
+        layout.add_column("2nd order", justify="right", no_wrap=True)
+    for row in table["rows"]:
+        cells = [escape(row["rule"]), interval(row["total"]), interval(row["against_none"])]
+        cells += [f"{row['quadrants'][f'q{q}']:+.4f}" for q in (1, 2, 3, 4)]
+        random = "—" if row["random_total"] is None else f"{row['random_total']:+.4f} ± {row['random_deviation']:.4f}"
+        cells += [f"{row['dropped_share']:.2%}", random, f"{row['gradient_kept']:.1%}"]
+        if second:
+            cells.append("—" if row["second_order"] is None else f"{row['second_order']:+.4f}")
+        layout.add_row(*cells)
+    return layout

@@ -23,6 +23,60 @@ PER_TOKEN = (
 )
 
 
+EVERY_METHOD = (
+    "clip-b(drop_fraction=0.3)",
+    "clip-v(drop_fraction=0.3, side='both')",
+    "clip-low",
+    "high-entropy(share=0.5)",
+    "high-entropy(scope='sequence', strict=True, denominator='kept')",
+    "clip-cov(fraction=0.3, lower=0.05)",
+    "clip-cov(fraction=0.3, lower=0.05, ratio_clip=False)|ppo-clip",
+    "kl-cov(fraction=0.3)",
+    "steer",
+    "steer(form='linear', frozen=True)|ppo-clip",
+    "stare(target=None, variant='C2', share=0.4)|clip-higher",
+    "stare(target=1.0, adaptive=True)",
+    "entropy-flow",
+    "entropy-flow(score='uncentered', strength=0.5)|ppo-clip",
+    "advantage-reweighting",
+    "advantage-reweighting(form='linear-positive', negative_weight=0.5)",
+    "advantage-reweighting(form='sigmoid')",
+    "advantage-reweighting(form='sigmoid-negative')",
+    "advantage-reweighting(form='mask')",
+    "advantage-reweighting(form='raft')",
+    "entropy-bonus(coefficient=0.1)|ppo-clip",
+    "high-entropy(share=0.5)|entropy-bonus(coefficient=0.1, over='kept')|clip-b(mu=0.5)",
+    "adaptive-entropy(initial=0.1)",
+    "adaptive-entropy(variant='trl', initial=0.1)|clip-b(mu=0.5)",
+    "w-reinforce|ppo-clip(dual_clip=None)",
+    "w-reinforce(samples='positive')",
+    "w-reinforce(samples='negative', across_holes=True)",
+    "w-reinforce(samples='advantage')",
+    "entropy-advantage",
+    "lopti(portion=0.4)",
+    "ce-gppo",
+    "ppo-clip|entropy-ratio",
+    "entropy-ratio(drop_fraction=0.3)|ppo-clip",
+    "cispo",
+    "cispo(epsilon_low=None)",
+    "gspo(epsilon_low=0.1, epsilon_high=0.1)",
+    "sapo",
+    "gpg",
+    "dppo",
+    "dppo(divergence='kl')",
+    "gmpo",
+    "dro",
+    "dcpo",
+    "bapo",
+    "clip-b(mu=0.5)|cispo",
+    "steer|kl-cov(fraction=0.2)",
+    "entropy-budget(floor=0.01)|ppo-clip",
+    "entropy-budget(floor=0.05, maximum=2, distance='relative')",
+    "entropy-budget(floor=None, ceiling=-0.01)",
+)
+"""A specification of every rule and form, beyond those that each file of tests lists by itself."""
+
+
 def random_batch(seed: int, rows: int = 6, width: int = 9, dtype: torch.dtype = torch.float64) -> TokenBatch:
     """Logits over 7 ids, two policies, tokens of the older one, right-padded; row 1 is fully masked."""
     generator = torch.Generator().manual_seed(seed)
@@ -49,7 +103,8 @@ def random_batch(seed: int, rows: int = 6, width: int = 9, dtype: torch.dtype = 
         "baseline": N,
         "discriminant": S,
         "centered_discriminant": S - N,
-        "rewards": normal(rows),
+        "rewards": (normal(rows) > 0).double(),
+        "sum_squared_discriminant": S_all.square().sum(-1),
     }
     return TokenBatch(
         **{name: value.to(dtype) for name, value in values.items()},
@@ -84,6 +139,8 @@ def batches(max_rows: int = 4, max_width: int = 5) -> st.SearchStrategy[TokenBat
             completion_mask=mask,
             baseline=matrix(number).abs(),
             centered_discriminant=matrix(number | special),
+            old_entropy=matrix(number).abs(),
+            rewards=matrix(st.sampled_from([0.0, 1.0, -1.0]), (rows,)),
         )
 
     return build()

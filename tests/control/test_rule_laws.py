@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from control_batches import batches, map_tokens, spoil_masked
-from hypothesis import assume, given
+from control_batches import EVERY_METHOD, batches, map_tokens, spoil_masked
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from entropy_theory.control import RuleOutput, TokenBatch, rule
@@ -29,6 +29,7 @@ SPECS = (
     "random-mask(fraction=0.4)|ppo-clip",
     "random-mask(match='clip-b(mu=0.31)', advantages='negative')",
 )
+few = settings(max_examples=25)
 every_rule = pytest.mark.parametrize("spec", SPECS)
 
 
@@ -60,6 +61,7 @@ def same(a: RuleOutput, b: RuleOutput, pick=lambda value: value) -> None:
 
 
 @every_rule
+@few
 @given(batch=batches(), garbage=st.sampled_from([float("nan"), float("inf"), -float("inf"), 1e300, -7.0]))
 def test_masked_positions_never_matter(spec: str, batch: TokenBatch, garbage: float) -> None:
     def with_gradient(b: TokenBatch) -> tuple[RuleOutput, torch.Tensor]:
@@ -76,7 +78,26 @@ def test_masked_positions_never_matter(spec: str, batch: TokenBatch, garbage: fl
     assert clean.metrics == spoiled.metrics
 
 
+@pytest.mark.parametrize("spec", EVERY_METHOD)
+@settings(max_examples=6)
+@given(batch=batches(), garbage=st.sampled_from([float("nan"), float("inf"), 1e300, -7.0]), right=st.integers(0, 2))
+def test_no_method_reads_masked_positions(spec: str, batch: TokenBatch, garbage: float, right: int) -> None:
+    def pad(value: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(value, (1, right), value=0 if value.dtype == torch.bool else garbage)
+
+    height, width = batch.log_probs.shape
+    clean, spoiled = spoil_masked(batch, 0.0), map_tokens(spoil_masked(batch, garbage), pad)
+    one, other = apply(spec, clean), apply(spec, spoiled)
+    same(one, other, lambda value: value[:height, 1 : width + 1])
+    assert torch.isfinite(one.coefficients).all()
+    assert not one.coefficients[~batch.completion_mask].any()
+    if one.entropy_coefficients is not None:
+        assert torch.equal(one.entropy_coefficients, other.entropy_coefficients[:height, 1 : width + 1])
+        assert not one.entropy_coefficients[~one.counted_mask].any()
+
+
 @every_rule
+@few
 @given(batch=batches(), left=st.integers(0, 2), right=st.integers(0, 3), rows=st.integers(0, 2))
 def test_padding_does_not_matter(spec: str, batch: TokenBatch, left: int, right: int, rows: int) -> None:
     def pad(value: torch.Tensor) -> torch.Tensor:
@@ -89,6 +110,7 @@ def test_padding_does_not_matter(spec: str, batch: TokenBatch, left: int, right:
 
 
 @pytest.mark.parametrize("spec", [s for s in SPECS if "random" not in s and "max_fraction=0.2" not in s])
+@few
 @given(batch=batches(), data=st.data())
 def test_the_order_of_rows_does_not_matter(spec: str, batch: TokenBatch, data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(batch.log_probs.shape[0])))
@@ -100,6 +122,7 @@ def test_the_order_of_rows_does_not_matter(spec: str, batch: TokenBatch, data: s
 
 
 @every_rule
+@few
 @given(batch=batches())
 def test_outputs_stay_within_the_valid_tokens(spec: str, batch: TokenBatch) -> None:
     out, valid = apply(spec, batch), batch.completion_mask
@@ -115,6 +138,7 @@ def test_outputs_stay_within_the_valid_tokens(spec: str, batch: TokenBatch) -> N
 
 
 @pytest.mark.parametrize("spec", [s for s in SPECS if "random" not in s and "kept" not in s])
+@few
 @given(batch=batches())
 def test_masks_are_idempotent(spec: str, batch: TokenBatch) -> None:
     once, twice = rule(spec).apply(batch), rule(f"{spec}|{spec}").apply(batch)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from control_batches import random_batch
+from control_batches import EVERY_METHOD, random_batch
 
 from entropy_theory.control import Flow, LocalReducer, Pipe, Rule, TokenBatch, aggregate, rule
 
@@ -33,7 +33,7 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", SPECS + EVERY_METHOD)
 @pytest.mark.parametrize("seed", range(3))
 def test_coefficients_are_the_derivative_of_the_objective(spec: str, seed: int) -> None:
     """Autograd oracle, float64; random ratios lie off the kinks. Round-off: a few ulps of each factor."""
@@ -43,6 +43,37 @@ def test_coefficients_are_the_derivative_of_the_objective(spec: str, seed: int) 
     out.objective.sum().backward()
     assert not out.coefficients.requires_grad
     torch.testing.assert_close(log_probs.grad, out.coefficients, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("spec", SPECS + EVERY_METHOD)
+def test_its_parts_one_after_the_other_do_what_the_pipe_does(spec: str) -> None:
+    """What a trainer does with `split`: the batch part once, its output before the live part at every update."""
+    batch, whole = random_batch(4), rule(spec)
+    expected = whole.apply(batch, generator=generator())
+    batch_part, live_part = whole.split()
+    assert str(whole) == "|".join(str(part) for part in (batch_part, live_part) if part is not None)
+    source, out, state, metrics = generator(), None, {}, {}
+    for part, phase in ((batch_part, "batch"), (live_part, "live")):
+        if part is not None:
+            assert part.phase == phase
+            out = part.apply(batch, generator=source, after=out)
+            state |= out.state or {}
+            metrics |= out.metrics
+    for name in ("coefficients", "advantages", "unmasked_advantages", "objective", "counted_mask", "denominator"):
+        torch.testing.assert_close(getattr(out, name), getattr(expected, name), rtol=1e-14, atol=0)
+    assert (out.keep_mask is None) == (expected.keep_mask is None)
+    assert out.keep_mask is None or torch.equal(out.keep_mask, expected.keep_mask)
+    assert (out.entropy_coefficients is None) == (expected.entropy_coefficients is None)
+    assert (state or None) == expected.state
+    assert metrics == pytest.approx(expected.metrics)
+
+
+@pytest.mark.parametrize("spec", EVERY_METHOD)
+def test_state_is_plain_data(spec: str) -> None:
+    import json
+
+    state = rule(spec).apply(random_batch(4), generator=generator()).state
+    assert json.loads(json.dumps(state, allow_nan=False)) == state
 
 
 @pytest.mark.parametrize("spec", [s for s in SPECS if rule(s).phase == "batch"])

@@ -168,3 +168,14 @@ def test_purposes_and_counters_draw_apart() -> None:
 def test_bad_input(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_forking_bank_has_the_shares_it_promises() -> None:
+    """Shares of 4000 draws: σ = √(.25/4000) = .008 and √(.16/4000) = .006; 4 σ."""
+    H = bank.policy_statistics(bank.forking_logits(4000, 64, 3)).entropy
+    assert abs(float((H < 0.01).double().mean()) - 0.5) < 0.032
+    assert abs(float((H > 0.67).double().mean()) - 0.2) < 0.026
+    assert float(H.min()) > 0.9e-4
+    assert torch.equal(bank.forking_logits(10, 64, 3), bank.forking_logits(4000, 64, 3)[:10])
+    with pytest.raises(ValueError, match="vocab_size: expected at least 4"):
+        bank.forking_logits(2, 3, 0)

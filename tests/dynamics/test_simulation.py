@@ -247,3 +247,21 @@ def test_threads_are_left_as_they_were() -> None:
     before = torch.get_num_threads()
     simulate(SimulationConfig(policies=4, vocab_size=5, steps=2))
     assert torch.get_num_threads() == before
+
+
+def test_the_batch_part_of_a_pipe_is_decided_once() -> None:
+    """With several updates on a batch, a pipe with a live member keeps its mask: dropping none live changes nothing."""
+    settings = {"policies": 30, "vocab_size": 12, "steps": 3, "iterations": 3, "step_size": 0.5}
+    alone = simulate(SimulationConfig(rule="clip-v(drop_fraction=0.2)", **settings))
+    wide = "ppo-clip(epsilon_low=100, epsilon_high=100, dual_clip=None)"
+    piped = simulate(SimulationConfig(rule=f"clip-v(drop_fraction=0.2)|{wide}", **settings))
+    for name in ("entropy_after", "predicted_change", "dropped_share"):
+        np.testing.assert_array_equal(alone.steps[name], piped.steps[name])
+
+
+@pytest.mark.parametrize("rule", ["entropy-bonus(coefficient=0.5)", "adaptive-entropy(variant='trl', target=10)"])
+def test_entropy_terms_are_predicted_and_raise_entropy(rule: str) -> None:
+    settings = {"policies": 40, "vocab_size": 12, "steps": 30, "step_size": 0.05, "initialisation": "forking"}
+    plain, bonus = (simulate(SimulationConfig(rule=one, **settings)) for one in ("none", rule))
+    assert bonus.summary["entropy_last"] > plain.summary["entropy_last"]
+    np.testing.assert_allclose(bonus.steps["predicted_change"], bonus.steps["realised_change"], atol=2e-3)

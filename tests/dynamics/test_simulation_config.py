@@ -37,7 +37,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"logit_scale": -1.0}, "logit_scale: expected a finite number >= 0, received -1.0"),
     ({"correct_share": 0.0}, "correct_share: expected a number > 0 and < 1, received 0.0"),
     ({"correct_share": 1.0}, "correct_share: expected a number > 0 and < 1, received 1.0"),
-    ({"initialisation": "zipf"}, "initialisation: expected one of gaussian, received 'zipf'"),
+    ({"initialisation": "zipf"}, "initialisation: expected one of gaussian, forking, received 'zipf'"),
     ({"advantage": "rank"}, "advantage: expected one of std, mean, received 'rank'"),
     ({"dtype": "bf16"}, "dtype: expected one of float64, float32, received 'bf16'"),
     ({"rule": "clip-bb"}, "rule: expected one of .*did you mean 'clip-b'"),

@@ -1,0 +1,324 @@
+"""The lens: what each rule would do to entropy, predicted from one recorded batch before any training.
+
+Every rule is reduced to the coefficients g_t and ∂J/∂H_t that it lets through, and these to a predicted change of
+entropy
+
+    ΔH_t = −(η/n) g_t S_c,t + (η/n) c_t Σ_i S_i²,      n the rule's own loss denominator
+
+(Theorem 3.3 of arXiv 2602.03392 and section B.11 of the theory notes): first order, position by position, as if
+positions shared no parameters. With η = 1 the total Σ_t ΔH_t is the slope of the mean entropy along the update.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from entropy_theory.control.flow import RuleOutput
+from entropy_theory.control.rule import Rule, rule, rule_class, rule_names
+from entropy_theory.control.tokens import TokenBatch
+from entropy_theory.errors import invalid
+
+LEVEL = 0.95
+"""Coverage of the bootstrap intervals."""
+
+_QUADRANTS = ("q1", "q2", "q3", "q4", "none")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its bootstrap interval.
+
+    Attributes:
+        value: The number on the batch itself.
+        low: Lower end of the percentile interval.
+        high: Upper end.
+
+    Example:
+        >>> Estimate(1.0, 0.5, 1.5).value
+        1.0
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class LensRow:
+    """What one rule would do.
+
+    Attributes:
+        rule: Its specification.
+        phase: "batch" or "live".
+        total: Σ_t ΔH_t, nats, with its interval.
+        per_token: The mean ΔH_t over the valid tokens, nats.
+        quadrants: The total split over q1 to q4, and "none" for tokens with A = 0 or S_c = 0.
+        entropy_term: The part of the total that comes from ∂J/∂H.
+        against_none: Total minus that of no control, on the same resamples.
+        dropped_share: Share of the valid tokens that its keep-mask drops.
+        random_total: Expected total of the matched random mask: as many tokens dropped at random, the same
+            denominator. None when nothing is dropped.
+        random_deviation: Standard deviation of that total over draws.
+        against_random: (total − random_total)/random_deviation; None without a matched mask or spread.
+        gradient_kept: Σ abs(g) over that of no control.
+        distance: ‖g − g_none‖/‖g_none‖: how far the gradient is from the unmodified one.
+        second_order: The total with ½ Σ_t (η g_t/n)² H''_t, when the batch carries the curvature.
+
+    Example:
+        See `lens`.
+    """
+
+    rule: str
+    phase: str
+    total: Estimate
+    per_token: float
+    quadrants: Mapping[str, float]
+    entropy_term: float
+    against_none: Estimate
+    dropped_share: float
+    random_total: float | None
+    random_deviation: float | None
+    against_random: float | None
+    gradient_kept: float
+    distance: float
+    second_order: float | None
+
+
+@dataclass(frozen=True)
+class LensTable:
+    """The comparison of rules on one batch.
+
+    Attributes:
+        rows: One per rule, in the order asked for; no control first.
+        tokens: Valid tokens.
+        clusters: What the bootstrap resamples: prompt groups when the batch has them, else sequences.
+        cluster_kind: "groups" or "sequences".
+        entropy: Mean entropy, nats.
+        shares: Each quadrant's share of the valid tokens, and "none".
+        step_size: η.
+        resamples: Bootstrap resamples.
+        skipped: Rules left out, and why.
+
+    Example:
+        See `lens`.
+    """
+
+    rows: tuple[LensRow, ...]
+    tokens: int
+    clusters: int
+    cluster_kind: str
+    entropy: float
+    shares: Mapping[str, float]
+    step_size: float
+    resamples: int
+    skipped: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that JSON can hold.
+
+        Example:
+            >>> x = torch.zeros(2, 1)
+            >>> batch = TokenBatch(x, x, torch.ones(2), x + 1, centered_discriminant=x + 0.5)
+            >>> lens(batch, ["none"], resamples=10).to_dict()["rows"][0]["total"]["value"]
+            -0.5
+        """
+        return asdict(self)
+
+
+def default_rules() -> tuple[str, ...]:
+    """Name every rule that a lens shows unasked: all with defaults that stand alone.
+
+    Example:
+        >>> "clip-b" in default_rules(), "random-mask" in default_rules()
+        (True, False)
+    """
+    return tuple(name for name in rule_names() if name not in ("none", "random-mask"))
+
+
+def lens(
+    batch: TokenBatch,
+    rules: Iterable[str | Rule] | None = None,
+    *,
+    step_size: float = 1.0,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> LensTable:
+    """Predict what each rule would do to the entropy of the policy that a batch came from.
+
+    Intervals are percentile bootstrap intervals over clusters, prompt groups or else sequences, because tokens of one
+    sequence share their advantage. The rules' decisions are those on the whole batch; they are not taken anew in each
+    resample. The matched random mask is not drawn: the expectation and the deviation over draws without replacement of
+    k of n tokens have closed forms, (1 − k/n) Σ x and √(k (n − k)/(n − 1)) σ(x) with x the effects without control.
+
+    Args:
+        batch: A recorded batch with S_c, or a baseline to rebuild it from.
+        rules: Rules or specifications; None for every registered rule that the batch has the inputs for. No control is
+            always shown, first.
+        step_size: η > 0, of the logits.
+        resamples: Bootstrap resamples, ≥ 1.
+        seed: Of the bootstrap and of rules that draw.
+
+    Returns:
+        The table. With `rules=None`, rules that lack an input are in `skipped`.
+
+    Raises:
+        ValueError: S_c is not available, a rule that was asked for lacks an input (Σ S² for entropy terms among them),
+            or an argument is out of range.
+
+    Example:
+        >>> S_c = torch.tensor([[0.3, -0.1], [0.2, -0.4]])
+        >>> x = torch.full((2, 2), -1.0)
+        >>> batch = TokenBatch(x, -x, torch.tensor([1.0, -1.0]), x * 0 + 1, centered_discriminant=S_c)
+        >>> none, clip = lens(batch, ["clip-v(mu=1)"], resamples=50).rows
+        >>> round(none.total.value, 4), round(none.quadrants["q4"], 4), abs(clip.total.value) < 1e-7
+        (-0.1, -0.1, True)
+    """
+    batch.require("centered_discriminant", by="lens")
+    if isinstance(step_size, bool) or not isinstance(step_size, int | float) or not 0 < step_size < math.inf:
+        raise invalid("step_size", "a finite number > 0", repr(step_size))
+    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
+        raise invalid("resamples", "an integer >= 1", repr(resamples))
+    if not bool(batch.completion_mask.any()):
+        raise invalid("completion_mask", "at least one valid token", "none")
+    chosen, skipped = _choose(batch, rules)
+    view = _View(batch, float(step_size), resamples, seed)
+    none = rule("none")
+    base = view.measure(none, none.apply(batch))
+    rows = [view.row(none, base, base)]
+    for one in chosen:
+        out = one.apply(batch, generator=torch.Generator().manual_seed(seed))
+        rows.append(view.row(one, view.measure(one, out), base))
+    return LensTable(
+        rows=tuple(rows),
+        tokens=view.count,
+        clusters=view.clusters,
+        cluster_kind="groups" if batch.group_ids is not None else "sequences",
+        entropy=float(batch.entropy.detach()[view.valid].double().mean()),
+        shares={name: float((view.valid & where).sum()) / view.count for name, where in view.groups.items()},
+        step_size=float(step_size),
+        resamples=resamples,
+        skipped=skipped,
+    )
+
+
+def _choose(batch: TokenBatch, rules: Iterable[str | Rule] | None) -> tuple[list[Rule], dict[str, str]]:
+    """The rules to show, no control left out, and those that lack an input when none were asked for."""
+    asked = rules is not None
+    chosen, skipped = [], {}
+    for spec in default_rules() if rules is None else rules:
+        one = rule_class(spec)() if not asked and isinstance(spec, str) else rule(spec)
+        if str(one) == "none":
+            continue
+        needs = (*one.needs, "sum_squared_discriminant") if one.entropy_term else one.needs
+        try:
+            batch.require(*needs, by=str(one))
+        except ValueError as error:
+            if asked:
+                raise
+            skipped[str(one)] = str(error)
+            continue
+        chosen.append(one)
+    return chosen, skipped
+
+
+@dataclass(frozen=True, eq=False)
+class _Effects:
+    """The effects of one rule before they are divided by the denominator."""
+
+    coefficients: Float[Tensor, "B T"]
+    effects: Float[Tensor, "B T"]
+    entropy_effects: Float[Tensor, "B T"]
+    counted: Float[Tensor, " B"]
+    dropped: int
+
+    @property
+    def denominator(self) -> float:
+        return max(float(self.counted.sum()), 1.0)
+
+
+class _View:
+    """A batch prepared for looking at many rules: clusters, resamples, quadrants."""
+
+    def __init__(self, batch: TokenBatch, step_size: float, resamples: int, seed: int) -> None:
+        self.batch, self.step_size, self.valid = batch, step_size, batch.completion_mask
+        self.count = int(self.valid.sum())
+        self.score = batch.centered_scores().masked_fill(~self.valid, 0.0).double()
+        numbers = batch.quadrants()
+        self.groups = {f"q{q}": numbers == q for q in (1, 2, 3, 4)} | {"none": self.valid & (numbers == 0)}
+        rows = self.valid.any(dim=1)
+        ids = torch.arange(rows.numel(), device=rows.device) if batch.group_ids is None else batch.group_ids
+        _, place = torch.unique(ids[rows], return_inverse=True)
+        self.clusters = int(place.max()) + 1
+        self._rows, self._place = rows, place
+        generator = torch.Generator().manual_seed(seed)
+        picks = torch.randint(self.clusters, (resamples, self.clusters), generator=generator)
+        weights = torch.zeros(resamples, self.clusters, dtype=torch.float64)
+        self._weights = weights.scatter_add_(1, picks, torch.ones_like(picks, dtype=torch.float64))
+
+    def measure(self, one: Rule, out: RuleOutput) -> _Effects:
+        """−g S_c + c Σ S² of each token, and what the rule counts."""
+        g = out.coefficients.detach().double()
+        entropy = torch.zeros_like(self.score)
+        if out.entropy_coefficients is not None:
+            squares = self.batch.sum_squared_discriminant
+            assert squares is not None  # `_choose` has seen to it
+            entropy = out.entropy_coefficients.double() * squares.detach().masked_fill(~self.valid, 0.0).double()
+        dropped = int(out.metrics["dropped"])
+        return _Effects(g, -g * self.score + entropy, entropy, out.counted_mask.sum(dim=1).double(), dropped)
+
+    def _per_cluster(self, values: Float[Tensor, " B"]) -> Float[Tensor, " C"]:
+        sums = torch.zeros(self.clusters, dtype=torch.float64, device=values.device)
+        return sums.index_add_(0, self._place, values[self._rows]).cpu()
+
+    def _resampled(self, found: _Effects) -> Float[Tensor, " R"]:
+        effects = self._weights @ self._per_cluster(found.effects.sum(dim=1))
+        return self.step_size * effects / (self._weights @ self._per_cluster(found.counted)).clamp_min(1.0)
+
+    @staticmethod
+    def _estimate(value: float, resampled: Float[Tensor, " R"]) -> Estimate:
+        ends = torch.quantile(resampled, torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64))
+        return Estimate(value, *(float(end) for end in ends))
+
+    def row(self, one: Rule, found: _Effects, base: _Effects) -> LensRow:
+        """Everything the table says about one rule."""
+        scale = self.step_size / found.denominator
+        total = scale * float(found.effects.sum())
+        base_total = self.step_size / base.denominator * float(base.effects.sum())
+        resampled, unmodified = self._resampled(found), self._resampled(base)
+        random_total = random_deviation = against_random = None
+        if found.dropped:
+            x, k, n = base.effects[self.valid], found.dropped, self.count
+            random_total = scale * (1 - k / n) * float(x.sum())
+            spread = math.sqrt(k * (n - k) / (n - 1)) if n > 1 else 0.0
+            random_deviation = scale * spread * float(x.std(correction=0))
+            if random_deviation > 0:
+                against_random = (total - random_total) / random_deviation
+        second = None
+        if self.batch.grpo_curvature is not None:
+            curvature = self.batch.grpo_curvature.detach().masked_fill(~self.valid, 0.0).double()
+            second = total + 0.5 * float(((scale * found.coefficients) ** 2 * curvature).sum())
+        g0 = base.coefficients
+        norm, mass = float(g0.norm()), float(g0.abs().sum())
+        return LensRow(
+            rule=str(one),
+            phase=one.phase,
+            total=self._estimate(total, resampled),
+            per_token=total / self.count,
+            quadrants={name: scale * float(found.effects[where].sum()) for name, where in self.groups.items()},
+            entropy_term=scale * float(found.entropy_effects.sum()),
+            against_none=self._estimate(total - base_total, resampled - unmodified),
+            dropped_share=found.dropped / self.count,
+            random_total=random_total,
+            random_deviation=random_deviation,
+            against_random=against_random,
+            gradient_kept=float(found.coefficients.abs().sum()) / mass if mass else 0.0,
+            distance=float((found.coefficients - g0).norm()) / norm if norm else 0.0,
+            second_order=second,
+        )
