@@ -5,42 +5,15 @@ from __future__ import annotations
 import math
 
 import hypothesis.strategies as st
-import mpmath
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from vocab_oracles import FIELDS, TOLERANCE, high_precision
 
 from entropy_theory.theory import categorical
 from entropy_theory.theory import discriminant as theory
 from entropy_theory.vocab import eager, token_statistics
-
-FIELDS = (
-    "log_probs",
-    "entropy",
-    "discriminant",
-    "baseline",
-    "centered_discriminant",
-    "sum_squared_discriminant",
-    "grpo_curvature",
-)
-
-
-def high_precision(logits: list[float], token: int, temperature: float = 1.0) -> dict[str, float]:
-    """Every field from its definition at 50 digits; the curvature as −Σ p δ² (1 + H + log p)."""
-    with mpmath.workdps(50):
-        z = [mpmath.mpf(x) / mpmath.mpf(temperature) for x in logits]
-        e = [mpmath.exp(x - max(z)) if x != -mpmath.inf else mpmath.mpf(0) for x in z]
-        p = [x / mpmath.fsum(e) for x in e]
-        log_p = [mpmath.log(x) if x > 0 else mpmath.mpf(0) for x in p]
-        entropy = -mpmath.fsum(a * b for a, b in zip(p, log_p, strict=True))
-        s = [a * (entropy + b) for a, b in zip(p, log_p, strict=True)]
-        n = mpmath.fsum(a * b for a, b in zip(p, s, strict=True))
-        d = [(1 if i == token else 0) - x for i, x in enumerate(p)]
-        mean = mpmath.fsum(a * b for a, b in zip(p, d, strict=True))
-        curvature = -mpmath.fsum(a * (b - mean) ** 2 * (1 + entropy + c) for a, b, c in zip(p, d, log_p, strict=True))
-        values = (log_p[token], entropy, s[token], n, s[token] - n, mpmath.fsum(x * x for x in s), curvature)
-        return {name: float(value) for name, value in zip(FIELDS, values, strict=True)}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -52,14 +25,11 @@ def test_high_precision(dtype: torch.dtype, gap: float) -> None:
     logits = logits.to(dtype)
     tokens = torch.tensor([7, 7, 7, 3, 4, 5])
     stats = token_statistics(logits, tokens, second_order=True)
-    # float32: each e^d carries about one unit in the last place of d ≲ 16, 16 · 6e-8 = 1e-6.
-    # float64 likewise, less a digit that the curvature loses where its terms have both signs.
-    tolerance = 2e-6 if dtype != torch.float64 else 1e-11
     for row in range(6):
         expected = high_precision(logits[row].double().tolist(), int(tokens[row]))
         for name in FIELDS:
             value = float(getattr(stats, name)[row])
-            assert value == pytest.approx(expected[name], rel=tolerance, abs=1e-300), (name, row)
+            assert value == pytest.approx(expected[name], rel=TOLERANCE[dtype], abs=1e-300), (name, row)
 
 
 @pytest.mark.parametrize("rest", [1e-1, 1e-3, 1e-5, 1e-7])
@@ -192,7 +162,7 @@ def test_laws(row: list[float], data: st.DataObject) -> None:
         ({"temperature": 0.0}, "temperature: expected a finite number > 0, received 0.0"),
         ({"temperature": math.inf}, "temperature"),
         ({"temperature": math.nan}, "temperature"),
-        ({"impl": "fastest"}, "impl: expected one of auto, eager, received 'fastest'"),
+        ({"impl": "fastest"}, "impl: expected one of auto, eager, fused-cpu, triton, received 'fastest'"),
     ],
 )
 def test_bad_input(change: dict[str, object], message: str) -> None:

@@ -1,0 +1,96 @@
+"""One rank of the sharded tests; run by ``torch.distributed.run``, it ends with an error if anything differs."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+from vocab_oracles import FIELDS, llm_like
+
+from entropy_theory.vocab import token_statistics, token_statistics_sharded
+
+
+def compare(dtype: torch.dtype, impl: str, temperature: float, start_given: bool) -> None:
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    logits, tokens = llm_like(8, 3001, seed=1)
+    logits[0, 1000:] = -torch.inf  # some ranks hold no finite logit of this row
+    tokens[0] = 17
+    logits[1] = -torch.inf
+    logits[2, 2999] = torch.nan  # seen by one rank, known to all
+    logits[3, tokens[3]] = -torch.inf
+    logits, tokens = logits.to(dtype).reshape(2, 4, -1), tokens.reshape(2, 4)
+    whole = logits.clone().requires_grad_()
+    expected = token_statistics(whole, tokens, temperature=temperature, second_order=True, impl=impl)
+    bounds = [3001 * (r * r + r) // (ranks * ranks + ranks) for r in range(ranks + 1)]  # parts of different sizes
+    part = logits[..., bounds[rank] : bounds[rank + 1]].clone().requires_grad_()
+    stats = token_statistics_sharded(
+        part,
+        tokens,
+        group=None,
+        temperature=temperature,
+        second_order=True,
+        impl=impl,
+        vocab_start=bounds[rank] if start_given else None,
+    )
+    # Each rank rounds d = z − max z against its own maximum; float64 leaves only the order of the sums. The terms of
+    # the curvature have both signs.
+    exact = dtype == torch.float64
+    for name in FIELDS:
+        ours, theirs = getattr(stats, name), getattr(expected, name)
+        rtol = (1e-11 if exact else 2e-6) * (5 if name == "grpo_curvature" else 1)
+        torch.testing.assert_close(
+            ours, theirs, rtol=rtol, atol=1e-37, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+        )
+        same = [torch.empty_like(ours) for _ in range(ranks)]
+        dist.all_gather(same, ours.detach().contiguous())
+        assert all(torch.equal(ours.nan_to_num(7.0), other.nan_to_num(7.0)) for other in same), name
+    weight = torch.linspace(-1, 1, 8).reshape(2, 4)
+    gradients = []
+    for result, leaf in ((stats, part), (expected, whole)):
+        finite = torch.where(result.log_probs.isfinite(), result.log_probs, 0.0)
+        (gradient,) = torch.autograd.grad((finite * weight).sum() + (result.entropy * weight.flip(0)).sum(), leaf)
+        gradients.append(gradient)
+    torch.testing.assert_close(
+        gradients[0],
+        gradients[1][..., bounds[rank] : bounds[rank + 1]],
+        rtol=1e-2 if dtype == torch.bfloat16 else 1e-5,
+        atol=1e-12,
+        equal_nan=True,
+    )
+
+
+def refuse() -> None:
+    logits, tokens = torch.zeros(2, 5), torch.tensor([0, 5 * dist.get_world_size()])
+    for start in (None, 5 * dist.get_rank()):
+        with pytest.raises(ValueError, match="tokens: expected ids"):
+            token_statistics_sharded(logits, tokens, group=None, vocab_start=start)
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    if dist.get_world_size() != int(sys.argv[1]):
+        raise SystemExit(f"expected {sys.argv[1]} ranks, got {dist.get_world_size()}")
+    for dtype, impl, temperature in (
+        (torch.float64, "eager", 1.0),
+        (torch.float32, "fused-cpu", 0.8),
+        (torch.bfloat16, "fused-cpu", 1.0),
+    ):
+        compare(dtype, impl, temperature, start_given=impl == "eager")
+    refuse()
+    # A group of its own: pairs of neighbours, each with its own vocabulary.
+    if dist.get_world_size() == 4:
+        groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+        mine = dist.get_rank() // 2
+        logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(mine))
+        half = logits[:, :25] if dist.get_rank() % 2 == 0 else logits[:, 25:]
+        tokens = torch.tensor([0, 24, 39])
+        stats = token_statistics_sharded(half, tokens, group=groups[mine])
+        torch.testing.assert_close(stats.baseline, token_statistics(logits, tokens).baseline, rtol=2e-6, atol=0)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
