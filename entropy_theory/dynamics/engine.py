@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from entropy_theory.control import rule as build_rule
-from entropy_theory.dynamics import bank, grpo
+from entropy_theory.dynamics import bank, grpo, starts
 from entropy_theory.dynamics.draws import Draw, generator
+from entropy_theory.dynamics.optimizers import AdamMoments, natural_move
+from entropy_theory.errors import invalid
 
 if TYPE_CHECKING:
-    from entropy_theory.dynamics.simulation import SimulationConfig
+    from entropy_theory.dynamics.config import SimulationConfig
 
 Observer = Callable[[slice, bank.PolicyStatistics, Tensor], None]
 """Called for each block of policies with its place, statistics and sampled tokens, before the first update on them."""
@@ -33,6 +34,8 @@ COLUMNS = (
     "predicted_change",
     "absolute_error",
     "relative_error",
+    "second_order_change",
+    "second_order_error",
     "reward",
     "discriminant",
     "centered_discriminant",
@@ -57,6 +60,7 @@ class Simulation:
     Attributes:
         logits: z of every policy, (B, V), in the dtype and on the device of the configuration.
         correct: Where the reward is 1, (B, V).
+        moments: What Adam remembers, or None for another optimizer.
         completed: Steps done.
         columns: The records, one array per name of COLUMNS, one entry per recorded update; NaN where not reached.
         pairs: The subsample of predicted and realised changes of single policies.
@@ -74,9 +78,13 @@ class Simulation:
         self.config = config
         self.rule = build_rule(config.rule)
         device = torch.device(config.device)
-        self.logits = config.initial_logits().to(device, getattr(torch, config.dtype))
-        correct = bank.correct_tokens(config.policies, config.vocab_size, config.correct_share, config.seed)
+        self.logits = torch.empty(config.policies, config.vocab_size, dtype=getattr(torch, config.dtype), device=device)
+        for start in range(0, config.policies, starts.POLICIES_PER_DRAW):  # never all of them in float64 at once
+            part = slice(start, min(start + starts.POLICIES_PER_DRAW, config.policies))
+            self.logits[part] = config.initial_logits(part.start, part.stop).to(device)
+        correct = starts.correct_tokens(config.policies, config.vocab_size, config.correct_share, config.seed)
         self.correct = correct.to(device)
+        self.moments = AdamMoments.zeros_like(self.logits) if config.optimizer == "adam" else None
         self.completed = 0
         self.rule_state: Any = None
         self.recorded_steps = sorted({*range(0, config.steps, config.record_every), config.steps - 1})
@@ -118,10 +126,10 @@ class Simulation:
             if first is None or self.rule.phase == "live":
                 self.rule_state = update.state
             first = first or update
-            realised = self._move(samples, update, measure=recorded)
-            if realised is not None:
+            changes = self._move(samples, update, iteration, measure=recorded)
+            if changes is not None:
                 row = place * config.iterations + iteration
-                self._record(row, iteration, samples, scores, policies, update, realised)
+                self._record(row, iteration, samples, scores, policies, update, changes)
         self.completed += 1
 
     def _read(
@@ -134,7 +142,7 @@ class Simulation:
             drawn = torch.rand(config.policies, config.group_size, generator=source, dtype=torch.float64)
             uniforms = drawn.to(self.logits.device)
         keep = self.logits.numel() <= KEPT_ELEMENTS
-        squares = self.rule.entropy_term or "sum_squared_discriminant" in self.rule.needs
+        squares = "sum_squared_discriminant" in self.rule.needs
         tokens, scores, entropy, baseline, sums = [], [], [], [], []
         for block, rows in enumerate(self._blocks):
             policy = bank.policy_statistics(self.logits[rows])
@@ -150,33 +158,57 @@ class Simulation:
             # Replacing the old block only now lets its memory serve the next one: fresh pages cost more than the sums.
             self._kept[block] = policy if keep else None
         policies = {"entropy": torch.cat(entropy), "baseline": torch.cat(baseline)}
+        if not bool(torch.isfinite(policies["entropy"]).all()):
+            where = f"NaN or infinity after {self.completed} steps of size {config.step_size:g}"
+            raise invalid("step_size", f"steps that keep the logits in the range of {config.dtype}", where)
         if squares:
             policies["sum_squared_discriminant"] = torch.cat(sums)
         return torch.cat(tokens) if samples is None else samples.tokens, bank.TokenScores.cat(scores), policies
 
-    def _move(self, samples: grpo.GroupSamples, update: grpo.Update, *, measure: bool) -> Tensor | None:
-        """Move all logits; return the exact change of entropy of every policy if it is to be measured."""
+    def _move(
+        self, samples: grpo.GroupSamples, update: grpo.Update, iteration: int, *, measure: bool
+    ) -> tuple[Tensor, ...] | None:
+        """Move all logits; return each policy's change of entropy and its first two orders if they are to be measured.
+
+        The orders are those of the move that was taken: after the optimizer, and as the logits' dtype stored it.
+        """
         changes = []
-        bonus = update.entropy_coefficients
         for block, rows in enumerate(self._blocks):
             logits = self.logits[rows]
             policy = self._kept[block] or bank.policy_statistics(logits)
-            move = grpo.move_of_logits(
-                policy,
-                samples.tokens[rows],
-                update.coefficients[rows],
-                update.scale,
-                None if bonus is None else bonus[rows],
-            )
+            move = self._move_of(policy, rows, samples, update, iteration)
             if logits.dtype == torch.float64:
                 logits += move
             else:
                 before = logits.double()
                 logits.copy_(before + move)
-                move = logits.double() - before  # the change of entropy is that of the move as it was stored
+                move = logits.double() - before
             if measure:
-                changes.append(bank.entropy_change(policy, move))
-        return torch.cat(changes) if measure else None
+                changes.append(bank.entropy_orders(policy, move))
+        return tuple(torch.cat(parts) for parts in zip(*changes, strict=True)) if measure else None
+
+    def _move_of(
+        self,
+        policy: bank.PolicyStatistics,
+        rows: slice,
+        samples: grpo.GroupSamples,
+        update: grpo.Update,
+        iteration: int,
+    ) -> Tensor:
+        bonus = update.entropy_coefficients
+        gradient = samples.tokens[rows], update.coefficients[rows]
+        bonus = None if bonus is None else bonus[rows]
+        if self.config.optimizer == "natural":
+            return natural_move(policy, *gradient, update.scale, bonus)
+        if self.moments is None:
+            return grpo.move_of_logits(policy, *gradient, update.scale, bonus)
+        step_size = self.config.step_size
+        return self.moments.move(
+            rows,
+            grpo.move_of_logits(policy, *gradient, update.scale / step_size, bonus),
+            count=self.completed * self.config.iterations + iteration + 1,
+            step_size=step_size,
+        )
 
     def _record(
         self,
@@ -186,10 +218,9 @@ class Simulation:
         scores: bank.TokenScores,
         policies: dict[str, Tensor],
         update: grpo.Update,
-        realised_change: Float[Tensor, " B"],
+        changes: tuple[Tensor, ...],
     ) -> None:
-        predicted = _array(grpo.first_order_change(scores, update, policies.get("sum_squared_discriminant")))
-        realised = _array(realised_change)
+        realised, predicted, second = map(_array, changes)
         before = float(_array(policies["entropy"]).mean())
         error = np.abs(realised - predicted)
         size = float(np.abs(realised).mean())
@@ -203,6 +234,8 @@ class Simulation:
             "predicted_change": predicted.mean(),
             "absolute_error": error.mean(),
             "relative_error": error.mean() / size if size else 0.0,
+            "second_order_change": second.mean(),
+            "second_order_error": np.abs(realised - predicted - second).mean(),
             "reward": _array(samples.rewards).mean(),
             "discriminant": _array(scores.discriminant).mean(),
             "centered_discriminant": _array(scores.centered_discriminant).mean(),
