@@ -177,6 +177,11 @@ COMMANDS = {
         "entropy_theory.dynamics:SimulationConfig",
         _simulate,
     ),
+    "simulate vocab": Command(
+        "the same at the size of a language model's vocabulary",
+        "entropy_theory.dynamics:VocabSimulationConfig",
+        _simulate,
+    ),
     "lens": Command(
         "which rule would do what to entropy, predicted on a recorded batch", "entropy_theory.cli:LensConfig", _lens
     ),

@@ -4,7 +4,7 @@ Functions return data; figures and tables are made elsewhere.
 """
 
 from entropy_theory.dynamics.centering import Centering, centering
-from entropy_theory.dynamics.config import SimulationConfig
+from entropy_theory.dynamics.config import SimulationConfig, VocabSimulationConfig
 from entropy_theory.dynamics.engine import Simulation
 from entropy_theory.dynamics.fits import log_log_slope, slope_through_origin
 from entropy_theory.dynamics.interventions import Condition, interventions
@@ -20,6 +20,7 @@ __all__ = [
     "Simulation",
     "SimulationConfig",
     "SimulationResult",
+    "VocabSimulationConfig",
     "centering",
     "gaussian_logits",
     "interventions",

@@ -349,6 +349,6 @@ def truncated(probs: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V"]
 
 def _row_sums(values: Float[Tensor, "B V"]) -> Float[Tensor, " B"]:
     # A single long row would be summed in as many parts as there are threads, in another order than among others.
-    if values.shape[0] == 1 and values.device.type == "cpu":
+    if values.shape[0] == 1 and values.device.type == "cpu" and torch.get_num_threads() > 1:
         return values.repeat(2, 1).sum(dim=-1)[:1]
     return values.sum(dim=-1)

@@ -170,6 +170,27 @@ class SimulationConfig:
         return starts.gaussian_logits(*shape, self.logit_scale, self.seed, start)
 
 
+@dataclass(frozen=True)
+class VocabSimulationConfig(SimulationConfig):
+    """GRPO on a few softmax policies of a language model's vocabulary, which start as certain as a trained model.
+
+    The same simulation as `simulate toy`, with float32 logits, policy by policy. Examples:
+
+      entropy-theory simulate vocab
+      entropy-theory simulate vocab --logits logits.safetensors --optimizer adam --step-size 0.01 --out runs/vocab-adam
+      torchrun --nproc-per-node 2 -m entropy_theory simulate vocab
+    """
+
+    policies: int = 32
+    vocab_size: int = 151_936
+    steps: int = 20
+    initialisation: Initialisation = "forking"
+    checkpoint_every: int = 5
+    block_elements: int = 1 << 18
+    dtype: Dtype = "float32"
+    out: Path = Path("runs/simulate-vocab")
+
+
 def _check_device(device: object) -> None:
     try:
         kind = torch.device(device).type if isinstance(device, str) else None
