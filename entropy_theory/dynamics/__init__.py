@@ -9,6 +9,7 @@ from entropy_theory.dynamics.engine import Simulation
 from entropy_theory.dynamics.fits import log_log_slope, slope_through_origin
 from entropy_theory.dynamics.interventions import Condition, interventions
 from entropy_theory.dynamics.prediction import Prediction, predicted_against_realised, sample_steps
+from entropy_theory.dynamics.ranks import torchrun_ranks
 from entropy_theory.dynamics.results import SimulationResult
 from entropy_theory.dynamics.simulation import run, simulate
 from entropy_theory.dynamics.starts import gaussian_logits
@@ -30,4 +31,5 @@ __all__ = [
     "sample_steps",
     "simulate",
     "slope_through_origin",
+    "torchrun_ranks",
 ]

@@ -10,10 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from entropy_theory.control import Reducer
 from entropy_theory.control import rule as build_rule
+from entropy_theory.control.reducers import LOCAL
 from entropy_theory.dynamics import bank, grpo, starts
 from entropy_theory.dynamics.draws import Draw, generator
 from entropy_theory.dynamics.optimizers import AdamMoments, natural_move
+from entropy_theory.dynamics.ranks import share_of
 from entropy_theory.errors import invalid
 
 if TYPE_CHECKING:
@@ -56,13 +59,16 @@ class Simulation:
 
     Args:
         config: The run.
+        reducer: The ranks among which the policies are shared out; every rank takes the same steps.
 
     Attributes:
-        logits: z of every policy, (B, V), in the dtype and on the device of the configuration.
-        correct: Where the reward is 1, (B, V).
+        share: Which policies are this rank's; all of them when it is alone.
+        logits: z of this rank's policies, (b, V), in the dtype and on the device of the configuration.
+        correct: Where the reward is 1, (b, V).
         moments: What Adam remembers, or None for another optimizer.
         completed: Steps done.
-        columns: The records, one array per name of COLUMNS, one entry per recorded update; NaN where not reached.
+        columns: The records of all ranks' policies, one array per name of COLUMNS, one entry per recorded update; NaN
+            where not reached.
         pairs: The subsample of predicted and realised changes of single policies.
         rule_state: What the rule remembers between batches.
 
@@ -74,16 +80,24 @@ class Simulation:
         (1, torch.Size([4, 5]))
     """
 
-    def __init__(self, config: SimulationConfig) -> None:
-        self.config = config
+    def __init__(self, config: SimulationConfig, reducer: Reducer = LOCAL) -> None:
+        self.config, self.reducer = config, reducer
         self.rule = build_rule(config.rule)
+        self.share = share_of(reducer.rank, config.policies, reducer.world_size)
         device = torch.device(config.device)
-        self.logits = torch.empty(config.policies, config.vocab_size, dtype=getattr(torch, config.dtype), device=device)
-        for start in range(0, config.policies, starts.POLICIES_PER_DRAW):  # never all of them in float64 at once
-            part = slice(start, min(start + starts.POLICIES_PER_DRAW, config.policies))
-            self.logits[part] = config.initial_logits(part.start, part.stop).to(device)
-        correct = starts.correct_tokens(config.policies, config.vocab_size, config.correct_share, config.seed)
-        self.correct = correct.to(device)
+        if device.type == "cuda" and device.index is None and reducer.world_size > 1:
+            device = torch.device("cuda", reducer.rank % torch.cuda.device_count())
+        own = len(self.share)
+        self.logits = torch.empty(own, config.vocab_size, dtype=getattr(torch, config.dtype), device=device)
+        self.correct = torch.empty(own, config.vocab_size, dtype=torch.bool, device=device)
+        for start in range(0, own, starts.POLICIES_PER_DRAW):  # never all of them in float64 at once
+            part = self.share[start : start + starts.POLICIES_PER_DRAW]
+            here = slice(start, start + len(part))
+            self.logits[here] = config.initial_logits(part.start, part.stop).to(device)
+            size = config.vocab_size
+            self.correct[here] = starts.correct_tokens(
+                len(part), size, config.correct_share, config.seed, part.start
+            ).to(device)
         self.moments = AdamMoments.zeros_like(self.logits) if config.optimizer == "adam" else None
         self.completed = 0
         self.rule_state: Any = None
@@ -92,7 +106,7 @@ class Simulation:
         self.columns: dict[str, NDArray[np.float64]] = {name: np.full(updates, np.nan) for name in COLUMNS}
         self.pairs = self._pair_places(updates)
         rows = max(1, config.block_elements // config.vocab_size)
-        self._blocks = [slice(start, start + rows) for start in range(0, config.policies, rows)]
+        self._blocks = [slice(start, start + rows) for start in range(0, own, rows)]
         self._kept: list[bank.PolicyStatistics | None] = [None] * len(self._blocks)
 
     @torch.no_grad()
@@ -122,6 +136,7 @@ class Simulation:
                 generator=generator(config.seed, Draw.RULE, number, iteration),
                 state=self.rule_state,
                 earlier=first,
+                reducer=self.reducer,
             )
             if first is None or self.rule.phase == "live":
                 self.rule_state = update.state
@@ -140,7 +155,7 @@ class Simulation:
         if samples is None:
             source = generator(config.seed, Draw.TOKENS, self.completed)
             drawn = torch.rand(config.policies, config.group_size, generator=source, dtype=torch.float64)
-            uniforms = drawn.to(self.logits.device)
+            uniforms = drawn[self.share.start : self.share.stop].to(self.logits.device)
         keep = self.logits.numel() <= KEPT_ELEMENTS
         squares = "sum_squared_discriminant" in self.rule.needs
         tokens, scores, entropy, baseline, sums = [], [], [], [], []
@@ -220,11 +235,20 @@ class Simulation:
         update: grpo.Update,
         changes: tuple[Tensor, ...],
     ) -> None:
-        realised, predicted, second = map(_array, changes)
-        before = float(_array(policies["entropy"]).mean())
+        ratios = (scores.log_probs - samples.log_probs).expm1_().abs_()
+        by_policy = [
+            *changes,
+            policies["entropy"],
+            *(x.mean(dim=-1) for x in (samples.rewards, scores.discriminant, scores.centered_discriminant, ratios)),
+        ]
+        # Every rank sees all policies and takes the same means of them, so that their bits do not depend on the shares.
+        # They are NumPy's: torch would split them over threads and round by their number.
+        gathered = self.reducer.gather(torch.stack(by_policy, dim=1).cpu().reshape(-1)).view(-1, len(by_policy))
+        realised, predicted, second, entropy, *tokens = gathered.T.contiguous().numpy()
+        rewards, discriminant, centered, deviation = tokens
+        before = float(entropy.mean())
         error = np.abs(realised - predicted)
         size = float(np.abs(realised).mean())
-        ratios = _array(scores.log_probs) - _array(samples.log_probs) if iteration else np.zeros(1)
         values = {
             "step": self.completed,
             "iteration": iteration,
@@ -236,12 +260,12 @@ class Simulation:
             "relative_error": error.mean() / size if size else 0.0,
             "second_order_change": second.mean(),
             "second_order_error": np.abs(realised - predicted - second).mean(),
-            "reward": _array(samples.rewards).mean(),
-            "discriminant": _array(scores.discriminant).mean(),
-            "centered_discriminant": _array(scores.centered_discriminant).mean(),
+            "reward": rewards.mean(),
+            "discriminant": discriminant.mean(),
+            "centered_discriminant": centered.mean(),
             **{f"quadrant_q{q}": update.metrics[f"quadrant_share_q{q}"] for q in (1, 2, 3, 4)},
             "dropped_share": update.metrics["dropped_share"],
-            "ratio_deviation": np.abs(np.expm1(ratios)).mean(),
+            "ratio_deviation": deviation.mean(),
         }
         for name, value in values.items():
             self.columns[name][row] = value
@@ -266,8 +290,3 @@ class Simulation:
             "predicted": empty,
             "realised": empty.copy(),
         }
-
-
-def _array(values: Tensor) -> NDArray[Any]:
-    """Means are taken by NumPy: torch would split them over threads and round by their number."""
-    return values.cpu().numpy()

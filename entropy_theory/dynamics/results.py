@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from entropy_theory import records
 from entropy_theory.dynamics.engine import COLUMNS, Simulation
 from entropy_theory.dynamics.fits import slope_through_origin
+from entropy_theory.dynamics.ranks import collect
 from entropy_theory.errors import invalid
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def summarise(
 
 
 def save_checkpoint(path: Path, simulation: Simulation, seconds: float) -> None:
-    """Write the state of a simulation, whole or not at all.
+    """Write the state of a simulation, whole or not at all: that of all ranks, by the first of them.
 
     Args:
         path: The file.
@@ -194,7 +195,13 @@ def save_checkpoint(path: Path, simulation: Simulation, seconds: float) -> None:
         state = json.dumps(simulation.rule_state, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise invalid("rule", "a rule whose state JSON can hold", f"{simulation.rule} ({error})") from None
-    tensors = {name: values.cpu().contiguous() for name, values in _by_policy(simulation).items()}
+    tensors = {}
+    for name, values in _by_policy(simulation).items():
+        whole = collect(values, simulation.config.policies, simulation.reducer)
+        if whole is not None:
+            tensors[name] = whole
+    if simulation.reducer.rank != 0:
+        return
     tensors |= {f"column.{name}": torch.from_numpy(values) for name, values in simulation.columns.items()}
     tensors |= {f"pair.{name}": torch.from_numpy(simulation.pairs[name]) for name in ("predicted", "realised")}
     metadata = {
@@ -209,7 +216,7 @@ def save_checkpoint(path: Path, simulation: Simulation, seconds: float) -> None:
 
 
 def load_checkpoint(path: Path, simulation: Simulation) -> float:
-    """Put a fresh simulation into the state of a checkpoint.
+    """Put a fresh simulation into the state of a checkpoint, which any number of ranks may have written.
 
     Args:
         path: The checkpoint.
@@ -225,11 +232,17 @@ def load_checkpoint(path: Path, simulation: Simulation) -> float:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+            own = _by_policy(simulation)
+            share = simulation.share
+            names = [name for name in file.keys() if name not in own]  # noqa: SIM118  not a mapping
+            tensors = {name: file.get_tensor(name) for name in names}
+            for name in own:
+                rows = file.get_slice(name)
+                if rows.get_shape()[0] == simulation.config.policies:
+                    tensors[name] = rows[share.start : share.stop]
     except (SafetensorError, OSError) as error:
         raise invalid(str(path), expected, error) from None
-    own = digest(simulation.config)
-    if metadata.get("format") != FORMAT or metadata.get("hash") != own:
+    if metadata.get("format") != FORMAT or metadata.get("hash") != digest(simulation.config):
         raise invalid(str(path), expected, f"format {metadata.get('format')}, hash {metadata.get('hash')}")
     targets = {f"column.{name}": torch.from_numpy(values) for name, values in simulation.columns.items()}
     targets |= {f"pair.{name}": torch.from_numpy(simulation.pairs[name]) for name in ("predicted", "realised")}

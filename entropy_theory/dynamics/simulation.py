@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import torch
 
 from entropy_theory import records
+from entropy_theory.control import Reducer
+from entropy_theory.control.reducers import LOCAL
 from entropy_theory.dynamics import bank, results
 from entropy_theory.dynamics.config import SimulationConfig
 from entropy_theory.dynamics.engine import Simulation
@@ -18,7 +21,7 @@ Progress = Callable[[int, int, str], None]
 REPORT_EVERY = 10
 
 
-def simulate(config: SimulationConfig, progress: Progress | None = None) -> SimulationResult:
+def simulate(config: SimulationConfig, progress: Progress | None = None, reducer: Reducer = LOCAL) -> SimulationResult:
     """Simulate in memory: nothing is read or written.
 
     GRPO in the theory's own world, section A of the theory notes: one position per policy, its logits the parameters.
@@ -33,6 +36,11 @@ def simulate(config: SimulationConfig, progress: Progress | None = None) -> Simu
     Args:
         config: The run.
         progress: Called with (steps done, steps in all, a word on entropy and reward).
+        reducer: The ranks among which the policies are shared out (`ranks.torchrun_ranks`). Every rank calls this
+            and gets the records of all policies. Draws depend on the policy's place alone and means are taken over all
+            policies in order, so the records have the same bits for any number of ranks. One exception: a rule that
+            compares tokens with a mean or deviation over all of them rounds that by the shares (relative 1e-16), so a
+            token that near to a threshold may be decided otherwise.
 
     Returns:
         The records: the same for the same configuration and device, whatever `block_elements`.
@@ -47,11 +55,11 @@ def simulate(config: SimulationConfig, progress: Progress | None = None) -> Simu
         >>> 0.9 < result.summary["slope"] < 1.1
         True
     """
-    simulation = Simulation(config)
+    simulation = Simulation(config, reducer)
     return SimulationResult.of(simulation, _advance(simulation, 0.0, progress, None))
 
 
-def run(config: SimulationConfig, progress: Progress | None = None) -> SimulationResult:
+def run(config: SimulationConfig, progress: Progress | None = None, reducer: Reducer = LOCAL) -> SimulationResult:
     """Simulate into the run's folder: finished runs are read back, killed ones go on from their checkpoint.
 
     The folder holds config.json, environment.json, checkpoint.safetensors (the last state, atomically replaced) and at
@@ -60,6 +68,8 @@ def run(config: SimulationConfig, progress: Progress | None = None) -> Simulatio
     Args:
         config: The run; `checkpoint_every` and `block_elements` may differ from those it was started with.
         progress: As for `simulate`.
+        reducer: As for `simulate`. Rank 0 writes. To go on from a checkpoint, with as many ranks or another
+            number, all of them must see the folder.
 
     Raises:
         ValueError: The folder holds another run, another process works in it, its checkpoint is broken, or the rule
@@ -73,15 +83,18 @@ def run(config: SimulationConfig, progress: Progress | None = None) -> Simulatio
         >>> once.summary == again.summary
         True
     """
-    with records.exclusive(config.out):
-        if records.open_run(config.out, config, ignore=results.UNHASHED):
+    first = reducer.rank == 0
+    with records.exclusive(config.out) if first else contextlib.nullcontext():
+        finished = records.open_run(config.out, config, ignore=results.UNHASHED) if first else False
+        if int(reducer.sum(torch.tensor(int(finished)))):  # the others wait here until the folder is ready
             return SimulationResult.load(config.out, config)
-        simulation = Simulation(config)
+        simulation = Simulation(config, reducer)
         checkpoint = config.out / results.CHECKPOINT
         seconds = results.load_checkpoint(checkpoint, simulation) if checkpoint.exists() else 0.0
-        seconds = _advance(simulation, seconds, progress, checkpoint)
+        seconds = _advance(simulation, seconds, progress if first else None, checkpoint)
         result = SimulationResult.of(simulation, seconds)
-        result.save(config.out)
+        if first:
+            result.save(config.out)
         return result
 
 
@@ -89,7 +102,7 @@ def _advance(simulation: Simulation, seconds: float, progress: Progress | None, 
     """Do the steps that are left; return the seconds of all steps."""
     config = simulation.config
     start = time.perf_counter() - seconds
-    with bank.threads_for(min(config.block_elements, config.policies * config.vocab_size)):
+    with bank.threads_for(min(config.block_elements, simulation.logits.numel())):
         while simulation.completed < config.steps:
             simulation.step()
             done = simulation.completed
