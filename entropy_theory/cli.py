@@ -140,11 +140,14 @@ def _train(config: Any, console: Console) -> int:
 
 
 def _simulate(config: Any, console: Console) -> int:
-    from entropy_theory.dynamics import run
+    from entropy_theory.dynamics import run, torchrun_ranks
     from entropy_theory.report import figures, terminal
 
-    with progress_bar(console) as progress:
-        result = run(config, progress)
+    with torchrun_ranks() as ranks, progress_bar(console) as progress:
+        result = run(config, progress, ranks)
+        speaks = ranks.rank == 0  # under torchrun one process speaks for all
+    if not speaks:
+        return 0
     console.print(terminal.simulation_table(result.summary))
     path = config.out / "simulation.png"
     figures.save(figures.simulation(result.steps, result.pairs), path)
@@ -175,6 +178,11 @@ COMMANDS = {
     "simulate toy": Command(
         "GRPO on a bank of softmax policies, predicted beside realised entropy",
         "entropy_theory.dynamics:SimulationConfig",
+        _simulate,
+    ),
+    "simulate vocab": Command(
+        "the same at the size of a language model's vocabulary",
+        "entropy_theory.dynamics:VocabSimulationConfig",
         _simulate,
     ),
     "lens": Command(

@@ -87,6 +87,15 @@ def test_simulate_toy_ends_with_a_table_and_a_figure(tmp_path: Path, capsys: pyt
     assert (tmp_path / "run" / "simulation.png").stat().st_size > 1000
 
 
+def test_simulate_vocab_is_the_same_at_another_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["simulate", "vocab", "--policies", "3", "--steps", "2", "--optimizer", "natural", "--out", str(tmp_path)]
+    assert cli.main([*words, "--vocab-size", "5000"]) == 0
+    assert "second order in the prediction" in capsys.readouterr().out
+    configuration = json.loads((tmp_path / "config.json").read_text())["configuration"]
+    assert (configuration["dtype"], configuration["initialisation"]) == ("float32", "forking")
+    assert (tmp_path / "simulation.png").stat().st_size > 1000
+
+
 def test_a_part_ends_with_the_process_that_started_it() -> None:
     code = (
         "import os, subprocess, sys, time\n"

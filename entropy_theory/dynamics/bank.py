@@ -10,24 +10,18 @@ evaluated once, by `policy_statistics`, and all its tokens are looked up; the te
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from entropy_theory.dynamics.draws import Draw, generator
 from entropy_theory.errors import invalid
-
-POLICIES_PER_DRAW = 64
-"""Initial policies are drawn this many at a time, each block from a generator of its own."""
 
 FAR = 1.0
 """A move of the logits beyond this, relative to the likeliest token, rebuilds the policy: entropies are subtracted."""
-
 
 SMALL = 1 << 18
 """Blocks of at most so many logits are computed on one thread."""
@@ -237,8 +231,53 @@ def entropy_change(policy: PolicyStatistics, move: Float[Tensor, "B V"]) -> Floa
         >>> print(f"{entropy_change(bank, torch.tensor([[1e-8, 0.0, 0.0]]).double()).item():.6e}")
         -2.825875e-09
     """
-    move = move - move.gather(-1, policy.top)
-    mean = _row_sums(policy.probs * move)
+    return _relative_change(policy, move - move.gather(-1, policy.top))[0]
+
+
+@torch.no_grad()
+def entropy_orders(
+    policy: PolicyStatistics, move: Float[Tensor, "B V"]
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """Compute the exact change of entropy when the logits move, and the first two orders of it.
+
+    Sections B.1, B.3 and B.6 of the theory notes. Both orders are those of the very move that is given, whatever made
+    it: a gradient step, a natural one, Adam.
+
+    Formula: with δ measured from the likeliest token's, which changes nothing, m = Σ p δ and f = Σ p δ u,
+
+        first = −Σ S_i δ_i = −f,
+        second = ½ H''(δ) = −½ Σ p (δ − m)² (1 + u) = −½ [Σ p δ² (1 + u) − m² − 2 m f],
+
+    the last because Σ p u = 0. On nearly deterministic policies Σ p δ² is as small as m and m² far below it; at worst,
+    when all tokens but the likeliest move alike, the difference loses a factor 1/p_top of its 1e-16.
+
+    Args:
+        policy: The statistics of p.
+        move: δ, float64, finite, (B, V).
+
+    Returns:
+        ΔH as `entropy_change` computes it, its first-order part and its second-order part, nats, float64, (B,) each.
+
+    Example:
+        >>> bank = policy_statistics(torch.tensor([[1.0, 0.0, -1.0]]).double())
+        >>> exact, first, second = entropy_orders(bank, torch.tensor([[0.01, 0.0, 0.0]]).double())
+        >>> print(f"{(exact - first).item():.2e}, {(exact - first - second).item():.0e}")
+        -6.42e-06, 4e-08
+    """
+    relative = move - move.gather(-1, policy.top)
+    change, mean, weighted = _relative_change(policy, relative)
+    slope = _row_sums(weighted * policy.excess)
+    square = weighted.mul_(relative)
+    curvature = _row_sums(square) + _row_sums(square.mul_(policy.excess)) - mean.square() - 2.0 * mean * slope
+    return change, -slope, -0.5 * curvature
+
+
+def _relative_change(
+    policy: PolicyStatistics, move: Float[Tensor, "B V"]
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, "B V"]]:
+    """ΔH, Σ p δ and p δ for a move measured from the likeliest token's."""
+    weighted = policy.probs * move
+    mean = _row_sums(weighted)
     grown = torch.expm1(move).mul_(policy.probs)
     growth = _row_sums(grown)
     linear = _row_sums(grown.mul_(policy.excess + move))
@@ -248,7 +287,7 @@ def entropy_change(policy: PolicyStatistics, move: Float[Tensor, "B V"]) -> Floa
         # z up to a shift is u, which loses nothing: u is z minus a constant of the row.
         moved = policy_statistics(policy.excess[far] + move[far])
         change[far] = moved.entropy - policy.entropy[far]
-    return change
+    return change, mean, weighted
 
 
 @torch.no_grad()
@@ -308,104 +347,8 @@ def truncated(probs: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V"]
     return torch.zeros_like(probs).scatter_(-1, order, kept)
 
 
-def gaussian_logits(policies: int, vocab_size: int, scale: float, seed: int) -> Float[Tensor, "B V"]:
-    """Draw initial policies with independent normal logits, z_i ~ scale · N(0, 1).
-
-    Args:
-        policies: B.
-        vocab_size: V.
-        scale: The standard deviation of the logits.
-        seed: The seed; a policy depends on it and on its own place in the bank, not on B.
-
-    Returns:
-        Logits, float64, (B, V).
-
-    Example:
-        >>> bool((gaussian_logits(3, 5, 1.0, 0) == gaussian_logits(100, 5, 1.0, 0)[:3]).all())
-        True
-    """
-    blocks = [
-        torch.randn(POLICIES_PER_DRAW, vocab_size, generator=generator(seed, Draw.LOGITS, block), dtype=torch.float64)
-        for block in range(-(-policies // POLICIES_PER_DRAW))
-    ]
-    return torch.cat(blocks)[:policies] * scale
-
-
-def forking_logits(policies: int, vocab_size: int, seed: int) -> Float[Tensor, "B V"]:
-    """Draw initial policies as a trained language model has them: most certain, few that fork.
-
-    Independent normal logits, each policy scaled until its entropy is the one drawn for it: half of the policies
-    between 1e-4 and .009 nats (uniform in the logarithm), a fifth between .7 and ¾ log V (uniform), the rest in
-    between (uniform in the logarithm). So about half are under .01 nats and the top fifth is above .67, as arXiv
-    2506.01939 reports.
-
-    Args:
-        policies: B.
-        vocab_size: V ≥ 4.
-        seed: The seed; a policy depends on it and on its own place in the bank, not on B.
-
-    Returns:
-        Logits, float64, (B, V); entropies are met to about 1e-9 relative.
-
-    Raises:
-        ValueError: V < 4: ¾ log V is no more than .7.
-
-    Example:
-        >>> H = policy_statistics(forking_logits(1000, 50, 0)).entropy
-        >>> round((H < 0.01).double().mean().item(), 1), round((H > 0.67).double().mean().item(), 1)
-        (0.5, 0.2)
-    """
-    if vocab_size < 4:
-        raise invalid("vocab_size", "at least 4 for policies that fork", vocab_size)
-    z = gaussian_logits(policies, vocab_size, 1.0, seed)
-    blocks = [
-        torch.rand(POLICIES_PER_DRAW, 2, generator=generator(seed, Draw.FORKING, block), dtype=torch.float64)
-        for block in range(-(-policies // POLICIES_PER_DRAW))
-    ]
-    kind, place = torch.cat(blocks)[:policies].unbind(dim=1)
-
-    def between(low: float, high: float) -> Tensor:
-        return math.log(low) + place * (math.log(high) - math.log(low))
-
-    certain, middling = between(1e-4, 0.009).exp(), between(0.011, 0.66).exp()
-    forking = 0.7 + place * (0.75 * math.log(vocab_size) - 0.7)
-    entropy = torch.where(kind < 0.5, certain, torch.where(kind < 0.8, middling, forking))
-    low, high = torch.full_like(entropy, -20.0), torch.full_like(entropy, 40.0)  # of the logarithm of the scale
-    for _ in range(60):
-        middle = (low + high) / 2
-        more = policy_statistics(z * middle.exp().unsqueeze(-1)).entropy > entropy
-        low, high = torch.where(more, middle, low), torch.where(more, high, middle)
-    return z * ((low + high) / 2).exp().unsqueeze(-1)
-
-
-def correct_tokens(policies: int, vocab_size: int, share: float, seed: int) -> Bool[Tensor, "B V"]:
-    """Draw which tokens are right: the same number for every policy, at random places.
-
-    Args:
-        policies: B.
-        vocab_size: V.
-        share: The share of the vocabulary that is right; at least one token is, and at least one is not.
-        seed: The seed.
-
-    Returns:
-        True where the reward is 1, (B, V).
-
-    Example:
-        >>> correct_tokens(2, 10, 0.3, 0).sum(dim=-1).tolist()
-        [3, 3]
-    """
-    number = min(max(1, round(share * vocab_size)), vocab_size - 1)
-    right = torch.zeros(policies, vocab_size, dtype=torch.bool)
-    for block, start in enumerate(range(0, policies, POLICIES_PER_DRAW)):
-        source = generator(seed, Draw.CORRECT, block)
-        keys = torch.rand(POLICIES_PER_DRAW, vocab_size, generator=source, dtype=torch.float64)
-        rows = right[start : start + POLICIES_PER_DRAW]
-        rows.scatter_(-1, keys.topk(number, dim=-1).indices[: rows.shape[0]], True)
-    return right
-
-
 def _row_sums(values: Float[Tensor, "B V"]) -> Float[Tensor, " B"]:
     # A single long row would be summed in as many parts as there are threads, in another order than among others.
-    if values.shape[0] == 1 and values.device.type == "cpu":
+    if values.shape[0] == 1 and values.device.type == "cpu" and torch.get_num_threads() > 1:
         return values.repeat(2, 1).sum(dim=-1)[:1]
     return values.sum(dim=-1)

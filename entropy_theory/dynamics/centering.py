@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from entropy_theory.dynamics import bank
+from entropy_theory.dynamics.config import SimulationConfig
 from entropy_theory.dynamics.draws import Draw, generator
 from entropy_theory.dynamics.engine import Simulation
-from entropy_theory.dynamics.simulation import SimulationConfig
 
 
 @dataclass(frozen=True, eq=False)

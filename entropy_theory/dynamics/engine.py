@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from entropy_theory.control import Reducer
 from entropy_theory.control import rule as build_rule
-from entropy_theory.dynamics import bank, grpo
+from entropy_theory.control.reducers import LOCAL
+from entropy_theory.dynamics import bank, grpo, starts
 from entropy_theory.dynamics.draws import Draw, generator
+from entropy_theory.dynamics.optimizers import AdamMoments, natural_move
+from entropy_theory.dynamics.ranks import share_of
+from entropy_theory.errors import invalid
 
 if TYPE_CHECKING:
-    from entropy_theory.dynamics.simulation import SimulationConfig
+    from entropy_theory.dynamics.config import SimulationConfig
 
 Observer = Callable[[slice, bank.PolicyStatistics, Tensor], None]
 """Called for each block of policies with its place, statistics and sampled tokens, before the first update on them."""
@@ -33,6 +37,8 @@ COLUMNS = (
     "predicted_change",
     "absolute_error",
     "relative_error",
+    "second_order_change",
+    "second_order_error",
     "reward",
     "discriminant",
     "centered_discriminant",
@@ -53,12 +59,16 @@ class Simulation:
 
     Args:
         config: The run.
+        reducer: The ranks among which the policies are shared out; every rank takes the same steps.
 
     Attributes:
-        logits: z of every policy, (B, V), in the dtype and on the device of the configuration.
-        correct: Where the reward is 1, (B, V).
+        share: Which policies are this rank's; all of them when it is alone.
+        logits: z of this rank's policies, (b, V), in the dtype and on the device of the configuration.
+        correct: Where the reward is 1, (b, V).
+        moments: What Adam remembers, or None for another optimizer.
         completed: Steps done.
-        columns: The records, one array per name of COLUMNS, one entry per recorded update; NaN where not reached.
+        columns: The records of all ranks' policies, one array per name of COLUMNS, one entry per recorded update; NaN
+            where not reached.
         pairs: The subsample of predicted and realised changes of single policies.
         rule_state: What the rule remembers between batches.
 
@@ -70,13 +80,25 @@ class Simulation:
         (1, torch.Size([4, 5]))
     """
 
-    def __init__(self, config: SimulationConfig) -> None:
-        self.config = config
+    def __init__(self, config: SimulationConfig, reducer: Reducer = LOCAL) -> None:
+        self.config, self.reducer = config, reducer
         self.rule = build_rule(config.rule)
+        self.share = share_of(reducer.rank, config.policies, reducer.world_size)
         device = torch.device(config.device)
-        self.logits = config.initial_logits().to(device, getattr(torch, config.dtype))
-        correct = bank.correct_tokens(config.policies, config.vocab_size, config.correct_share, config.seed)
-        self.correct = correct.to(device)
+        if device.type == "cuda" and device.index is None and reducer.world_size > 1:
+            device = torch.device("cuda", reducer.rank % torch.cuda.device_count())
+        own = len(self.share)
+        self.logits = torch.empty(own, config.vocab_size, dtype=getattr(torch, config.dtype), device=device)
+        self.correct = torch.empty(own, config.vocab_size, dtype=torch.bool, device=device)
+        for start in range(0, own, starts.POLICIES_PER_DRAW):  # never all of them in float64 at once
+            part = self.share[start : start + starts.POLICIES_PER_DRAW]
+            here = slice(start, start + len(part))
+            self.logits[here] = config.initial_logits(part.start, part.stop).to(device)
+            size = config.vocab_size
+            self.correct[here] = starts.correct_tokens(
+                len(part), size, config.correct_share, config.seed, part.start
+            ).to(device)
+        self.moments = AdamMoments.zeros_like(self.logits) if config.optimizer == "adam" else None
         self.completed = 0
         self.rule_state: Any = None
         self.recorded_steps = sorted({*range(0, config.steps, config.record_every), config.steps - 1})
@@ -84,7 +106,7 @@ class Simulation:
         self.columns: dict[str, NDArray[np.float64]] = {name: np.full(updates, np.nan) for name in COLUMNS}
         self.pairs = self._pair_places(updates)
         rows = max(1, config.block_elements // config.vocab_size)
-        self._blocks = [slice(start, start + rows) for start in range(0, config.policies, rows)]
+        self._blocks = [slice(start, start + rows) for start in range(0, own, rows)]
         self._kept: list[bank.PolicyStatistics | None] = [None] * len(self._blocks)
 
     @torch.no_grad()
@@ -114,14 +136,15 @@ class Simulation:
                 generator=generator(config.seed, Draw.RULE, number, iteration),
                 state=self.rule_state,
                 earlier=first,
+                reducer=self.reducer,
             )
             if first is None or self.rule.phase == "live":
                 self.rule_state = update.state
             first = first or update
-            realised = self._move(samples, update, measure=recorded)
-            if realised is not None:
+            changes = self._move(samples, update, iteration, measure=recorded)
+            if changes is not None:
                 row = place * config.iterations + iteration
-                self._record(row, iteration, samples, scores, policies, update, realised)
+                self._record(row, iteration, samples, scores, policies, update, changes)
         self.completed += 1
 
     def _read(
@@ -132,9 +155,9 @@ class Simulation:
         if samples is None:
             source = generator(config.seed, Draw.TOKENS, self.completed)
             drawn = torch.rand(config.policies, config.group_size, generator=source, dtype=torch.float64)
-            uniforms = drawn.to(self.logits.device)
+            uniforms = drawn[self.share.start : self.share.stop].to(self.logits.device)
         keep = self.logits.numel() <= KEPT_ELEMENTS
-        squares = self.rule.entropy_term or "sum_squared_discriminant" in self.rule.needs
+        squares = "sum_squared_discriminant" in self.rule.needs
         tokens, scores, entropy, baseline, sums = [], [], [], [], []
         for block, rows in enumerate(self._blocks):
             policy = bank.policy_statistics(self.logits[rows])
@@ -150,33 +173,57 @@ class Simulation:
             # Replacing the old block only now lets its memory serve the next one: fresh pages cost more than the sums.
             self._kept[block] = policy if keep else None
         policies = {"entropy": torch.cat(entropy), "baseline": torch.cat(baseline)}
+        if not bool(torch.isfinite(policies["entropy"]).all()):
+            where = f"NaN or infinity after {self.completed} steps of size {config.step_size:g}"
+            raise invalid("step_size", f"steps that keep the logits in the range of {config.dtype}", where)
         if squares:
             policies["sum_squared_discriminant"] = torch.cat(sums)
         return torch.cat(tokens) if samples is None else samples.tokens, bank.TokenScores.cat(scores), policies
 
-    def _move(self, samples: grpo.GroupSamples, update: grpo.Update, *, measure: bool) -> Tensor | None:
-        """Move all logits; return the exact change of entropy of every policy if it is to be measured."""
+    def _move(
+        self, samples: grpo.GroupSamples, update: grpo.Update, iteration: int, *, measure: bool
+    ) -> tuple[Tensor, ...] | None:
+        """Move all logits; return each policy's change of entropy and its first two orders if they are to be measured.
+
+        The orders are those of the move that was taken: after the optimizer, and as the logits' dtype stored it.
+        """
         changes = []
-        bonus = update.entropy_coefficients
         for block, rows in enumerate(self._blocks):
             logits = self.logits[rows]
             policy = self._kept[block] or bank.policy_statistics(logits)
-            move = grpo.move_of_logits(
-                policy,
-                samples.tokens[rows],
-                update.coefficients[rows],
-                update.scale,
-                None if bonus is None else bonus[rows],
-            )
+            move = self._move_of(policy, rows, samples, update, iteration)
             if logits.dtype == torch.float64:
                 logits += move
             else:
                 before = logits.double()
                 logits.copy_(before + move)
-                move = logits.double() - before  # the change of entropy is that of the move as it was stored
+                move = logits.double() - before
             if measure:
-                changes.append(bank.entropy_change(policy, move))
-        return torch.cat(changes) if measure else None
+                changes.append(bank.entropy_orders(policy, move))
+        return tuple(torch.cat(parts) for parts in zip(*changes, strict=True)) if measure else None
+
+    def _move_of(
+        self,
+        policy: bank.PolicyStatistics,
+        rows: slice,
+        samples: grpo.GroupSamples,
+        update: grpo.Update,
+        iteration: int,
+    ) -> Tensor:
+        bonus = update.entropy_coefficients
+        gradient = samples.tokens[rows], update.coefficients[rows]
+        bonus = None if bonus is None else bonus[rows]
+        if self.config.optimizer == "natural":
+            return natural_move(policy, *gradient, update.scale, bonus)
+        if self.moments is None:
+            return grpo.move_of_logits(policy, *gradient, update.scale, bonus)
+        step_size = self.config.step_size
+        return self.moments.move(
+            rows,
+            grpo.move_of_logits(policy, *gradient, update.scale / step_size, bonus),
+            count=self.completed * self.config.iterations + iteration + 1,
+            step_size=step_size,
+        )
 
     def _record(
         self,
@@ -186,14 +233,22 @@ class Simulation:
         scores: bank.TokenScores,
         policies: dict[str, Tensor],
         update: grpo.Update,
-        realised_change: Float[Tensor, " B"],
+        changes: tuple[Tensor, ...],
     ) -> None:
-        predicted = _array(grpo.first_order_change(scores, update, policies.get("sum_squared_discriminant")))
-        realised = _array(realised_change)
-        before = float(_array(policies["entropy"]).mean())
+        ratios = (scores.log_probs - samples.log_probs).expm1_().abs_()
+        by_policy = [
+            *changes,
+            policies["entropy"],
+            *(x.mean(dim=-1) for x in (samples.rewards, scores.discriminant, scores.centered_discriminant, ratios)),
+        ]
+        # Every rank sees all policies and takes the same means of them, so that their bits do not depend on the shares.
+        # They are NumPy's: torch would split them over threads and round by their number.
+        gathered = self.reducer.gather(torch.stack(by_policy, dim=1).cpu().reshape(-1)).view(-1, len(by_policy))
+        realised, predicted, second, entropy, *tokens = gathered.T.contiguous().numpy()
+        rewards, discriminant, centered, deviation = tokens
+        before = float(entropy.mean())
         error = np.abs(realised - predicted)
         size = float(np.abs(realised).mean())
-        ratios = _array(scores.log_probs) - _array(samples.log_probs) if iteration else np.zeros(1)
         values = {
             "step": self.completed,
             "iteration": iteration,
@@ -203,12 +258,14 @@ class Simulation:
             "predicted_change": predicted.mean(),
             "absolute_error": error.mean(),
             "relative_error": error.mean() / size if size else 0.0,
-            "reward": _array(samples.rewards).mean(),
-            "discriminant": _array(scores.discriminant).mean(),
-            "centered_discriminant": _array(scores.centered_discriminant).mean(),
+            "second_order_change": second.mean(),
+            "second_order_error": np.abs(realised - predicted - second).mean(),
+            "reward": rewards.mean(),
+            "discriminant": discriminant.mean(),
+            "centered_discriminant": centered.mean(),
             **{f"quadrant_q{q}": update.metrics[f"quadrant_share_q{q}"] for q in (1, 2, 3, 4)},
             "dropped_share": update.metrics["dropped_share"],
-            "ratio_deviation": np.abs(np.expm1(ratios)).mean(),
+            "ratio_deviation": deviation.mean(),
         }
         for name, value in values.items():
             self.columns[name][row] = value
@@ -233,8 +290,3 @@ class Simulation:
             "predicted": empty,
             "realised": empty.copy(),
         }
-
-
-def _array(values: Tensor) -> NDArray[Any]:
-    """Means are taken by NumPy: torch would split them over threads and round by their number."""
-    return values.cpu().numpy()

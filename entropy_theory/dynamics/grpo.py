@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from entropy_theory.control import Flow, Rule, RuleOutput, TokenBatch
+from entropy_theory.control import Flow, Reducer, Rule, RuleOutput, TokenBatch
 from entropy_theory.control.flow import State
+from entropy_theory.control.reducers import LOCAL, token_offset
 from entropy_theory.dynamics.bank import PolicyStatistics, TokenScores
 from entropy_theory.errors import invalid
 
@@ -151,6 +152,7 @@ def decide(
     generator: torch.Generator,
     state: State | None = None,
     earlier: Update | None = None,
+    reducer: Reducer = LOCAL,
 ) -> Update:
     """Ask a rule for the coefficients of one update.
 
@@ -168,6 +170,7 @@ def decide(
         generator: For rules that draw.
         state: What the rule returned at its last batch.
         earlier: The first update on the same batch; None for the first itself.
+        reducer: The ranks that share the policies out; statistics and denominator are those of all.
 
     Returns:
         The coefficients, their scale, and the metrics.
@@ -187,11 +190,12 @@ def decide(
         ([[0.5, -0.5]], 0.5, 0.5)
     """
     shape = samples.tokens.shape
+    offset, bank_size = token_offset(shape[0], reducer)  # policies, not tokens
     per_token = {name: value.unsqueeze(-1).expand(shape) for name, value in policies.items()}
     optional = {
         "rollout_log_probs": lambda: samples.log_probs,
         "old_entropy": lambda: samples.entropy.unsqueeze(-1).expand(shape),
-        "group_ids": lambda: torch.arange(shape[0], device=samples.tokens.device),
+        "group_ids": lambda: torch.arange(offset, offset + shape[0], device=samples.tokens.device),
     }
     fields = {name: make() for name, make in optional.items() if name in rule.needs}
     if earlier is not None or "old_log_probs" in rule.needs:
@@ -208,11 +212,11 @@ def decide(
     batch_part, live_part = rule.split()
     frozen, states, metrics = None, [], {}
     if batch_part is not None:
-        frozen = earlier.frozen if earlier else batch_part.apply(batch, generator=generator, state=state)
+        frozen = earlier.frozen if earlier else batch_part.apply(batch, reducer, generator=generator, state=state)
         assert frozen is not None
         states, metrics = [frozen.state], dict(frozen.metrics)
     if live_part is not None:
-        output = live_part.apply(batch, generator=generator, state=state, after=frozen)
+        output = live_part.apply(batch, reducer, generator=generator, state=state, after=frozen)
         coefficients, states = output.coefficients, [*states, output.state]
         metrics |= output.metrics
     else:
@@ -221,11 +225,13 @@ def decide(
         if earlier is not None:
             coefficients = Flow.start(batch, after=frozen).coefficients
             numbers = batch.quadrants()
-            metrics |= {f"quadrant_share_q{q}": float((numbers == q).sum()) / numbers.numel() for q in (1, 2, 3, 4)}
+            counts = reducer.sum(torch.stack([torch.count_nonzero(numbers == q) for q in (1, 2, 3, 4)])).tolist()
+            total = bank_size * shape[1]
+            metrics |= {f"quadrant_share_q{q}": count / total for q, count in enumerate(counts, start=1)}
     bonus = output.entropy_coefficients
     return Update(
         coefficients=coefficients,
-        scale=scale_of(step_size, int(output.denominator), shape[0]),
+        scale=scale_of(step_size, int(output.denominator), bank_size),
         entropy_coefficients=None if bonus is None else bonus.sum(dim=-1),
         metrics=metrics,
         output=output,

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from entropy_theory.dynamics import bank, grpo
+from entropy_theory.dynamics import bank, grpo, starts
 from entropy_theory.dynamics.draws import Draw, generator
 from entropy_theory.errors import invalid
 
@@ -116,7 +116,7 @@ def interventions(
             raise invalid(name, "a finite number > 0", repr(number))
     if not seeds:
         raise invalid("seeds", "at least one seed", seeds)
-    banks = [bank.gaussian_logits(policies, vocab_size, logit_scale, seed) for seed in seeds]
+    banks = [starts.gaussian_logits(policies, vocab_size, logit_scale, seed) for seed in seeds]
     with bank.threads_for(policies * vocab_size):
         return tuple(
             _condition(samples, keep, banks, seeds, group_size=group_size, steps=steps, step_size=step_size)

@@ -80,7 +80,8 @@ def predicted_against_realised(
             not a positive number, or no step predicts any change.
 
     Example:
-        >>> logits = bank.gaussian_logits(20, 50, 1.0, seed=0)
+        >>> from entropy_theory.dynamics.starts import gaussian_logits
+        >>> logits = gaussian_logits(20, 50, 1.0, seed=0)
         >>> tokens, advantages = sample_steps(logits, 4, seed=0)
         >>> result = predicted_against_realised(logits, tokens, advantages)
         >>> bool(abs(result.slopes[0] - 1) < 1e-3), round(result.order, 2)

@@ -16,18 +16,20 @@ from safetensors.torch import save_file
 from entropy_theory import records
 from entropy_theory.dynamics.engine import COLUMNS, Simulation
 from entropy_theory.dynamics.fits import slope_through_origin
+from entropy_theory.dynamics.ranks import collect
 from entropy_theory.errors import invalid
 
 if TYPE_CHECKING:
-    from entropy_theory.dynamics.simulation import SimulationConfig
+    from entropy_theory.dynamics.config import SimulationConfig
 
 CHECKPOINT = "checkpoint.safetensors"
 STEPS = "steps.npz"
 PAIRS = "pairs.npz"
 RESULT = "result.json"
-FORMAT = "entropy_theory.Simulation/1"
-UNHASHED = ("out", "checkpoint_every", "block_elements")
-"""Fields of the configuration that do not change the result: a run may be taken up with others."""
+FORMAT = "entropy_theory.Simulation/2"
+UNHASHED = ("out", "checkpoint_every", "block_elements", "logits")
+"""Fields of the configuration that do not change the result: a run may be taken up with others. Of a file of saved
+logits its content counts, not where it lies."""
 
 _PAIR_COLUMNS = ("step", "iteration", "policy", "predicted", "realised")
 
@@ -44,8 +46,11 @@ class SimulationResult:
             - ``step``, ``iteration``: which update, both from 0;
             - ``entropy_before``, ``entropy_after``: H before the update and after it;
             - ``realised_change``: ΔH, exact (section B.3 of the theory notes);
-            - ``predicted_change``: its first order, −(η/n) Σ_j g_j S_c,j (Theorem 3.3);
+            - ``predicted_change``: its first order for the move taken, −Σ S_i δz_i (section B.1); for the optimizer sgd
+              that is −(η/n) Σ_j g_j S_c,j (Theorem 3.3);
             - ``absolute_error``, ``relative_error``: mean |realised − predicted|, and that over mean |realised|;
+            - ``second_order_change``: the next order, ½ H''(δz) (section B.6), to be added to the first;
+            - ``second_order_error``: mean |realised − predicted − second order|;
             - ``reward``: of the sampled tokens;
             - ``discriminant``, ``centered_discriminant``: S and S_c of the sampled tokens;
             - ``quadrant_q1`` to ``quadrant_q4``: shares of the tokens by sign of A and S_c, of all tokens;
@@ -135,7 +140,8 @@ def summarise(
     Returns:
         ``entropy_first``, ``entropy_last``: mean H before the first and after the last update; ``reward_first``,
         ``reward_last``; ``dropped_share``, ``quadrant_q1`` to ``quadrant_q4``: means over the recorded updates;
-        ``relative_error``: mean |realised − predicted| over mean |realised|, over the recorded updates; ``slope``,
+        ``relative_error``: mean |realised − predicted| over mean |realised|, over the recorded updates;
+        ``second_order_relative_error``: the same with the second order in the prediction; ``slope``,
         ``slope_error``: realised on predicted through the origin over the pairs, with its standard error; NaN is
         never among them, a slope without pairs is left out; ``seconds`` and ``policy_steps_per_second`` (updates of
         one policy).
@@ -151,7 +157,9 @@ def summarise(
     # mean |realised| of an update is its absolute error over its relative one
     relative = steps["relative_error"]
     sizes = np.divide(steps["absolute_error"], relative, out=np.abs(steps["realised_change"]), where=relative > 0)
-    numbers["relative_error"] = steps["absolute_error"].sum() / sizes.sum() if sizes.sum() else 0.0
+    total = sizes.sum()
+    numbers["relative_error"] = steps["absolute_error"].sum() / total if total else 0.0
+    numbers["second_order_relative_error"] = steps["second_order_error"].sum() / total if total else 0.0
     if np.any(pairs["predicted"]):
         numbers["slope"], numbers["slope_error"] = slope_through_origin(pairs["predicted"], pairs["realised"])
     numbers["seconds"] = round(seconds, 3)
@@ -160,7 +168,7 @@ def summarise(
 
 
 def save_checkpoint(path: Path, simulation: Simulation, seconds: float) -> None:
-    """Write the state of a simulation, whole or not at all.
+    """Write the state of a simulation, whole or not at all: that of all ranks, by the first of them.
 
     Args:
         path: The file.
@@ -187,7 +195,13 @@ def save_checkpoint(path: Path, simulation: Simulation, seconds: float) -> None:
         state = json.dumps(simulation.rule_state, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise invalid("rule", "a rule whose state JSON can hold", f"{simulation.rule} ({error})") from None
-    tensors = {"logits": simulation.logits.cpu().contiguous()}
+    tensors = {}
+    for name, values in _by_policy(simulation).items():
+        whole = collect(values, simulation.config.policies, simulation.reducer)
+        if whole is not None:
+            tensors[name] = whole
+    if simulation.reducer.rank != 0:
+        return
     tensors |= {f"column.{name}": torch.from_numpy(values) for name, values in simulation.columns.items()}
     tensors |= {f"pair.{name}": torch.from_numpy(simulation.pairs[name]) for name in ("predicted", "realised")}
     metadata = {
@@ -202,7 +216,7 @@ def save_checkpoint(path: Path, simulation: Simulation, seconds: float) -> None:
 
 
 def load_checkpoint(path: Path, simulation: Simulation) -> float:
-    """Put a fresh simulation into the state of a checkpoint.
+    """Put a fresh simulation into the state of a checkpoint, which any number of ranks may have written.
 
     Args:
         path: The checkpoint.
@@ -218,15 +232,21 @@ def load_checkpoint(path: Path, simulation: Simulation) -> float:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+            own = _by_policy(simulation)
+            share = simulation.share
+            names = [name for name in file.keys() if name not in own]  # noqa: SIM118  not a mapping
+            tensors = {name: file.get_tensor(name) for name in names}
+            for name in own:
+                rows = file.get_slice(name)
+                if rows.get_shape()[0] == simulation.config.policies:
+                    tensors[name] = rows[share.start : share.stop]
     except (SafetensorError, OSError) as error:
         raise invalid(str(path), expected, error) from None
-    own = digest(simulation.config)
-    if metadata.get("format") != FORMAT or metadata.get("hash") != own:
+    if metadata.get("format") != FORMAT or metadata.get("hash") != digest(simulation.config):
         raise invalid(str(path), expected, f"format {metadata.get('format')}, hash {metadata.get('hash')}")
     targets = {f"column.{name}": torch.from_numpy(values) for name, values in simulation.columns.items()}
     targets |= {f"pair.{name}": torch.from_numpy(simulation.pairs[name]) for name in ("predicted", "realised")}
-    targets["logits"] = simulation.logits
+    targets |= _by_policy(simulation)
     for name, target in targets.items():
         found = tensors.get(name)
         if found is None or found.shape != target.shape or found.dtype != target.dtype:
@@ -235,6 +255,13 @@ def load_checkpoint(path: Path, simulation: Simulation) -> float:
     simulation.completed = int(metadata["completed"])
     simulation.rule_state = json.loads(metadata["rule_state"])
     return float(metadata["seconds"])
+
+
+def _by_policy(simulation: Simulation) -> dict[str, torch.Tensor]:
+    """The tensors of a state that have a row per policy."""
+    moments = simulation.moments
+    adam = {} if moments is None else {"adam.first": moments.first, "adam.second": moments.second}
+    return {"logits": simulation.logits, **adam}
 
 
 def _save_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:

@@ -81,12 +81,13 @@ def simulation_table(summary: Mapping[str, float]) -> Table:
         ("entropy, first and last (nats)", f"{summary['entropy_first']:.4f} → {summary['entropy_last']:.4f}"),
         ("reward, first and last", f"{summary['reward_first']:.3f} → {summary['reward_last']:.3f}"),
         ("mean |realised − predicted| / mean |realised|", f"{summary['relative_error']:.2%}"),
+        ("the same, second order in the prediction", f"{summary['second_order_relative_error']:.2%}"),
         ("quadrants Q1 to Q4, shares", " / ".join(f"{summary[f'quadrant_q{q}']:.1%}" for q in (1, 2, 3, 4))),
         ("dropped by the rule", f"{summary['dropped_share']:.2%}"),
         ("policy-steps per second", f"{summary['policy_steps_per_second']:,.0f} ({summary['seconds']:.1f} s)"),
     ]
     if "slope" in summary:
-        rows.insert(3, ("realised on predicted, slope", f"{summary['slope']:.4f} ± {summary['slope_error']:.4f}"))
+        rows.insert(4, ("realised on predicted, slope", f"{summary['slope']:.4f} ± {summary['slope_error']:.4f}"))
     for name, value in rows:
         table.add_row(name, value)
     return table

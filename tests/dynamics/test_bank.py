@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from entropy_theory.dynamics import bank
+from entropy_theory.dynamics import bank, starts
 from entropy_theory.dynamics.draws import Draw, generator
 from entropy_theory.vocab import token_statistics
 
@@ -38,7 +38,7 @@ def test_mpmath_statistics_keep_their_digits_on_peaked_policies(gap: float) -> N
 
 @pytest.mark.parametrize("shape", [(50, 2), (50, 100), (3, 5000)])
 def test_twin_of_the_vocabulary_room(shape: tuple[int, int]) -> None:
-    z = bank.gaussian_logits(*shape, 2.0, seed=1)
+    z = starts.gaussian_logits(*shape, 2.0, seed=1)
     tokens = torch.randint(shape[1], (shape[0], 7), generator=torch.Generator().manual_seed(0))
     policy, twin = (
         bank.policy_statistics(z),
@@ -84,7 +84,7 @@ def test_mpmath_exact_change(gap: float, size: float) -> None:
 
 
 def test_exact_change_at_model_vocabulary() -> None:
-    z = bank.gaussian_logits(2, 151_936, 3.0, seed=0)
+    z = starts.gaussian_logits(2, 151_936, 3.0, seed=0)
     move = torch.zeros_like(z)
     move[:, 77] = 1e-7
     change = bank.entropy_change(bank.policy_statistics(z), move)
@@ -95,7 +95,7 @@ def test_exact_change_at_model_vocabulary() -> None:
 
 
 def test_rows_do_not_depend_on_their_neighbours() -> None:
-    z = bank.gaussian_logits(3, 151_936, 2.0, seed=0)
+    z = starts.gaussian_logits(3, 151_936, 2.0, seed=0)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)  # one long row alone would otherwise be summed in two parts
     try:
@@ -108,7 +108,7 @@ def test_rows_do_not_depend_on_their_neighbours() -> None:
 
 
 def test_samples_follow_the_policy() -> None:
-    z = bank.gaussian_logits(4, 9, 1.0, seed=5)
+    z = starts.gaussian_logits(4, 9, 1.0, seed=5)
     policy = bank.policy_statistics(z)
     n = 50_000
     tokens = bank.sample_tokens(
@@ -121,7 +121,7 @@ def test_samples_follow_the_policy() -> None:
 
 @pytest.mark.parametrize("vocab_size", [2, 3, 7, 8, 100, 129])
 def test_sampling_inverts_the_cumulative_distribution(vocab_size: int) -> None:
-    probs = bank.policy_statistics(bank.gaussian_logits(5, vocab_size, 3.0, seed=2)).probs
+    probs = bank.policy_statistics(starts.gaussian_logits(5, vocab_size, 3.0, seed=2)).probs
     probs[:, 1] = 0.0
     edges = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64).expand(5, 3)
     uniforms = torch.cat([torch.rand(5, 500, generator=generator(1, Draw.TOKENS), dtype=torch.float64), edges], dim=-1)
@@ -141,14 +141,14 @@ def test_truncation_keeps_the_smallest_sufficient_set() -> None:
 
 
 def test_initial_draws_depend_on_seed_and_place_only() -> None:
-    assert torch.equal(bank.gaussian_logits(10, 6, 2.0, 3), bank.gaussian_logits(130, 6, 2.0, 3)[:10])
-    assert not torch.equal(bank.gaussian_logits(10, 6, 2.0, 3), bank.gaussian_logits(10, 6, 2.0, 4))
-    right = bank.correct_tokens(130, 20, 0.3, 0)
-    assert torch.equal(right[:7], bank.correct_tokens(7, 20, 0.3, 0))
+    assert torch.equal(starts.gaussian_logits(10, 6, 2.0, 3), starts.gaussian_logits(130, 6, 2.0, 3)[:10])
+    assert not torch.equal(starts.gaussian_logits(10, 6, 2.0, 3), starts.gaussian_logits(10, 6, 2.0, 4))
+    right = starts.correct_tokens(130, 20, 0.3, 0)
+    assert torch.equal(right[:7], starts.correct_tokens(7, 20, 0.3, 0))
     assert right.sum(-1).tolist() == [6] * 130
     assert (right.sum(0) > 15).all()  # every place is right for some policies
-    assert bank.correct_tokens(2, 4, 0.01, 0).sum(-1).tolist() == [1, 1]
-    assert bank.correct_tokens(2, 4, 0.99, 0).sum(-1).tolist() == [3, 3]
+    assert starts.correct_tokens(2, 4, 0.01, 0).sum(-1).tolist() == [1, 1]
+    assert starts.correct_tokens(2, 4, 0.99, 0).sum(-1).tolist() == [3, 3]
 
 
 def test_purposes_and_counters_draw_apart() -> None:
@@ -172,10 +172,10 @@ def test_bad_input(call, message: str) -> None:
 
 def test_forking_bank_has_the_shares_it_promises() -> None:
     """Shares of 4000 draws: σ = √(.25/4000) = .008 and √(.16/4000) = .006; 4 σ."""
-    H = bank.policy_statistics(bank.forking_logits(4000, 64, 3)).entropy
+    H = bank.policy_statistics(starts.forking_logits(4000, 64, 3)).entropy
     assert abs(float((H < 0.01).double().mean()) - 0.5) < 0.032
     assert abs(float((H > 0.67).double().mean()) - 0.2) < 0.026
     assert float(H.min()) > 0.9e-4
-    assert torch.equal(bank.forking_logits(10, 64, 3), bank.forking_logits(4000, 64, 3)[:10])
+    assert torch.equal(starts.forking_logits(10, 64, 3), starts.forking_logits(4000, 64, 3)[:10])
     with pytest.raises(ValueError, match="vocab_size: expected at least 4"):
-        bank.forking_logits(2, 3, 0)
+        starts.forking_logits(2, 3, 0)

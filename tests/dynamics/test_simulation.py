@@ -130,6 +130,14 @@ def test_autograd_entropy_bonus_and_its_prediction() -> None:
     assert simulation.rule_state == {"calls": 2}
 
 
+def second_order_of(z: torch.Tensor, move: torch.Tensor) -> torch.Tensor:
+    """½ d²/dt² of H(z + t δ) at 0, differentiated twice."""
+    t = torch.zeros(len(z), 1, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(entropy_of(z + t * move).sum(), t, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), t)
+    return curvature.squeeze(-1) / 2
+
+
 def test_autograd_records() -> None:
     """Every column of a run with two iterations against the entropies and gradients of the replay."""
     simulation = Simulation(replace(TINY, iterations=2))
@@ -142,6 +150,7 @@ def test_autograd_records() -> None:
         leaf = z.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(entropy_of(leaf).sum(), leaf)
         predicted = (gradient * (moved - z)).sum(-1)
+        second = second_order_of(z, moved - z)
         S, centered = discriminants_of(z, tokens)
         ratio = (z.log_softmax(-1).gather(-1, tokens) - before.log_softmax(-1).gather(-1, tokens)).exp()
         expected = {
@@ -153,6 +162,8 @@ def test_autograd_records() -> None:
             "predicted_change": predicted.mean(),
             "absolute_error": (realised - predicted).abs().mean(),
             "relative_error": (realised - predicted).abs().mean() / realised.abs().mean(),
+            "second_order_change": second.mean(),
+            "second_order_error": (realised - predicted - second).abs().mean(),
             "reward": simulation.correct.gather(-1, tokens).double().mean(),
             "discriminant": S.mean(),
             "centered_discriminant": centered.mean(),
