@@ -21,7 +21,7 @@ import tyro
 
 PASSES = 29
 """Passes over (B, V) in a recorded step of the theory's own optimizer, beside one exp and one expm1: 10 for the
-statistics of the policies, 1 to sample, 1 for the move and 1 to take it, 16 for the change of entropy and its orders."""
+policies' statistics, 1 to sample, 1 for the move and 1 to take it, 16 for the change of entropy and its orders."""
 
 
 @dataclass(frozen=True)
