@@ -96,23 +96,26 @@ class TokenBatch:
     def __post_init__(self) -> None:
         shape = self._check_shapes()
         self._check_mask()
-        valid = self.completion_mask
+        if self.group_ids is not None and (self.group_ids.is_floating_point() or self.group_ids.dtype == torch.bool):
+            raise invalid("group_ids", "an integer tensor", self.group_ids.dtype)
+        self._check_values(shape)
+
+    def _check_values(self, shape: torch.Size) -> None:
+        """Refuse values that are not finite where a token is valid."""
         values = [(name, value) for name, value in self._present() if name not in ("completion_mask", "group_ids")]
-        # NaN and infinities survive a sum: finite sums, one look at all fields, spare the search for the place of one
-        sums = [value.detach().sum().double() for _, value in values if value.is_floating_point()]
-        clean = len(sums) == len(values) and bool(torch.isfinite(torch.stack(sums)).all())
-        rows = valid if clean else valid.any(dim=1)
-        for name, value in [] if clean else values:
+        for name, value in values:
             if not value.is_floating_point():
                 raise invalid(name, "a floating-point tensor", value.dtype)
-            where = valid if value.shape == shape else rows
-            wrong = where & ~torch.isfinite(value.detach())
+        # NaN and infinities survive a sum: where every sum is finite, one look spares the search for a place.
+        if bool(torch.isfinite(torch.stack([value.detach().sum().double() for _, value in values])).all()):
+            return
+        valid, rows = self.completion_mask, self.completion_mask.any(dim=1)
+        for name, value in values:
+            wrong = (valid if value.shape == shape else rows) & ~torch.isfinite(value.detach())
             if bool(wrong.any()):
                 place = tuple(wrong.nonzero()[0].tolist())
                 found = value.detach()[place].item()
                 raise invalid(name, "finite values at valid positions", f"{found} at position {place}")
-        if self.group_ids is not None and (self.group_ids.is_floating_point() or self.group_ids.dtype == torch.bool):
-            raise invalid("group_ids", "an integer tensor", self.group_ids.dtype)
 
     def _present(self) -> Iterator[tuple[str, Tensor]]:
         for f in fields(self):
