@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -33,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from entropy_theory import records
 from entropy_theory.vocab import choose_implementation, token_statistics, token_statistics_from_hidden
 
 # glibc gives large blocks back to the system at once; faulting them in again would be half of what is measured.
@@ -223,7 +222,7 @@ def statistics_table(config: Config, dtype: str, threads: int) -> dict[str, Any]
     exact = ours("eager")(logits.double(), tokens)
     fused = "triton" if config.device == "cuda" else "fused-cpu"
     functions = {"official composition": official, "TRL + baseline": with_trl, "naive, one log-softmax": naive}
-    if _missing("trl"):
+    if find_spec("trl") is None:
         del functions["TRL + baseline"]
     if config.compile:
         functions["naive, torch.compile"] = torch.compile(naive, dynamic=False)
@@ -320,7 +319,7 @@ def tables(config: Config) -> Iterator[dict[str, Any]]:
         for dtype in config.dtypes:
             with torch.no_grad():
                 yield statistics_table(config, dtype, threads)
-            if not _missing("trl"):
+            if find_spec("trl") is not None:
                 yield training_table(config, dtype, threads)
     for dtype in config.dtypes:
         for count in config.hidden_rows:
@@ -355,29 +354,6 @@ def render(table: dict[str, Any]) -> Table:
     return view
 
 
-def environment(device: str) -> dict[str, Any]:
-    """Describe what ran: commit, versions, device."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False)
-    packages = ("entropy-theory", "torch", "numpy", "numba", "llvmlite", "triton", "trl")
-    return {
-        "commit": git.stdout.strip() or None,
-        "uncommitted_changes": bool(changed.stdout.strip()),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages if not _missing(name)},
-        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
-        "allocator": {name: os.environ.get(name) for name in WARM_ALLOCATOR},
-    }
-
-
-def _missing(package: str) -> bool:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return True
-    return False
-
-
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if not info.exists():
@@ -400,12 +376,12 @@ def main(config: Config) -> None:
     for table in tables(config):
         results.append(table)
         console.print(render(table))
-    record = {"config": asdict(config) | {"out": None}, "environment": environment(config.device), "tables": results}
+    where = records.environment() | {"allocator": {name: os.environ.get(name) for name in WARM_ALLOCATOR}}
+    if config.device == "cpu":
+        where["device"] = _processor()
+    record = {"config": asdict(config) | {"out": None}, "environment": where, "tables": results}
     if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        partial = config.out.with_suffix(".partial")
-        partial.write_text(json.dumps(record, indent=1) + "\n")
-        partial.replace(config.out)
+        records.write_json(config.out, record)
         console.print(f"Written: {config.out}")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from entropy_theory.errors import invalid
 
-PACKAGES = ("numpy", "scipy", "sympy", "torch", "transformers", "trl", "accelerate", "datasets")
+PACKAGES = ("numpy", "scipy", "sympy", "torch", "numba", "triton", "transformers", "trl", "accelerate", "datasets")
 
 
 def to_data(value: object) -> Any:

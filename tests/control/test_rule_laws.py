@@ -47,13 +47,16 @@ def assume_off_thresholds(out: RuleOutput, batch: TokenBatch) -> None:
             assume(bool(((score[batch.completion_mask] - value).abs() > 1e-9).all()))
 
 
-def same(a: RuleOutput, b: RuleOutput, pick=lambda value: value) -> None:
+def same(a: RuleOutput, b: RuleOutput, pick=lambda value: value, *, moved: bool = False) -> None:
     """Equal tensors, up to `pick` of the second; equal metrics up to the order of float64 sums.
 
-    Coefficients may differ in the last bit: a vectorised exp rounds by where in a row a token stands.
+    With `moved`, tokens stand elsewhere in their rows, where a vectorised exp may round the last bit differently.
     """
-    torch.testing.assert_close(a.coefficients, pick(b.coefficients), rtol=1e-14, atol=0)
-    torch.testing.assert_close(a.objective.detach(), pick(b.objective.detach()), rtol=1e-14, atol=1e-300)
+    for one, other in ((a.coefficients, b.coefficients), (a.objective.detach(), b.objective.detach())):
+        if moved:
+            torch.testing.assert_close(one, pick(other), rtol=4e-15, atol=0)
+        else:
+            assert torch.equal(one, pick(other))
     assert torch.equal(a.counted_mask, pick(b.counted_mask))
     assert int(a.denominator) == int(b.denominator)
     assert (a.keep_mask is None) == (b.keep_mask is None)
@@ -89,9 +92,10 @@ def test_no_method_reads_masked_positions(spec: str, batch: TokenBatch, garbage:
         return torch.nn.functional.pad(value, (1, right), value=0 if value.dtype == torch.bool else garbage)
 
     height, width = batch.log_probs.shape
-    clean, spoiled = spoil_masked(batch, 0.0), map_tokens(spoil_masked(batch, garbage), pad)
-    one, other = apply(spec, clean), apply(spec, spoiled)
-    same(one, other, lambda value: value[:height, 1 : width + 1])
+    spoiled = spoil_masked(batch, garbage)
+    one, other = apply(spec, spoil_masked(batch, 0.0)), apply(spec, map_tokens(spoiled, pad))
+    same(one, apply(spec, spoiled))
+    same(one, other, lambda value: value[:height, 1 : width + 1], moved=True)
     assert torch.isfinite(one.coefficients).all()
     assert not one.coefficients[~batch.completion_mask].any()
     if one.entropy_coefficients is not None:
