@@ -75,6 +75,7 @@ def measurable(model: Any, precision: str) -> nn.Module:
         precision: "float64" or "float32".
     """
     twin = copy.deepcopy(model).to(getattr(torch, precision)).eval().requires_grad_(False)
+    vars(twin).pop("forward", None)  # a trainer's patch of it would be bound to the model that was copied
     if hasattr(twin, "set_attn_implementation"):
         twin.set_attn_implementation("eager")  # the fused attention of the CPU has no forward-mode derivative
     return twin

@@ -153,3 +153,43 @@ def _apart(a: Interval, b: Interval) -> str:
         if a.apart_from(b)
         else "The intervals overlap, so this run does not tell them apart."
     )
+
+
+def audit(result: Mapping[str, Any]) -> list[str]:
+    """State how well the tabular theory predicts the entropy of a model with shared parameters, and where it fails.
+
+    Args:
+        result: What ``bridge.audit.audit`` returns.
+    """
+    from entropy_theory.report.audit_figures import ARMS
+
+    def shown(found: Mapping[str, float], form: str = ".0%") -> str:
+        return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
+
+    sentences = []
+    for arm, found in result["arms"].items():
+        token, context, exact = (found["predictors"][name] for name in ("token", "context", "parameters"))
+        if None in (token["sign_agreement"], context["r2_fitted"], exact["r2_fitted"]):
+            sentences.append(f"{ARMS.get(arm, arm)}: no position had both a prediction and a change.")
+            continue
+        chance = token["sign_agreement"]["low"] <= 0.5 <= token["sign_agreement"]["high"]
+        sentences.append(
+            f"{ARMS.get(arm, arm)}: the tabular prediction of a position's own token has the sign of the realised change "
+            f"at {shown(token['sign_agreement'])} of the positions{', no better than chance' if chance else ''}, and "
+            f"explains {shown(token['r2_fitted'])} of it with a fitted step ({shown(context['r2_fitted'])} with all tokens of "
+            f"the context); the first order in the parameters has {shown(exact['sign_agreement'])} and "
+            f"{shown(exact['r2_fitted'])}. Of that first order the own token makes {shown(found['pieces']['own'])}, "
+            f"sharing with other contexts {shown(found['pieces']['sharing'])}."
+        )
+        parts = {name.upper(): rows["token"]["sign_agreement"] for name, rows in found["quadrants"].items()}
+        parts |= {
+            f"entropy {row['low']:.2g} to {row['high']:.2g}": row["token"]["sign_agreement"] for row in found["deciles"]
+        }
+        ranked = sorted((e["value"], name) for name, e in parts.items() if e is not None and name != "NONE")
+        if ranked:
+            (low, worst), (high, best) = ranked[0], ranked[-1]
+            sentences.append(f"Its signs are best at {best} ({high:.0%}) and worst at {worst} ({low:.0%}).")
+        rows = [row for row in result["steps"] if row["arm"] == arm]
+        right = sum(row["mean_token"] * row["mean_realised"] > 0 for row in rows)
+        sentences.append(f"The batch mean of the tabular prediction has the right sign at {right} of {len(rows)} steps.")
+    return sentences
