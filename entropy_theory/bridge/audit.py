@@ -1,7 +1,7 @@
 """Audit a model: how well does the tabular theory predict what its optimizer steps do to its entropy?
 
-GRPO runs are trained as `train` trains them, one for each arm and seed. At chosen steps the batch is held fixed, and the
-step that the optimizer really makes is measured on it (`audit_step`); what all steps of an arm say together is
+GRPO runs are trained as `train` trains them, one for each arm and seed. At chosen steps the batch is held fixed, and
+the step that the optimizer really makes is measured on it (`audit_step`); what all steps of an arm say together is
 summarised with intervals (`audit_statistics`). A measured step is a file; an audit that was killed goes on behind the
 last one.
 """
@@ -32,6 +32,7 @@ Progress = Callable[[int, int, str], None]
 
 PREDICTORS = ("token", "context", "parameters")
 SMALL = 1_000_000  # parameters below which the work of an operation is not worth a second thread
+PATIENCE = 20  # steps to wait for a gradient: there is none while every group's rewards are equal
 SCATTER = 200  # positions of each arm that the record keeps for the figure
 
 
@@ -51,7 +52,8 @@ class AuditConfig:
 
     Attributes:
         arms: sgd; adamw; sgd-output, SGD on the output matrix alone, whose first order has a closed form.
-        at: Optimizer steps to measure; the runs end with the last.
+        at: Optimizer steps to measure, or the next one that has a gradient; the runs end with the last. AdamW's first
+            step is far larger than its later ones.
         seeds: Seeds of sampling and data order; each is a run of each arm.
         model: Folder or hub name of a causal language model; default: the small decoder of the demo.
         dataset: File, folder or hub name with a "prompt" column; default: the sum task.
@@ -71,7 +73,7 @@ class AuditConfig:
     """
 
     arms: tuple[Arm, ...] = get_args(Arm)
-    at: tuple[int, ...] = (1, 5, 20, 60)
+    at: tuple[int, ...] = (5, 15, 30, 60)
     seeds: tuple[int, ...] = (0, 1, 2)
     model: str | None = None
     dataset: str | None = None
@@ -112,7 +114,7 @@ class AuditConfig:
             dataset_split=self.dataset_split,
             reward=self.reward,
             rule=self.rule,
-            steps=max(self.at),
+            steps=max(self.at) + PATIENCE,
             prompts_per_step=self.prompts_per_step,
             generations=self.generations,
             max_completion_length=self.max_completion_length,
@@ -189,6 +191,9 @@ def run_arm(config: AuditConfig, arm: Arm, seed: int, progress: Callable[[int, s
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         torch.set_num_threads(threads)
+    missing = [step for step in config.at if not config.file(arm, seed, step).exists()]
+    if missing:
+        raise invalid("at", f"steps with a gradient within {PATIENCE} more ({arm}, seed {seed})", missing)
     shutil.rmtree(run.out)
 
 
@@ -201,7 +206,7 @@ def _build(config: AuditConfig, arm: Arm, run: training.TrainConfig, progress: A
 
         def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
             output = super()._generate_and_score_completions(inputs)
-            if self.model.training and self.state.global_step + 1 in config.at:
+            if self.model.training and probe.due(self.state.global_step + 1) is not None:
                 probe.batch = _batch(output, self.num_generations, float(self.temperature))
             return output
 
@@ -235,20 +240,27 @@ def _probe(config: AuditConfig, arm: Arm, seed: int, trainer: Any, progress: Any
         """Looks at the parameters on both sides of the optimizer's step."""
 
         batch: audit_step.StepBatch | None = None
+        before: dict[str, Tensor] | None = None
+
+        def due(self, step: int) -> int | None:
+            """The earliest of the chosen steps that is not behind us."""
+            return next(
+                (at for at in sorted(config.at) if at <= step and not config.file(arm, seed, at).exists()), None
+            )
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.due = state.global_step + 1 in config.at
-            if self.due:
-                trained = {n: p for n, p in trainer.model.named_parameters() if p.grad is not None}
+            trained = {n: p for n, p in trainer.model.named_parameters() if p.grad is not None}
+            self.before = None
+            if self.due(state.global_step + 1) is not None and any(bool(p.grad.any()) for p in trained.values()):
                 self.before = {name: p.detach().clone() for name, p in trained.items()}
                 self.gradient = {name: p.grad.detach().clone() for name, p in trained.items()}
 
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            path = config.file(arm, seed, state.global_step + 1)
-            if not self.due or path.exists():
+            if self.before is None:
                 return
+            step = state.global_step + 1
             if progress is not None:
-                progress(state.global_step, f"{arm}, seed {seed}: measuring step {state.global_step + 1}")
+                progress(state.global_step, f"{arm}, seed {seed}: measuring step {step}")
             parameters = dict(trainer.model.named_parameters())
             assert self.batch is not None  # this step's, set when it was generated
             arrays, scalars = audit_step.measure_step(
@@ -261,13 +273,16 @@ def _probe(config: AuditConfig, arm: Arm, seed: int, trainer: Any, progress: Any
                 positions=config.positions,
                 seed=seed,
             )
-            scalars["learning_rate"] = float(trainer.optimizer.param_groups[0]["lr"])
-            _write_step(path, arrays, scalars)
+            scalars |= {"step": step, "learning_rate": float(trainer.optimizer.param_groups[0]["lr"])}
+            at = self.due(step)
+            assert at is not None
+            _write_step(config.file(arm, seed, at), arrays, scalars)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if progress is not None:
-                progress(state.global_step, f"{arm}, seed {seed}")
-            control.should_save = state.global_step in config.at and state.global_step < max(config.at)
+                progress(min(state.global_step, max(config.at)), f"{arm}, seed {seed}")
+            control.should_save = self.before is not None
+            control.should_training_stop |= self.due(max(config.at)) is None
 
     return Probe()
 
@@ -342,19 +357,34 @@ def summarise(config: AuditConfig) -> dict[str, Any]:
         ``steps``: a row for each arm, seed and step with its scalars and mean changes. ``arms``: for each arm
         ``predictors``, the `agreement` of each of PREDICTORS and of the second orders ``token_2`` and ``context_2`` at
         the fitted step size; ``quadrants`` and ``deciles``, the same by quadrant of (A, S_c) and by decile of entropy;
-        ``pieces``, the `shares` of the first order; ``scatter``, some positions.
+        ``pieces``, the `shares` of the first order; ``own_effect``, the agreement of ``token`` and ``context`` not with
+        the realised change but with the very part of the first order that they speak of; ``scatter``, some positions.
     """
     rows, arms = [], {}
     for arm in config.arms:
-        steps = [(seed, at, *_read_step(config.file(arm, seed, at))) for seed in config.seeds for at in config.at]
-        rows += [_row(arm, *step) for step in steps]
-        arms[arm] = _arm([arrays for *_, arrays, _ in steps], max(s["noise_floor"] for *_, s in steps), config)
+        steps = [_read_step(config.file(arm, seed, at)) for seed in config.seeds for at in config.at]
+        rows += [row for seed in config.seeds for row in step_rows(config, arm, seed)]
+        arms[arm] = _arm([arrays for arrays, _ in steps], max(s["noise_floor"] for _, s in steps), config)
     return {"steps": rows, "arms": arms}
 
 
-def _row(arm: str, seed: int, step: int, arrays: dict[str, Array], scalars: dict[str, float]) -> dict[str, Any]:
-    """What one measured step says by itself."""
+def step_rows(config: AuditConfig, arm: Arm, seed: int) -> list[dict[str, Any]]:
+    """Say what each measured step of a run says by itself.
+
+    Returns:
+        A row per step: its scalars, means over positions, signs and R² of the predictions, and two checks relative to
+        the largest change: ``sum_error``, the pieces by reverse mode against the whole by forward mode, and
+        ``output_error``, the closed form of the output matrix against autograd.
+    """
+    return [_row(arm, seed, *_read_step(config.file(arm, seed, step))) for step in config.at]
+
+
+def _row(arm: str, seed: int, arrays: dict[str, Array], scalars: dict[str, float]) -> dict[str, Any]:
     means = {f"mean_{name}": arrays[key].mean() for name, key in _keys().items()}
+    alone, floor = Resampling.draw([arrays["group"]], 1, seed=0), scalars["noise_floor"]
+    for name, key in _keys().items():
+        found = agreement(arrays[key], arrays["realised"], alone, floor=floor)
+        means |= {f"{kind}_{name}": e["value"] for kind in ("sign_agreement", "r2_fitted") if (e := found[kind])}
     whole, chosen = sum(arrays[name] for name in audit_step.PIECES), arrays["chosen"]
     size = np.abs(arrays["parameters"][chosen]).max()
     checks = {"sum_error": np.abs(whole - arrays["parameters"][chosen]).max() / size}
@@ -363,7 +393,7 @@ def _row(arm: str, seed: int, step: int, arrays: dict[str, Array], scalars: dict
         checks["output_error"] = gap / np.abs(arrays["output"]).max()
     numbers = {"mean_entropy": arrays["entropy"].mean(), "mean_realised": arrays["realised"].mean()} | means | checks
     row = {name: float(f"{float(value):.6g}") for name, value in (scalars | numbers).items()}
-    return {"arm": arm, "seed": seed, "step": step, "positions": len(arrays["entropy"]), **row}
+    return {"arm": arm, "seed": seed, "positions": len(arrays["entropy"]), **row, "step": int(scalars["step"])}
 
 
 def _keys() -> dict[str, str]:
@@ -393,8 +423,13 @@ def _arm(steps: list[dict[str, Array]], floor: float, config: AuditConfig) -> di
         {"low": float(f"{edges[i]:.4g}"), "high": float(f"{edges[i + 1]:.4g}"), **compared(tenth == i)}
         for i in range(10)
     ]
-    taken = [arrays["group"][arrays["chosen"]] for arrays in steps]
+    taken = Resampling.draw([arrays["group"][arrays["chosen"]] for arrays in steps], config.resamples, seed=0)
     pieces = {name: joined(name) for name in audit_step.PIECES}
+    spoken_of = {"token": pieces["own"], "context": pieces["own"] + pieces["context"]}
+    own_effect = {}
+    for name, part in spoken_of.items():
+        x = np.concatenate([arrays[f"{name}_1"][arrays["chosen"]] for arrays in steps])
+        own_effect[name] = agreement(x, part, taken)
     some = np.random.default_rng(0).permutation(len(realised))[:SCATTER]
     columns = {"realised": realised, "entropy": entropy, **predictions}
     return {
@@ -404,6 +439,7 @@ def _arm(steps: list[dict[str, Array]], floor: float, config: AuditConfig) -> di
         "predictors": overall,
         "quadrants": {f"q{q}": compared(quadrant == q) for q in (1, 2, 3, 4)} | {"none": compared(quadrant == 0)},
         "deciles": deciles,
-        "pieces": shares(pieces, Resampling.draw(taken, config.resamples, seed=0)),
+        "pieces": shares(pieces, taken),
+        "own_effect": own_effect,
         "scatter": {name: [float(f"{v:.4g}") for v in column[some]] for name, column in columns.items()},
     }

@@ -1,4 +1,4 @@
-"""The figure of the audit: predicted against realised changes of entropy of a model whose positions share parameters."""
+"""The figure of the audit: predicted against realised changes of entropy where positions share their parameters."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ PIECES = {
     "momentum": "momentum",
 }
 _MARKS = {"token": "o", "context": "s", "parameters": "D"}
+_SHADES = ((COLOURS[0], 1.0), (COLOURS[0], 0.45), (COLOURS[4], 1.0), (COLOURS[5], 1.0), (COLOURS[6], 1.0))
 _REACH = 3.0  # the scatter shows so many root mean squares; the few points beyond sit on the frame
 
 
@@ -64,21 +65,24 @@ def _scatter(axis: Axes, arms: Mapping[str, Any], prediction: str, colours: Mapp
 
 def _explained(axis: Axes, arms: Mapping[str, Any], colours: Mapping[str, str]) -> None:
     for index, (arm, found) in enumerate(arms.items()):
-        for place, prediction in enumerate(PREDICTIONS):
-            _interval(axis, place + _aside(index, arms), found["predictors"][prediction], "r2_fitted", colours[arm])
-    axis.set_xticks(range(len(PREDICTIONS)), ["own\ntoken", "own\ncontext", "first order\nin parameters"])
-    axis.set(ylabel="R² of realised ΔH, step fitted", ylim=(-0.03, 1.03))
+        rows = [found["own_effect"]["token"], *(found["predictors"][prediction] for prediction in PREDICTIONS)]
+        for place, row in enumerate(rows):
+            _interval(axis, place + _aside(index, arms), row, "r2_fitted", colours[arm], "token")
+    axis.axvline(0.5, color=COLOURS[0], linewidth=0.7)
+    labels = ["own token,\nits own part", "own\ntoken", "own\ncontext", "parameters"]
+    axis.set_xticks(range(4), labels, fontsize=7)
+    axis.set(ylabel="R² of ΔH, step fitted", ylim=(-0.03, 1.03))
 
 
 def _pieces(axis: Axes, arms: Mapping[str, Any]) -> None:
     for place, found in enumerate(arms.values()):
         ends = [0.0, 0.0]
-        for index, name in enumerate(PIECES):
-            value = found["pieces"][name]["value"]
+        for name, (colour, alpha) in zip(PIECES, _SHADES, strict=True):
+            value = (found["pieces"][name] or {"value": 0.0})["value"]
             side = int(value < 0)
-            axis.barh(-place, value, left=ends[side], height=0.6, color=COLOURS[2 + index], label=None)
+            axis.barh(-place, value, left=ends[side], height=0.6, color=colour, alpha=alpha)
             ends[side] += value
-    handles = [axis.barh([0], [0], color=COLOURS[2 + index])[0] for index in range(len(PIECES))]
+    handles = [axis.barh([0], [0], color=colour, alpha=alpha)[0] for colour, alpha in _SHADES]
     axis.legend(handles, list(PIECES.values()), loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=3, fontsize=7)
     axis.axvline(0, color=COLOURS[0], linewidth=0.7)
     axis.set_yticks([-i for i in range(len(arms))], [ARMS.get(arm, arm).replace(", ", ",\n") for arm in arms])
@@ -118,9 +122,7 @@ def _interval(
     if found is None:
         return
     axis.plot([place, place], [found["low"], found["high"]], color=colour, linewidth=1.2, alpha=0.7)
-    axis.plot(
-        [place], [found["value"]], _MARKS[prediction], color=colour, markersize=3.4, fillstyle=_fill(prediction)
-    )
+    axis.plot([place], [found["value"]], _MARKS[prediction], color=colour, markersize=3.4, fillstyle=_fill(prediction))
 
 
 def _fill(prediction: str) -> Any:

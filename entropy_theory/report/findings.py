@@ -163,33 +163,33 @@ def audit(result: Mapping[str, Any]) -> list[str]:
     """
     from entropy_theory.report.audit_figures import ARMS
 
-    def shown(found: Mapping[str, float], form: str = ".0%") -> str:
-        return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
+    return [f"{ARMS.get(arm, arm)}: {_audited(found, result, arm)}" for arm, found in result["arms"].items()]
 
-    sentences = []
-    for arm, found in result["arms"].items():
-        token, context, exact = (found["predictors"][name] for name in ("token", "context", "parameters"))
-        if None in (token["sign_agreement"], context["r2_fitted"], exact["r2_fitted"]):
-            sentences.append(f"{ARMS.get(arm, arm)}: no position had both a prediction and a change.")
-            continue
-        chance = token["sign_agreement"]["low"] <= 0.5 <= token["sign_agreement"]["high"]
-        sentences.append(
-            f"{ARMS.get(arm, arm)}: the tabular prediction of a position's own token has the sign of the realised change "
-            f"at {shown(token['sign_agreement'])} of the positions{', no better than chance' if chance else ''}, and "
-            f"explains {shown(token['r2_fitted'])} of it with a fitted step ({shown(context['r2_fitted'])} with all tokens of "
-            f"the context); the first order in the parameters has {shown(exact['sign_agreement'])} and "
-            f"{shown(exact['r2_fitted'])}. Of that first order the own token makes {shown(found['pieces']['own'])}, "
-            f"sharing with other contexts {shown(found['pieces']['sharing'])}."
-        )
-        parts = {name.upper(): rows["token"]["sign_agreement"] for name, rows in found["quadrants"].items()}
-        parts |= {
-            f"entropy {row['low']:.2g} to {row['high']:.2g}": row["token"]["sign_agreement"] for row in found["deciles"]
-        }
-        ranked = sorted((e["value"], name) for name, e in parts.items() if e is not None and name != "NONE")
-        if ranked:
-            (low, worst), (high, best) = ranked[0], ranked[-1]
-            sentences.append(f"Its signs are best at {best} ({high:.0%}) and worst at {worst} ({low:.0%}).")
-        rows = [row for row in result["steps"] if row["arm"] == arm]
-        right = sum(row["mean_token"] * row["mean_realised"] > 0 for row in rows)
-        sentences.append(f"The batch mean of the tabular prediction has the right sign at {right} of {len(rows)} steps.")
-    return sentences
+
+def _audited(found: Mapping[str, Any], result: Mapping[str, Any], arm: str) -> str:
+    def shown(name: str, kind: str, where: str = "predictors") -> str:
+        numbers = found[where][name][kind]
+        return "none" if numbers is None else f"{numbers['value']:.0%} [{numbers['low']:.0%}, {numbers['high']:.0%}]"
+
+    sign = found["predictors"]["token"]["sign_agreement"]
+    if sign is None:
+        return "no position had both a prediction and a change."
+    chance = ", no better than chance" if sign["low"] <= 0.5 <= sign["high"] else ""
+    pieces = {name: f"{e['value']:.0%} [{e['low']:.0%}, {e['high']:.0%}]" for name, e in found["pieces"].items() if e}
+    parts = {name.upper(): rows["token"]["sign_agreement"] for name, rows in found["quadrants"].items()}
+    parts |= {f"H from {d['low']:.2g} to {d['high']:.2g}": d["token"]["sign_agreement"] for d in found["deciles"]}
+    ranked = sorted((e["value"], name) for name, e in parts.items() if e is not None and name != "NONE")
+    (low, worst), (high, best) = ranked[0], ranked[-1]
+    rows = [row for row in result["steps"] if row["arm"] == arm]
+    right = sum(row["mean_token"] * row["mean_realised"] > 0 for row in rows)
+    return (
+        f"what a token does to its own position has the sign of the tabular prediction at "
+        f"{shown('token', 'sign_agreement', 'own_effect')} of the positions "
+        f"(R² {shown('token', 'r2_fitted', 'own_effect')}), and is {pieces.get('own', 'none')} of the "
+        f"first-order change; sharing with other contexts is {pieces.get('sharing', 'none')}. The prediction has "
+        f"the sign of the whole realised change at {shown('token', 'sign_agreement')}{chance} "
+        f"(R² {shown('token', 'r2_fitted')} with a fitted step), best at {best} ({high:.0%}), worst at {worst} "
+        f"({low:.0%}), and the sign of the batch mean at {right} of {len(rows)} steps; the first order in the "
+        f"parameters has the sign at {shown('parameters', 'sign_agreement')} "
+        f"(R² {shown('parameters', 'r2_fitted')})."
+    )

@@ -195,7 +195,7 @@ def audit_table(result: Mapping[str, Any]) -> Table:
             )
     positions = ", ".join(f"{ARMS.get(arm, arm)} {found['positions']:,}" for arm, found in result["arms"].items())
     table.caption = (
-        f"positions: {positions}; 95 % intervals resample steps and prompt groups; slope: of the realised change on the "
-        "predicted one at the actual step size"
+        f"positions: {positions}; 95 % intervals resample steps and prompt groups; slope: of the realised change on "
+        "the predicted one at the actual step size"
     )
     return table
