@@ -45,6 +45,9 @@ def save_inspect_page(data: Mapping[str, Any], path: Path) -> int:
         for name, values in data["columns"].items()
     }
     layout, packed = pack(columns)
+    lens = data["lens"]
+    still = [row["rule"] for row in lens["rows"][1:] if row["distance"] < 1e-6 and not row["dropped_share"] and not row["entropy_term"]]
+    ends = [row["total"][end] for row in lens["rows"] for end in ("low", "high")]
     script = _template("inspect.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     write_page(
@@ -52,7 +55,9 @@ def save_inspect_page(data: Mapping[str, Any], path: Path) -> int:
         "inspect.html",
         {
             "facts": {**data["facts"], "verdict": verdict(data["lens"])},
-            "lens": data["lens"],
+            "lens": lens,
+            "moving": [row for row in lens["rows"] if row["rule"] not in still],
+            "still": still,
             "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
             "base-uri 'none'; form-action 'none'",
             "payload": inert_json({**data["payload"], "columns": layout}),
@@ -60,7 +65,7 @@ def save_inspect_page(data: Mapping[str, Any], path: Path) -> int:
             "script": Markup(script),
             "style": Markup(_template("inspect.css").replace("%%LEVELS%%", _levels())),
         },
-        filters={"milli": _milli},
+        filters={"milli": _milli, "whisker": lambda row: _whisker(row["total"], min(0.0, *ends), max(0.0, *ends))},
     )
     return path.stat().st_size
 
@@ -79,7 +84,25 @@ def _levels() -> str:
 
 
 def _milli(value: float | None) -> str:
-    return "—" if value is None else f"{1000 * value:+.2f}".replace("-", "−")
+    if value is None:
+        return "—"
+    return "0.00" if abs(value) < 5e-6 else f"{1000 * value:+.2f}".replace("-", "−")
+
+
+def _whisker(total: Mapping[str, float], low: float, high: float) -> Any:
+    """Draw an interval as a line with a dot, beside a mark at zero."""
+    from markupsafe import Markup
+
+    def x(value: float) -> float:
+        return round(100 * (value - low) / ((high - low) or 1.0), 2)
+
+    way = "falls" if total["value"] < 0 else "rises"
+    return Markup(
+        f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true"><line x1="{x(0)}" x2="{x(0)}" y1="0" '
+        f'y2="10" /><line class="span {way}" x1="{x(total["low"])}" x2="{x(total["high"])}" y1="5" y2="5" '
+        f'vector-effect="non-scaling-stroke" /><line class="span {way}" x1="{x(total["value"])}" x2="{x(total["value"])}" '
+        f'y1="1" y2="9" vector-effect="non-scaling-stroke" /></svg>'
+    )
 
 
 def inert_json(value: object) -> Any:

@@ -3,7 +3,7 @@
 // per token, to be compared with the threshold's setting; for any other rule one coefficient per token.
 (async () => {
 const $ = (id) => document.getElementById(id);
-const LEVELS = 8, PAGE_COMPLETIONS = 20, PAGE_TOKENS = 6000, TYPES = 12, BINS = 60;
+const LEVELS = 8, PAGE_COMPLETIONS = 20, SHORT = 48, PAGE_SHORT = 60, PAGE_TOKENS = 6000, TYPES = 12, BINS = 60;
 const QUADRANTS = ["none", "q1", "q2", "q3", "q4"];
 const WORDS = {
   q1: "Q1: A > 0, likely token. Entropy falls", q2: "Q2: A > 0, unlikely token. Entropy rises",
@@ -32,8 +32,9 @@ function number(x, signed = false) {
     const [digits, power] = x.toExponential(1).split("e");
     return minus(`${sign}${digits}e${Number(power)}`);
   }
-  return minus(sign + (size >= 1 ? x.toFixed(size >= 100 ? 1 : 3) : String(Number(x.toPrecision(3)))));
+  return minus(sign + String(Number(x.toPrecision(size >= 1 ? 4 : 3))));
 }
+const chance = (p) => (p > 0.9995 ? "> 0.999" : number(p));
 const percent = (x) => `${(100 * x).toFixed(x > 0 && x < 0.001 ? 2 : 1)} %`;
 const count = (n) => n.toLocaleString("en");
 
@@ -71,9 +72,8 @@ const totals = (rule = state.rule, setting = state.setting) => rule.totals[rule.
 const settingOf = (rule, k) => `${rule.symbol} = ${rule.values[k]}`;
 
 function level(value) {
-  if (value === 0) return "";
-  const step = 1 + Math.min(LEVELS - 1, Math.floor(LEVELS * Math.sqrt(Math.abs(value) / data.cap)));
-  return (value < 0 ? "f" : "r") + step;
+  const step = Math.min(LEVELS, Math.round(LEVELS * Math.sqrt(Math.abs(value) / data.cap)));
+  return step === 0 ? "" : (value < 0 ? "f" : "r") + step;
 }
 const direction = (value) => (value < 0 ? "falls" : value > 0 ? "rises" : "stays");
 
@@ -86,7 +86,6 @@ function choose(rule) {
   $("rule").value = rule.spec;
   $("dial").hidden = !rule.scores;
   if (rule.scores) {
-    $("dial-name").textContent = rule.parameter;
     $("threshold").max = rule.values.length - 1;
     $("threshold").value = state.setting;
   }
@@ -122,10 +121,11 @@ function drawMap(now, before) {
     el("div", { className: "name" }, `${name} `, el("span", { className: way }, way === "falls" ? "▼ entropy falls" : "▲ entropy rises")),
     el("div", { className: `big number ${direction(now[q])}`, "data-value": now[q] }, number(now[q], true)),
     el("div", { className: `track ${way}` }, bar(before[q], "before"), bar(now[q], "now")),
-    el("div", { className: "soft" }, `${percent(data.shares[q])} of the tokens` + (state.rule.none ? "" : `, none ${number(before[q], true)}`)));
+    el("div", { className: "soft" }, `${percent(data.shares[q])} of the tokens`),
+    el("div", { className: "soft" }, state.rule.none ? "\u00a0" : `without control ${number(before[q], true)}`));
   const head = (text, kind) => el("div", { className: `head ${kind}` }, text);
   $("map").replaceChildren(
-    head("", "corner"), head("likely token, S_c > 0", "column"), head("unlikely token, S_c < 0", "column"),
+    head("", "corner"), head("likely token", "column"), head("unlikely token", "column"),
     head("A > 0", "row"), cell("q1", "Q1", "falls"), cell("q2", "Q2", "rises"),
     head("A < 0", "row"), cell("q3", "Q3", "rises"), cell("q4", "Q4", "falls"));
   $("rest").textContent = `${percent(data.shares.none)} of the tokens have A = 0 or S_c = 0` + (now.none ? `; the rule's share there: ${number(now.none, true)}.` : ".");
@@ -137,6 +137,7 @@ const sums = completions.map((_, c) => {
   for (let t = starts[c]; t < starts[c + 1]; t++) sum += plain(t);
   return sum;
 });
+const longest = sums.reduce((most, _, c) => Math.max(most, starts[c + 1] - starts[c]), 0);
 const promptText = (c) => data.prompts[completions[c].prompt];
 const pieceOf = (t) => data.types[type[t]];
 const isTouched = (c) => {
@@ -152,10 +153,12 @@ function arrange() {
   const order = completions.map((_, c) => c).filter((c) => keep(c) && (!words || promptText(c).includes(words) || text(c).includes(words)));
   const key = { falls: (c) => sums[c], rises: (c) => -sums[c], moves: (c) => -Math.abs(sums[c]) }[$("order").value];
   if (key) order.sort((a, b) => key(a) - key(b) || a - b);
+  const short = longest <= SHORT / 2 && order.every((c) => promptText(c).length + text(c).length <= SHORT);
+  $("list").classList.toggle("short", short);
   state.pages = [];
   for (let i = 0, page = null, held = 0; i < order.length; i++) {
     const length = starts[order[i] + 1] - starts[order[i]];
-    if (!page || page.length >= PAGE_COMPLETIONS || held + length > PAGE_TOKENS) state.pages.push((page = [])), (held = 0);
+    if (!page || page.length >= (short ? PAGE_SHORT : PAGE_COMPLETIONS) || held + length > PAGE_TOKENS) state.pages.push((page = [])), (held = 0);
     page.push(order[i]);
     held += length;
   }
@@ -194,8 +197,7 @@ function drawCompletion(c) {
   }
   return el("article", { className: "completion", "data-completion": c },
     el("h3", {}, el("b", {}, facts[0]), ...facts.slice(1).map((f) => el("span", {}, f)),
-      el("span", {}, "unmodified: ", el("span", { className: `number ${direction(sums[c])}` }, number(sums[c], true))),
-      el("span", { className: "with-rule" })),
+      el("span", {}, "effect ", el("span", { className: `number ${direction(sums[c])}` }, number(sums[c], true)), el("span", { className: "with-rule" }))),
     el("p", { className: "prompt" }, visible(promptText(c))),
     el("div", { className: "text", role: "listbox", dir: "auto", "aria-orientation": "horizontal", "aria-label": `Completion ${facts.join(", ")}` }, ...tokensOf));
 }
@@ -207,12 +209,12 @@ function paint() {
     for (let t = starts[c]; t < starts[c + 1]; t++) {
       const node = $(`t${t}`), value = effect(t), q = QUADRANTS[quadrant[t]], out = dropped(t);
       sum += value;
-      node.className = `tok ${q} ${level(value)}${out ? " dropped" : ""}${pieceOf(t).special ? " special" : ""}${t === state.hovered ? " shown" : ""}`;
+      node.className = `tok ${q} ${level(value)}${level(plain(t)) ? "" : " weak"}${out ? " dropped" : ""}${pieceOf(t).special ? " special" : ""}${t === state.hovered ? " shown" : ""}`;
       node.setAttribute("aria-label", `${spoken(pieceOf(t))}: ${WORDS[q]}${out ? ", dropped by the rule" : `, ${number(value, true)}`}`);
     }
     const place = article.querySelector(".with-rule");
     place.dataset.value = sum;
-    place.replaceChildren(...(many ? [] : ["with the rule: ", el("span", { className: `number ${direction(sum)}` }, number(sum, true))]));
+    place.replaceChildren(...(many ? [] : [" → ", el("span", { className: `number ${direction(sum)}` }, number(sum, true))]));
   }
 }
 
@@ -237,7 +239,7 @@ function showCard() {
   if (t < 0) return;
   const piece = pieceOf(t), p = Math.exp(column.log_prob[t]), q = QUADRANTS[quadrant[t]], c = owner[t];
   const facts = {
-    p: p > 0.999 ? `1 − ${number(1 - p)}` : number(p), H: number(column.entropy[t]), S: number(centered[t] + baseline[t], true), N: number(baseline[t]),
+    p: p > 0.999 ? `1 − ${number(-Math.expm1(column.log_prob[t]))}` : number(p), H: number(column.entropy[t]), S: number(centered[t] + baseline[t], true), N: number(baseline[t]),
     S_c: number(centered[t], true), A: number(advantage(t), true),
   };
   const rows = rules.map((rule) => el("tr", { className: rule === state.rule ? "chosen" : "" }, el("td", {}, el("code", {}, rule.spec)), el("td", {}, verdict(t, rule))));
@@ -246,7 +248,7 @@ function showCard() {
     el("p", { className: "quote" }, `“${shownText(piece)}”`, el("span", { className: "soft" }, `  id ${piece.id}`)),
     el("p", {}, `${WORDS[q]}. `, el("span", { className: `number ${direction(effect(t))}` }, `Effect ${number(effect(t), true)}`),
       state.rule.none ? "" : ` (none ${number(plain(t), true)})`),
-    el("dl", {}, ...Object.entries(facts).flatMap(([name, value]) => [el("dt", {}, name), el("dd", { className: "number", id: `card-${name}` }, value)])),
+    el("dl", {}, ...Object.entries(facts).flatMap(([name, value]) => [el("dt", {}, ...(name === "S_c" ? ["S", el("sub", {}, "c")] : [name])), el("dd", { className: "number", id: `card-${name}` }, value)])),
     el("table", {}, el("tbody", {}, ...rows)));
 }
 function focusToken(t) {
@@ -295,7 +297,6 @@ $("list").addEventListener("pointerover", (event) => { if (event.pointerType !==
 $("list").addEventListener("pointerleave", () => hover(-1));
 
 // -- sums over all tokens ------------------------------------------------------------------------------------------------
-const longest = Math.max(...completions.map((_, c) => starts[c + 1] - starts[c]));
 const width = Math.ceil(longest / BINS), bins = Math.ceil(longest / width);
 function addUp() {
   const n = totals().denominator || 1;
@@ -323,7 +324,7 @@ function drawTypes(perType, uses, probs) {
       const bar = el("i");
       bar.style.width = `${(100 * Math.abs(perType[i])) / largest}%`;
       return el("tr", {}, el("td", {}, shownText(data.types[i]).trimEnd() || "␣".repeat(data.types[i].text.length)), el("td", { className: "number" }, count(uses[i])),
-        el("td", { className: "number" }, number(probs[i] / uses[i])), el("td", { className: `number ${way}`, "data-value": perType[i] }, number(perType[i], true)),
+        el("td", { className: "number" }, chance(probs[i] / uses[i])), el("td", { className: `number ${way}`, "data-value": perType[i] }, number(perType[i], true)),
         el("td", { className: "weight", "aria-hidden": "true" }, el("div", { className: `track ${way}` }, bar)));
     };
     const head = ["token", "times", "mean p", "sum", ""].map((text, i) => el("th", { scope: "col", className: i ? "number" : "" }, text));
@@ -334,7 +335,7 @@ function drawTypes(perType, uses, probs) {
   fill($("risers"), rises, "rises");
 }
 function drawPositions(fall, rise, oldFall, oldRise) {
-  const W = 720, H = 200, left = 64, top = 12, bottom = 34, inner = H - top - bottom;
+  const W = 640, H = 250, left = 70, top = 12, bottom = 36, inner = H - top - bottom;
   const high = Math.max(...rise, ...oldRise), low = Math.min(...fall, ...oldFall), span = high - low || 1;
   const y = (value) => top + ((high - value) / span) * inner, step = (W - left) / bins;
   const label = (b) => (width === 1 ? `${b + 1}` : `${b * width + 1}–${Math.min((b + 1) * width, longest)}`);
@@ -349,7 +350,7 @@ function drawPositions(fall, rise, oldFall, oldRise) {
     }
   }
   const points = [...fall].map((value, b) => `${left + (b + 0.42) * step},${y(value + rise[b])}`).join(" ");
-  const every = Math.ceil(bins / 12), marks = [];
+  const every = Math.ceil(bins / 10), marks = [];
   for (let b = 0; b < bins; b += every) marks.push(svg("text", { x: left + (b + 0.42) * step, y: H - bottom + 16, "text-anchor": "middle" }, width === 1 ? label(b) : String(b * width + 1)));
   for (const value of [high, 0, low]) if (value || high === 0 || low === 0 || value === 0) marks.push(svg("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, number(value, true)));
   $("positions").replaceChildren(svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": "Falls and rises of entropy by position in the completion; the table below has the numbers." },
@@ -367,7 +368,7 @@ $("scale").append(el("span", { className: "swatch" }, "0"));
 for (let i = 1; i <= LEVELS; i++) $("scale").append(el("span", { className: `swatch r${i}` }, "\u00a0"));
 $("ends").textContent = `darkest from ${number(data.cap)} nats per unit step, square-root scale`;
 for (const [q, text] of [["q1", "likely, A>0"], ["q4", "unlikely, A<0"], ["q3", "likely, A<0"], ["q2", "unlikely, A>0"]]) {
-  $("marks").append(el("span", { className: `tok ${q}` }, `${q.toUpperCase()} ${text}`), "   ");
+  $("marks").append(el("span", { className: `tok ${q}` }, `${q.toUpperCase()} ${text}`), " ");
 }
 $("marks").append(el("span", { className: "tok dropped" }, "dropped"));
 $("types-note").textContent = $("positions-note").textContent = "Sums under the chosen rule, in nats of mean entropy per unit step" +
