@@ -43,9 +43,9 @@ SUFFIXES = (".html", ".csv", ".parquet")
 class InspectConfig:
     """See which tokens of your rollouts drive entropy up or down, and what each control rule would do to them.
 
-    Reads completions with their rewards, scores them with the model, and writes one HTML page that works from disk, or a
-    table with one row per token. Rollouts are JSON lines with prompt, completion, reward and perhaps group, or what TRL
-    logs with log_completions (train --log-completions): a parquet file, or the folder of the run. Examples:
+    Reads completions with their rewards, scores them with the model, and writes one HTML page that works from disk, or
+    a table with one row per token. Rollouts are JSON lines with prompt, completion, reward and perhaps group, or what
+    TRL logs with log_completions (train --log-completions): a parquet file, or the folder of the run. Examples:
 
       entropy-theory inspect rollouts.jsonl --model Qwen/Qwen2.5-0.5B-Instruct
       entropy-theory inspect runs/train --model runs/train/model --rule "clip-b(mu=1)" steer --out runs/inspect.html
@@ -66,8 +66,8 @@ class InspectConfig:
         dtype: Arithmetic of the model.
         max_completions: Completions drawn in the page; of more, whole groups are drawn at random.
         seed: Seed of that draw, of the bootstrap and of rules that draw.
-        scores: Folder that keeps the statistics, so that a killed run goes on and another --rule takes seconds; default:
-            OUT with the ending .scores.
+        scores: Folder that keeps the statistics, so that a killed run goes on and another --rule takes seconds;
+            default: OUT with the ending .scores.
         out: The page (.html) or table (.csv, .parquet).
     """
 

@@ -72,10 +72,9 @@ def page_data(inspection: Inspection) -> dict[str, Any]:
     sizes = unmodified[mask].abs().numpy()
     sizes = sizes[sizes > 0]
     environment = records.environment()
-    notes = [
-        f"Advantages {'as recorded' if inspection.recorded_advantages else f'from the rewards as TRL computes them, scale {config.scale_rewards}'}; "
-        f"groups are {'the recorded ones' if inspection.rollouts.grouped_by == 'group' else 'the completions of equal prompts'}."
-    ]
+    computed = f"computed from the rewards as TRL does (scale: {config.scale_rewards})"
+    same = "those of the file" if inspection.rollouts.grouped_by == "group" else "the completions of equal prompts"
+    notes = [f"Advantages {'as recorded' if inspection.recorded_advantages else computed}; groups are {same}."]
     if len(shown) < len(items):
         notes.append(
             f"Drawn below: {len(shown):,} of {len(items):,} completions, whole groups at random (seed {config.seed}). "
@@ -181,7 +180,7 @@ def _drawn(groups: np.ndarray, limit: int, seed: int) -> np.ndarray:
 
     Example:
         >>> _drawn(np.array([0, 0, 1, 1, 2, 2]), 4, seed=0).tolist()
-        [2, 3, 4, 5]
+        [0, 1, 4, 5]
     """
     if len(groups) <= limit:
         return np.arange(len(groups))

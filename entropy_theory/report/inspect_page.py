@@ -1,8 +1,8 @@
 """Rollouts as one page: every token coloured by what it does to entropy, the rule and its threshold switched live.
 
 The data travel in two inert blocks: JSON, with what could end the block escaped, and the columns of numbers, one after
-the other as little-endian arrays, compressed. The page runs one script, known to its content policy by its hash; nothing
-else on it can run, and it may fetch nothing.
+the other as little-endian arrays, compressed. The page runs one script, known to its content policy by its hash;
+nothing else on it can run, and it may fetch nothing.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ MANTISSA_BITS = 12
 """Kept of the statistics' 23 bits: a relative error of at most 2⁻¹³ = 1.2e-4, and the file shrinks by a half."""
 
 LEVELS = 8
-_MIXES = (9, 17, 25, 33, 41, 49, 57, 64)  # per cent of the colour in the paper, by level
+"""Shades of each colour; the style sheet says how much a level takes of the colour."""
 
 
 def save_inspect_page(data: Mapping[str, Any], path: Path) -> int:
     """Write the page, whole or not at all.
 
     Args:
-        data: ``page_data`` of the inspection: ``facts`` and ``lens`` for the text, ``payload`` for the script, ``columns``
-            of numbers by name.
+        data: ``page_data`` of the inspection: ``facts`` and ``lens`` for the text, ``payload`` for the script,
+            ``columns`` of numbers by name.
         path: The HTML file.
 
     Returns:
@@ -46,7 +46,11 @@ def save_inspect_page(data: Mapping[str, Any], path: Path) -> int:
     }
     layout, packed = pack(columns)
     lens = data["lens"]
-    still = [row["rule"] for row in lens["rows"][1:] if row["distance"] < 1e-6 and not row["dropped_share"] and not row["entropy_term"]]
+    still = [
+        row["rule"]
+        for row in lens["rows"][1:]
+        if row["distance"] < 1e-6 and not row["dropped_share"] and not row["entropy_term"]
+    ]
     ends = [row["total"][end] for row in lens["rows"] for end in ("low", "high")]
     script = _template("inspect.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -76,10 +80,9 @@ def _template(name: str) -> str:
 
 def _levels() -> str:
     """The two colour scales, mixed into whatever the page's background is."""
+    shade = ".{}{} {{ background: color-mix(in oklab, var(--{}) calc({} * var(--mix)), transparent); }}"
     return "\n".join(
-        f".{letter}{level} {{ background: color-mix(in oklab, var(--{name}) {mix}%, transparent); }}"
-        for letter, name in (("f", "fall"), ("r", "rise"))
-        for level, mix in enumerate(_MIXES, start=1)
+        shade.format(name[0], level, name, level) for name in ("fall", "rise") for level in range(1, LEVELS + 1)
     )
 
 
@@ -97,19 +100,26 @@ def _whisker(total: Mapping[str, float], low: float, high: float) -> Any:
         return round(100 * (value - low) / ((high - low) or 1.0), 2)
 
     way = "falls" if total["value"] < 0 else "rises"
+
+    def line(start: float, end: float, top: int, bottom: int, name: str) -> str:
+        ends = f'x1="{x(start)}" x2="{x(end)}" y1="{top}" y2="{bottom}"'
+        return f'<line class="{name}" {ends} vector-effect="non-scaling-stroke" />'
+
+    value = total["value"]
     return Markup(
-        f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true"><line x1="{x(0)}" x2="{x(0)}" y1="0" '
-        f'y2="10" /><line class="span {way}" x1="{x(total["low"])}" x2="{x(total["high"])}" y1="5" y2="5" '
-        f'vector-effect="non-scaling-stroke" /><line class="span {way}" x1="{x(total["value"])}" x2="{x(total["value"])}" '
-        f'y1="1" y2="9" vector-effect="non-scaling-stroke" /></svg>'
+        '<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">'
+        + line(0.0, 0.0, 0, 10, "zero")
+        + line(total["low"], total["high"], 5, 5, f"span {way}")
+        + line(value, value, 1, 9, f"span {way}")
+        + "</svg>"
     )
 
 
 def inert_json(value: object) -> Any:
     r"""Write JSON that a script block can hold whatever its strings say.
 
-    ``<``, ``>`` and ``&`` become escapes, so that neither ``</script>`` nor ``<!--`` can stand in it; so do the two line
-    separators that are not allowed in older JavaScript strings.
+    ``<``, ``>`` and ``&`` become escapes, so that neither ``</script>`` nor ``<!--`` can stand in it; so do the two
+    line separators that are not allowed in older JavaScript strings.
 
     Raises:
         ValueError: A number is not finite.
@@ -158,7 +168,7 @@ def rounded(values: np.ndarray, bits: int = MANTISSA_BITS) -> np.ndarray:
 
     Example:
         >>> rounded(np.array([0.1, -3.0, 0.0], dtype=np.float32)).tolist()
-        [0.0999908447265625, -3.0, 0.0]
+        [0.100006103515625, -3.0, 0.0]
     """
     drop = 23 - bits
     raw = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
@@ -174,8 +184,9 @@ def verdict(lens: Mapping[str, Any]) -> str:
     Example:
         >>> total = {"value": -0.02, "low": -0.03, "high": -0.01}
         >>> quadrants = {"q1": -0.03, "q2": 0.02, "q3": 0.01, "q4": -0.02, "none": 0.0}
-        >>> verdict({"rows": [{"total": total, "quadrants": quadrants}]})
-        'Without control this batch pushes mean entropy down: −0.020 [−0.030, −0.010] nats per unit step, most of it from Q1 (likely tokens, A > 0).'
+        >>> print(verdict({"rows": [{"total": total, "quadrants": quadrants}]}))
+        Without control this batch pushes mean entropy down: −0.020 [−0.030, −0.010] nats per unit step,
+        most of it from Q1 (likely tokens, A > 0).
     """
     row = lens["rows"][0]
     value, low, high = (row["total"][name] for name in ("value", "low", "high"))

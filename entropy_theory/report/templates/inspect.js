@@ -128,6 +128,7 @@ function drawMap(now, before) {
     head("", "corner"), head("likely token", "column"), head("unlikely token", "column"),
     head("A > 0", "row"), cell("q1", "Q1", "falls"), cell("q2", "Q2", "rises"),
     head("A < 0", "row"), cell("q3", "Q3", "rises"), cell("q4", "Q4", "falls"));
+  $("rest").hidden = !data.shares.none;
   $("rest").textContent = `${percent(data.shares.none)} of the tokens have A = 0 or S_c = 0` + (now.none ? `; the rule's share there: ${number(now.none, true)}.` : ".");
 }
 
@@ -178,7 +179,7 @@ function turn(page) {
   state.hovered = -1;
   paint();
   showCard();
-  const first = document.querySelector(".tok");
+  const first = document.querySelector("#list .tok");
   if (first) first.tabIndex = 0;
 }
 // Characters that are invisible or turn the writing direction around are spelled out.
@@ -225,8 +226,9 @@ function verdict(t, rule) {
   const extra = rule.extra && rule.extra[t] ? `, entropy term ${number(rule.extra[t], true)}` : "";
   if (rule.scores) {
     const k = rule.scores[t], all = rule.values.length, rising = rule.values[0] < rule.values[all - 1];
-    const range = k === 0 ? "at no setting" : k === all ? "at every setting" : `for ${rule.symbol} ${rising ? "≤" : "≥"} ${rule.values[k - 1]}`;
-    return `${dropped(t, rule, rule === state.rule ? state.setting : rule.own) ? "drops it" : "keeps it"} (drops ${range})`;
+    const range = `${rule.symbol} ${rising ? "≤" : "≥"} ${rule.values[k - 1]}`, out = dropped(t, rule, rule === state.rule ? state.setting : rule.own);
+    if (k === 0 || k === all) return `${k ? "drops" : "keeps"} it at any ${rule.symbol}`;
+    return out ? `drops it (${range})` : `keeps it (drops at ${range})`;
   }
   if (dropped(t, rule)) return "drops it" + extra;
   if (!rule.coefficients || g === A) return (rule.live ? "unchanged at ratio 1" : "unchanged") + extra;
@@ -254,7 +256,7 @@ function showCard() {
 function focusToken(t) {
   const node = $(`t${t}`);
   if (!node) return;
-  const old = document.querySelector('.tok[tabindex="0"]');
+  const old = document.querySelector('#list .tok[tabindex="0"]');
   if (old) old.tabIndex = -1;
   node.tabIndex = 0;
   state.token = t;
