@@ -117,8 +117,15 @@ def boundary(args: Any) -> int:
 
     Args:
         args: TRL's GRPOConfig.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> boundary(SimpleNamespace(steps_per_generation=3, num_iterations=1, gradient_accumulation_steps=2))
+        3
     """
-    return max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)
+    return math.lcm(args.steps_per_generation * args.num_iterations, args.gradient_accumulation_steps) // (
+        args.gradient_accumulation_steps
+    )
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -159,6 +166,7 @@ class SafeCheckpoints(_Trainer):
     """Mixin: checkpoints are whole, of one rule, and never of a model whose loss or gradient was not a number."""
 
     _staging: str | None = None
+    _epochs_done = 0
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train as the trainer does; a checkpoint to go on from must be whole and of the same rule.
@@ -178,7 +186,16 @@ class SafeCheckpoints(_Trainer):
             if manifest["rule"] != str(self.rule):
                 raise invalid("rule", f"{manifest['rule']!r}, the checkpoint's", repr(str(self.rule)))
             self.rule_state, self._generations = manifest["rule_state"], manifest["generations"]
+            self._epochs_done = manifest["epochs"]
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        # TRL's sampler draws one permutation per epoch from a generator that no checkpoint holds: without this, a run
+        # resumed after its first epoch would see the prompts in the order of the first epoch again.
+        for _ in range(self._epochs_done):
+            next(iter(sampler), None)
+        return sampler
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Stop at a loss that is not a number, before the optimizer has seen its gradient."""
@@ -212,7 +229,12 @@ class SafeCheckpoints(_Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 staged = Path(self._staging) / name
-                content = {"rule": str(self.rule), "rule_state": self.rule_state, "generations": self._generations}
+                content = {
+                    "rule": str(self.rule),
+                    "rule_state": self.rule_state,
+                    "generations": self._generations,
+                    "epochs": int(self.state.epoch),  # whole at the end of an epoch: it ends with n/n = 1
+                }
                 seal(staged, content)
                 put_in_place(staged, root / name)
                 rotate(root, self.args.save_total_limit, self.state.best_model_checkpoint)

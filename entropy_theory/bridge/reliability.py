@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import signal
 import threading
 import traceback
@@ -24,7 +25,7 @@ Reward = Callable[..., Any]
 
 
 def guarded_reward(reward: Reward, name: str) -> Reward:
-    """Let a reward function that raises, or returns another number of rewards than completions, be named.
+    """Let a reward function be named that raises, or does not return one finite number (or None) per completion.
 
     Args:
         reward: The function, plain or async, in TRL's form.
@@ -49,6 +50,10 @@ def guarded_reward(reward: Reward, name: str) -> Reward:
         count = len(arguments["completions"]) if "completions" in arguments else len(rewards)
         if len(rewards) != count:
             raise RunError(f"reward {name} returned {len(rewards)} rewards for {count} completions")
+        # None means "does not apply"; TRL would count NaN as that, and let an infinity spoil the whole group.
+        wrong = [r for r in rewards if r is not None and not math.isfinite(r)]
+        if wrong:
+            raise RunError(f"reward {name} returned {wrong[0]}, {len(wrong)} of {count} rewards are not finite")
         return rewards
 
     if inspect.iscoroutinefunction(reward):

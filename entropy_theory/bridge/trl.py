@@ -213,6 +213,14 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         self._generations += 1
         return output
 
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        completion_ids, *rest = super()._generate_single_turn(*args, **kwargs)
+        empty = sum(len(ids) == 0 for ids in completion_ids)
+        if empty:
+            expected = "at least one token each, the end token where nothing else was written"
+            raise invalid("completion_ids", expected, f"{empty} empty of {len(completion_ids)}")
+        return completion_ids, *rest
+
     def _advantages(self, result: RuleOutput, mask: Tensor, reducer: Reducer) -> Tensor:
         """Express g_t and the rule's denominator as per-token advantages for TRL's fixed denominator."""
         coefficients = result.coefficients
