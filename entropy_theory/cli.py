@@ -1,6 +1,7 @@
 """The command line: ``entropy-theory COMMAND [options]``.
 
-Exit status: 0 when all is well, 1 when a check failed, 2 (and one line) for a wrong argument or input.
+Exit status: 0 when all is well; 1 when a check failed or (with one line) a run broke off; 2 (and one line) for a wrong
+argument or input.
 """
 
 from __future__ import annotations
@@ -212,6 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
     command, words = COMMANDS[name], words[name.count(" ") + 1 :]
     _end_with_parent()
+    from entropy_theory.errors import RunError
+
     try:
         config = _parse(name, command, words)
         if config is None:
@@ -221,10 +224,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command.run(config, Console(stderr=False))
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on from the last checkpoint", status=130)
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, RunError) as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
-        return _fail(str(error))
+        return _fail(str(error), status=getattr(error, "status", 2))
 
 
 def _parse(name: str, command: Command, words: Sequence[str]) -> Any:

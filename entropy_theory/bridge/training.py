@@ -180,6 +180,8 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
     Raises:
         ValueError: The configuration, model, dataset, reward or rule cannot be used; said before any training.
         ImportError: The extra ``train`` is not installed.
+        RunError: The run broke off (a reward that raised, a loss that is not a number, a full disk, SIGTERM); the same
+            configuration goes on from the last checkpoint.
     """
     try:
         import accelerate
@@ -233,13 +235,14 @@ def _run(
 ) -> dict[str, Any]:
     from transformers import PrinterCallback, ProgressCallback
 
+    from entropy_theory.bridge.reliability import explained, guarded_reward
     from entropy_theory.bridge.trl import EntropyControlledGRPOTrainer
 
     start = time.monotonic()
     try:
         trainer = EntropyControlledGRPOTrainer(
             model=model,
-            reward_funcs=reward,
+            reward_funcs=guarded_reward(reward, config.reward or "sum task"),
             args=arguments,
             train_dataset=data,
             processing_class=tokenizer,
@@ -249,8 +252,9 @@ def _run(
         raise invalid("model", "a causal language model in safetensors", f"{model!r} ({_one_line(error)})") from None
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    trainer.train(resume_from_checkpoint=_go_on_from(config, trainer))
-    trainer.save_model(str(config.out / "model"))
+    with explained(trainer, config.out / "trainer"):
+        trainer.train(resume_from_checkpoint=_go_on_from(config, trainer))
+        trainer.save_model(str(config.out / "model"))
     result = {
         "final": _final(records.read_lines(config.out / "metrics.jsonl")) if trainer.is_world_process_zero() else {},
         "steps": config.steps,
