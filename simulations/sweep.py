@@ -146,11 +146,12 @@ def rounded(values: Any, digits: int = 5) -> Any:
 def _do_missing(todo: Mapping[Any, Path], work: Callable[[Any], dict[str, Any]], processes: int, total: int) -> None:
     start, done = time.monotonic(), total - len(todo)
     failed: dict[Any, BaseException] = {}
+    told = {kind: _varied([task for task in todo if type(task) is kind]) for kind in map(type, todo)}
 
     def report(task: Any, error: BaseException | None) -> None:
         nonlocal done
         done += 1
-        words = ", ".join(f"{k}={v}" for k, v in records.to_data(task).items())
+        words = ", ".join(f"{name} {getattr(task, name)}" for name in told[type(task)])
         if error is not None:
             failed[task] = error
         print(f"{done}/{total} [{time.monotonic() - start:.0f} s] {'FAILED ' if error else ''}{words}", flush=True)
@@ -174,6 +175,11 @@ def _do_missing(todo: Mapping[Any, Path], work: Callable[[Any], dict[str, Any]],
     if failed:
         first = next(iter(failed.values()))
         raise invalid("tasks", "tasks that end well", f"{len(failed)} that failed, the first with {first!r}") from first
+
+
+def _varied(tasks: Sequence[Any]) -> list[str]:
+    """Name the fields that tell tasks of one kind apart."""
+    return [f.name for f in fields(tasks[0]) if len({getattr(task, f.name) for task in tasks}) > 1]
 
 
 def _do(work: Callable[[Any], dict[str, Any]], task: Any, path: Path) -> None:
