@@ -16,6 +16,7 @@ from typing import Any
 import grpo_runs
 import sweep
 import tyro
+from bank_runs import BankRun, simulate
 
 BANK_RULES = (
     "none",
@@ -97,69 +98,6 @@ QUICK: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class BankRun:
-    """GRPO on a bank of forking policies under one rule, two updates per batch."""
-
-    rule: str
-    seed: int
-    policies: int
-    vocab_size: int
-    steps: int
-    step_size: float
-    iterations: int = 2
-    correct_share: float = 0.1
-    samples: int = 64
-
-
-def simulate(run: BankRun) -> dict[str, Any]:
-    """Simulate; diversity is the number of distinct right tokens among `samples` draws, mean over policies."""
-    import torch
-
-    from entropy_theory.dynamics import Simulation, SimulationConfig, bank
-    from entropy_theory.dynamics.draws import Draw, generator
-
-    simulation = Simulation(
-        SimulationConfig(
-            policies=run.policies,
-            vocab_size=run.vocab_size,
-            steps=run.steps,
-            iterations=run.iterations,
-            step_size=run.step_size,
-            rule=run.rule,
-            correct_share=run.correct_share,
-            initialisation="forking",
-            pairs=0,
-            seed=run.seed,
-        )
-    )
-    for _ in range(run.steps):
-        simulation.step()
-    policy = bank.policy_statistics(simulation.logits)
-    uniforms = torch.rand(
-        run.policies, run.samples, generator=generator(run.seed, Draw.TOKENS, run.steps), dtype=torch.float64
-    )
-    drawn = torch.zeros_like(simulation.correct).scatter_(-1, bank.sample_tokens(policy.probs, uniforms), True)
-    columns = simulation.columns
-    first = columns["iteration"] == 0
-    return {
-        "curves": {
-            "step": grpo_runs.thinned(columns["step"][first]),
-            "entropy": grpo_runs.thinned(columns["entropy_before"][first]),
-            "reward": grpo_runs.thinned(columns["reward"][first]),
-        },
-        "final": sweep.rounded(
-            {
-                "entropy": float(policy.entropy.mean()),
-                "reward": float((policy.probs * simulation.correct).sum(dim=-1).mean()),
-                "distinct_right": float((drawn & simulation.correct).sum(dim=-1).double().mean()),
-                "dropped_share": float(columns["dropped_share"].mean()),
-                "ratio_deviation": float(columns["ratio_deviation"][~first].mean()),
-            }
-        ),
-    }
-
-
 def tasks(config: ClippingConfig) -> list[Any]:
     """Bank runs first, then real ones, seed by seed."""
     bank = [
@@ -186,31 +124,12 @@ def work(task: Any) -> dict[str, Any]:
     return simulate(task) if isinstance(task, BankRun) else grpo_runs.train(task)
 
 
-def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means of the final numbers over seeds, for each rule."""
-    summary: dict[str, Any] = {}
-    for name, chosen in (("bank", "policies"), ("real", "prompts")):
-        groups = grpo_runs.pooled([r for r in results if chosen in r["task"] and r["task"]["steps"]])
-        summary[name] = {
-            rule: {
-                key: sweep.interval([one["final"][key] for one in found])
-                for key in ("entropy", "reward", "distinct_right", "dropped_share")
-            }
-            for rule, found in groups.items()
-        }
-    return summary
-
-
 def main(config: ClippingConfig) -> dict[str, Any] | None:
     """Run, record, print."""
     config = sweep.settle(config, QUICK)
-    record = sweep.run("clipping_methods", config, tasks(config), work, summarise)
+    record = sweep.run("clipping_methods", config, tasks(config), work, grpo_runs.final_intervals)
     if record is not None:
-        for name, words in (("bank", "bank of forking policies"), ("real", "real GRPO loop")):
-            print(f"\n{words}: means over seeds ± 95 % t-intervals")
-            print(f"{'rule':52}{'entropy':>18}{'reward':>18}{'distinct right':>18}{'dropped':>18}")
-            for rule, row in record["summary"][name].items():
-                print(f"{rule:52}" + "".join(f"{sweep.shown(found):>18}" for found in row.values()))
+        grpo_runs.print_finals(record["summary"])
     return record
 
 

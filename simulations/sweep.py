@@ -183,6 +183,8 @@ def _varied(tasks: Sequence[Any]) -> list[str]:
 
 
 def _do(work: Callable[[Any], dict[str, Any]], task: Any, path: Path) -> None:
+    if path.exists():  # another sweep that shares the task was first
+        return
     with threads_for(1):
         result = work(task)
     records.write_json(path, {"task": task, "environment": records.environment() | {"threads": 1}, "result": result})
