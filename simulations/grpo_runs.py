@@ -132,7 +132,7 @@ def final_intervals(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name, field in (("bank", "policies"), ("real", "prompts")):
         rules: dict[str, list[dict[str, float]]] = {}
         for one in results:
-            if field in one["task"] and one["task"]["steps"]:
+            if {field, "rule"} <= one["task"].keys() and one["task"]["steps"]:
                 rules.setdefault(one["task"]["rule"], []).append(one["result"]["final"])
         summary[name] = {
             rule: {key: interval([one[key] for one in finals]) for key in FINALS} for rule, finals in rules.items()

@@ -151,7 +151,7 @@ def _do_missing(todo: Mapping[Any, Path], work: Callable[[Any], dict[str, Any]],
     def report(task: Any, error: BaseException | None) -> None:
         nonlocal done
         done += 1
-        words = ", ".join(f"{name} {getattr(task, name)}" for name in told[type(task)])
+        words = ", ".join([type(task).__name__, *(f"{name} {getattr(task, name)}" for name in told[type(task)])])
         if error is not None:
             failed[task] = error
         print(f"{done}/{total} [{time.monotonic() - start:.0f} s] {'FAILED ' if error else ''}{words}", flush=True)
