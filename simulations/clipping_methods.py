@@ -15,7 +15,6 @@ from typing import Any
 
 import grpo_runs
 import sweep
-import tyro
 from bank_runs import BankRun, simulate
 
 BANK_RULES = (
@@ -134,4 +133,4 @@ def main(config: ClippingConfig) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ClippingConfig))
+    sweep.start(main, ClippingConfig)

@@ -14,7 +14,6 @@ from typing import Any
 
 import grpo_runs
 import sweep
-import tyro
 from bank_runs import BankRun, simulate
 
 OFFICIAL = ("clip-b(mu=2.5)", "clip-v(mu=8.5)")
@@ -200,4 +199,4 @@ def main(config: ThresholdConfig) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ThresholdConfig))
+    sweep.start(main, ThresholdConfig)

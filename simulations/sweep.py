@@ -13,8 +13,10 @@ import json
 import multiprocessing
 import os
 import re
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -58,6 +60,17 @@ def settle(config: C, quick: Mapping[str, Any]) -> C:
         return config
     defaults = {f.name: f.default for f in fields(config)}
     return replace(config, **{k: v for k, v in quick.items() if getattr(config, k) == defaults[k]})
+
+
+def start(main: Callable[[C], object], kind: type[C]) -> None:
+    """Run a script from its command line; a wrong argument or a failed sweep ends with status 2 and one line."""
+    import tyro
+
+    try:
+        main(tyro.cli(kind))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 def run(
@@ -154,6 +167,7 @@ def _do_missing(todo: Mapping[Any, Path], work: Callable[[Any], dict[str, Any]],
         words = ", ".join([type(task).__name__, *(f"{name} {getattr(task, name)}" for name in told[type(task)])])
         if error is not None:
             failed[task] = error
+            traceback.print_exception(error)
         print(f"{done}/{total} [{time.monotonic() - start:.0f} s] {'FAILED ' if error else ''}{words}", flush=True)
 
     if processes == 1:

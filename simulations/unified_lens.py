@@ -20,7 +20,6 @@ from typing import Any
 import grpo_runs
 import numpy as np
 import sweep
-import tyro
 from bank_runs import BankRun, simulate
 
 LOW, HIGH, HIGHER = 0.2, 0.2, 0.28
@@ -371,4 +370,4 @@ def main(config: LensConfig) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(LensConfig))
+    sweep.start(main, LensConfig)
