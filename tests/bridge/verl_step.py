@@ -38,7 +38,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer  # noqa: E402
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict  # noqa: E402
 from verl.workers.engine_workers import ActorRolloutRefWorker  # noqa: E402
 
-VOCAB, MU = 64, 0.5
+VOCAB, MU, TEMPERATURE = 64, 0.5, 0.8
 # STARE's gate is shut at a target of 0: it changes no weight, and its closed loop still has a state to keep
 RULE = f"clip-v(mu={MU}, max_fraction=None)|stare(adaptive=True, target=0)|clip-higher"
 
@@ -86,6 +86,8 @@ def configuration(folder: Path, model: str, rule: str) -> DictConfig:
                 "actor_rollout_ref.actor.optim.total_training_steps=4",
                 "actor_rollout_ref.actor.ppo_mini_batch_size=4",
                 "actor_rollout_ref.rollout.n=4",
+                f"actor_rollout_ref.rollout.temperature={TEMPERATURE}",
+                "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1",
                 "data.train_batch_size=4",
                 "trainer.n_gpus_per_node=2",
                 f"trainer.default_local_dir={folder}",
@@ -97,25 +99,38 @@ def configuration(folder: Path, model: str, rule: str) -> DictConfig:
         )
 
 
-def completions(rows: int) -> KVBatchMeta:
-    """What the agent loop would have put into the queue."""
+@torch.no_grad()
+def completions(rows: int, model: str) -> KVBatchMeta:
+    """What the agent loop would have put into the queue: completions sampled from the model."""
+    policy = LlamaForCausalLM.from_pretrained(model, attn_implementation="eager")
     draw = torch.Generator().manual_seed(1)
     keys, fields, tags = [], [], []
     for row in range(rows):
         p, t = 3 + row % 2, 4 + (5 * row) % 7
-        prompt, response = (torch.randint(2, VOCAB, (n,), generator=draw) for n in (p, t))
+        ids, log_probs = torch.randint(2, VOCAB, (p,), generator=draw), []
+        for _ in range(t):
+            log_p = (policy(ids[None]).logits[0, -1] / TEMPERATURE).log_softmax(-1)
+            token = torch.multinomial(log_p.exp(), 1, generator=draw)
+            ids = torch.cat([ids, token])
+            log_probs.append(log_p[token])
         reward = torch.zeros(t)
-        reward[-1] = float(torch.rand((), generator=draw) < 0.5)
+        reward[-1] = float(row in (0, 2, 3, 5, 9, 10))  # the last group has no right answer: A = 0
         mask = torch.ones(t, dtype=torch.int64)
-        ids = torch.cat([prompt, response])
         keys.append(f"prompt{row // 4}_{row % 4}_0")
         fields.append(
             {
-                "uid": f"prompt{row // 4}", "prompts": prompt, "responses": response, "response_mask": mask,
-                "loss_mask": mask, "input_ids": ids, "position_ids": torch.arange(p + t), "rm_scores": reward,
-                "multi_modal_inputs": {}, "rollout_log_probs": -torch.rand(t, generator=draw),
+                "uid": f"prompt{row // 4}",
+                "prompts": ids[:p],
+                "responses": ids[p:],
+                "response_mask": mask,
+                "loss_mask": mask,
+                "input_ids": ids,
+                "position_ids": torch.arange(p + t),
+                "rm_scores": reward,
+                "rollout_log_probs": torch.cat(log_probs),
+                "multi_modal_inputs": {},
             }
-        )  # fmt: skip
+        )
         tags.append({"status": "success", "prompt_len": p, "response_len": t, "seq_len": p + t})
     tq.kv_batch_put(keys=keys, partition_id="train", fields=list_of_dict_to_tensordict(fields), tags=tags)
     return KVBatchMeta(partition_id="train", keys=keys, tags=tags)
@@ -127,7 +142,7 @@ def reference(model: str, data: dict[str, list[torch.Tensor]]) -> dict[str, torc
     columns: dict[str, list[torch.Tensor]] = {"log_probs": [], "entropy": [], "baseline": [], "centered": []}
     for prompt, response in zip(data["prompts"], data["responses"], strict=True):
         logits = policy(torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1]
-        log_p = logits.log_softmax(-1)
+        log_p = (logits / TEMPERATURE).log_softmax(-1)
         p, fixed = log_p.detach().exp(), log_p.detach()
         entropy = -(p * fixed).sum(-1)
         scores = p * (entropy[:, None] + fixed)
@@ -161,13 +176,14 @@ def check_step(trainer: object, batch: KVBatchMeta, model: str, metrics: dict) -
 
     # GRPO's advantage and Clip_V's rule, written down from their papers
     reward = torch.stack([row.sum() for row in rows["rm_scores"]]).double()
-    uid = data["uid"].tolist()
+    uid = list(data["uid"])
     groups = [torch.stack([reward[j] for j in range(len(uid)) if uid[j] == one]) for one in uid]
     plain = [(reward[i] - g.mean()) / (g.std() + 1e-6) for i, g in enumerate(groups)]
     A = torch.cat([a.expand(len(r)) for a, r in zip(plain, rows["responses"], strict=True)])
     S_c = found["centered"]
-    keep = ~((A < 0) & (-S_c > MU * S_c.std(correction=0)))
-    assert 0 < int((~keep).sum()) == int(metrics["entropy_control/clip-v/dropped"]), metrics
+    keep = ~((A <= 0) & (-S_c > MU * S_c.std(correction=0)))  # the official code counts outliers with A = 0 as dropped
+    assert 0 < int((~keep & (A < 0)).sum()) < int((A < 0).sum())
+    assert int((~keep).sum()) == int(metrics["entropy_control/clip-v/dropped"])
     effective = torch.where(keep, A, 0.0) * keep.numel() / keep.sum()
     torch.testing.assert_close(flat["advantages"].double(), effective, **close)
     torch.testing.assert_close(flat["returns"].double(), A, **close)  # verl's own, before the rule
@@ -177,6 +193,18 @@ def check_step(trainer: object, batch: KVBatchMeta, model: str, metrics: dict) -
     assert abs(float(metrics["actor/grad_norm"]) - norm) < 1e-3 * norm, (metrics["actor/grad_norm"], norm)
     assert "entropy_control/observed/clip-b(mu=1)/dropped_share" in metrics
     assert metrics["actor/entropy_control/dropped"] == 0  # at ratio 1 clip-higher has nothing to clip
+
+
+def check_packed(trainer: object, batch: KVBatchMeta) -> None:
+    """The engine's packed path, one sequence at a time (more need a GPU's attention), scores what the padded one does."""
+    found = []
+    for packed in (True, False):
+        batch.extra_info["use_remove_padding"] = packed
+        trainer._compute_old_log_prob(batch, metrics={})
+        data = tq.kv_batch_get(batch.keys, "train", select_fields=["entropy", "baseline", "centered_discriminant"])
+        found.append(torch.stack([data[name].values() for name in data.keys()]))  # noqa: SIM118  a TensorDict
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)  # float32, another order of operations
+    del batch.extra_info["use_remove_padding"]
 
 
 def resumed(trainer: object, config: DictConfig) -> object:
@@ -200,10 +228,11 @@ def main(folder: Path) -> None:
     worker = RayClassWithInitArgs(ray.remote(CPUWorker), config=config.actor_rollout_ref, role="actor")
     trainer.actor_rollout_wg = RayWorkerGroup(resource_pool=pool, ray_cls_with_init=worker, device_name="cpu")
     trainer.actor_rollout_wg.init_model()
-    batch = completions(16)
+    batch = completions(16, model)
     batch.extra_info["temperature"] = config.actor_rollout_ref.rollout.temperature
     metrics: dict = {}
     batch = trainer._balance_batch(batch, metrics=metrics)
+    check_packed(trainer, batch)
     batch = trainer._compute_old_log_prob(batch, metrics=metrics)
     batch = trainer._compute_advantage(batch, metrics=metrics)
     batch = trainer._update_actor(batch, metrics=metrics)
