@@ -87,9 +87,9 @@ class ClippingConfig(sweep.SweepOptions):
 
 QUICK: dict[str, Any] = {
     "seeds": (0, 1),
-    "policies": 100,
+    "policies": 64,
     "vocab_size": 50,
-    "steps": 40,
+    "steps": 25,
     "real_rules": ("none", "clip-b(mu=1)"),
     "real_seeds": (0,),
     "real_steps": 5,
