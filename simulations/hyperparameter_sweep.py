@@ -86,7 +86,7 @@ QUICK: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class BatchDrops:
-    """What each threshold drops of one batch, sampled from an untrained bank of forking policies.
+    """Which tokens with A < 0 each threshold drops from one batch, sampled from an untrained bank of forking policies.
 
     Attributes:
         vocab_size: Tokens per policy.
@@ -138,8 +138,16 @@ def count_drops(task: BatchDrops) -> dict[str, Any]:
     )
     rules = [f"clip-b(mu={mu:g})" for mu in task.clip_b]
     rules += [f"clip-v(mu={mu:g}, max_fraction=None)" for mu in task.clip_v]
-    dropped = {spec: int(rule(spec).apply(batch).metrics["dropped"]) for spec in dict.fromkeys((*rules, *OFFICIAL))}
-    return {"dropped": dropped, "negative_share": float((batch.advantages < 0).double().mean())}
+    negative = int((batch.advantages < 0).sum())
+    metrics = {spec: rule(spec).apply(batch).metrics for spec in dict.fromkeys((*rules, *OFFICIAL))}
+    return {
+        # Clip_V also masks tokens with A = 0, which have no gradient to lose.
+        "dropped": {spec: round(found["dropped_share_negative"] * negative) for spec, found in metrics.items()},
+        "negative": negative,
+        "scores": {
+            spec: sweep.rounded({name: metrics[spec][f"score_{name}"] for name in ("mean", "std")}) for spec in OFFICIAL
+        },
+    }
 
 
 def tasks(config: ThresholdConfig) -> list[Any]:
@@ -192,7 +200,7 @@ def main(config: ThresholdConfig) -> dict[str, Any] | None:
     record = sweep.run("hyperparameter_sweep", config, tasks(config), work, summarise)
     if record is not None:
         grpo_runs.print_finals(record["summary"])
-        print("\ntokens dropped of one batch, means over seeds")
+        print("\ntokens with A < 0 dropped from one batch, means over seeds")
         for size, row in record["summary"]["drops"].items():
             print(f"{size:20}" + "  ".join(f"{spec} {count:g}" for spec, count in row.items()))
     return record
