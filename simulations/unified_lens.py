@@ -20,7 +20,7 @@ from typing import Any
 import grpo_runs
 import numpy as np
 import sweep
-from bank_runs import BankRun, simulate
+from bank_runs import LEFT_OUT, BankRun, simulate
 
 LOW, HIGH, HIGHER = 0.2, 0.2, 0.28
 """PPO's ε on both sides, and the upper one of clip-higher (arXiv 2503.14476)."""
@@ -353,7 +353,7 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
 def main(config: LensConfig) -> dict[str, Any] | None:
     """Run, record, print."""
     config = sweep.settle(config, QUICK)
-    record = sweep.run("unified_lens", config, tasks(config), work, summarise)
+    record = sweep.run("unified_lens", config, tasks(config), work, summarise, LEFT_OUT)
     if record is not None:
         summary = record["summary"]
         for place in ("bank", "model"):
