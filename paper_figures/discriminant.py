@@ -17,10 +17,10 @@ VOCABULARY = 50_000
 def caption() -> str:
     """What the figure shows."""
     return (
-        "(a) S = p (H + log p) over all pairs (p, H) that a policy of 50,000 tokens can have. Reinforcing a token lowers "
-        "entropy where S > 0 (red) and raises it where S < 0 (blue); the two meet on p = e^(−H). (b) The envelope: all "
-        "values of S that a token of probability p can have, for three vocabularies. The lower end does not depend on V "
-        "and never falls below −0.2239. Analytic."
+        "(a) S = p (H + log p) over all pairs (p, H) that a policy of 50,000 tokens can have. Reinforcing a token "
+        "lowers entropy where S > 0 (red) and raises it where S < 0 (blue); the two meet on p = e^(−H). (b) The "
+        "envelope: all values of S that a token of probability p can have, for three vocabularies. The lower end "
+        "does not depend on V and never falls below −0.2239. Analytic."
     )
 
 

@@ -23,11 +23,11 @@ def caption() -> str:
         for start, _ in STARTS
     )
     return (
-        "(a) Sign of E_k[H''] for policies with one likely token of probability p and an even rest: noise lowers entropy "
-        "below the line and raises it above. Analytic; dots: largest p on a grid of .01 at which the exact mean over "
-        f"tokens and signs falls. (b) GRPO with coin tosses for rewards, {config['policies']} policies of "
-        f"{config['vocab_size']} tokens, {config['steps']} steps, {len(config['seeds'])} seeds (mean, 95 % t-interval "
-        f"shaded); dashed: the predicted drift, added up. Change of entropy in nats: {words}."
+        "(a) Sign of E_k[H''] for policies with one likely token of probability p and an even rest: noise lowers "
+        "entropy below the line and raises it above. Analytic; dots: largest p on a grid of .01 at which the exact "
+        f"mean over tokens and signs falls. (b) GRPO with coin tosses for rewards, {config['policies']} policies of "
+        f"{config['vocab_size']} tokens, {config['steps']} steps, {len(config['seeds'])} seeds (mean, 95 % "
+        f"t-interval shaded); dashed: the predicted drift, added up. Change of entropy in nats: {words}."
     )
 
 

@@ -15,10 +15,11 @@ VOCABULARY = 50_000
 def caption() -> str:
     """What the figure shows."""
     return (
-        "What a GRPO step does to entropy, to first order, for (a) right and (b) wrong samples: it falls in Q1 and Q4 and "
-        "rises in Q2 and Q3. The border S_c = 0 depends on what surrounds the token: the colours change where the other "
-        "probability is spread evenly, close to p = e^(−H) (dotted); dashed: the border when half of it sits on one "
-        "rival token. Between the two, p and H alone do not tell the quadrant. Analytic, V = 50,000."
+        "What a GRPO step does to entropy, to first order, for (a) right and (b) wrong samples: it falls in Q1 and "
+        "Q4 and rises in Q2 and Q3. The border S_c = 0 depends on what surrounds the token: the colours change "
+        "where the other probability is spread evenly, close to p = e^(−H) (dotted); dashed: the border when half "
+        "of it sits on one rival token. Between the two, p and H alone do not tell the quadrant. Analytic, V = "
+        "50,000."
     )
 
 

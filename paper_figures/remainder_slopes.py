@@ -23,10 +23,10 @@ def caption() -> str:
     first = ", ".join(f"{row['first_order']['mean']:.3f}" for row in rows)
     second = ", ".join(f"{row['second_order']['mean']:.3f}" for row in rows)
     return (
-        f"(a) Mean remainder of ΔH for single GRPO steps on sampled tokens, gaussian logits, {seeds} seeds (mean; the "
-        "95 % t-intervals are narrower than the marks). Slopes between α = .001 and .1: after the first order "
-        f"{first}, after the second {second} for V = 10, 1,000 and 151,936. (b) Predicted rises that are falls, gaussian "
-        f"(solid) and forking policies (dashed). Of {falls:,} predicted falls, {wrong_falls} were not."
+        f"(a) Mean remainder of ΔH for single GRPO steps on sampled tokens, gaussian logits, {seeds} seeds (mean; "
+        "the 95 % t-intervals are narrower than the marks). Slopes between α = .001 and .1: after the first order "
+        f"{first}, after the second {second} for V = 10, 1,000 and 151,936. (b) Predicted rises that are falls, "
+        f"gaussian (solid) and forking policies (dashed). Of {falls:,} predicted falls, {wrong_falls} were not."
     )
 
 

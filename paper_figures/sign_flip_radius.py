@@ -21,12 +21,13 @@ def caption() -> str:
     summary, seeds = record["summary"], len(record["configuration"]["seeds"])
     row = summary["agreement"][STEP]
     return (
-        "(a) |ε*|, the step of one logit at which entropy is back where it was; a predicted rise holds up to it and no "
-        "further. Hatched: every step down raises entropy. Analytic; bisection on whole policies agrees to "
-        f"{summary['largest_relative_error_of_flip']:.0e} relative on {summary['flips']:,} policies. (b) Share of random "
-        f"policies (V = {VOCABULARY}, {seeds} seeds × {record['configuration']['rests']} rests at each point) for which "
-        f"a GRPO step of α = 3 changes entropy with the predicted sign; over all points {style.said(row['grpo'])} "
-        "(mean over seeds ± 95 % t-interval). The wrong signs are predicted rises that fall, S_c < 0."
+        "(a) |ε*|, the step of one logit at which entropy is back where it was; a predicted rise holds up to it and "
+        "no further. Hatched: every step down raises entropy. Analytic; bisection on whole policies agrees to "
+        f"{summary['largest_relative_error_of_flip']:.0e} relative on {summary['flips']:,} policies. (b) Share of "
+        f"random policies (V = {VOCABULARY}, {seeds} seeds × {record['configuration']['rests']} rests at each point) "
+        "for which a GRPO step of α = 3 changes entropy with the predicted sign; over all points "
+        f"{style.said(row['grpo'])} (mean over seeds ± 95 % t-interval). The wrong signs are predicted rises that "
+        "fall, S_c < 0."
     )
 
 

@@ -73,13 +73,16 @@ def letters(axes: Sequence[Axes]) -> None:
 
 
 def band(axis: Axes, x: Sequence[float], curves: Sequence[Sequence[float]], color: str, **line: Any) -> None:
-    """Draw the mean of several seeds' curves and its 95 % t-interval."""
+    """Draw the mean of several seeds' curves, with its 95 % t-interval, or with thin lines for fewer than five."""
     stacked = np.array(curves, dtype=float)
     mean = stacked.mean(axis=0)
     axis.plot(x, mean, color=color, **line)
-    if len(stacked) > 1:
+    if len(stacked) >= 5:
         half = np.array([t_interval(list(column)).half_width for column in stacked.T])
         axis.fill_between(x, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
+    elif len(stacked) > 1:
+        for curve in stacked:
+            axis.plot(x, curve, color=color, linewidth=0.5, alpha=0.35, linestyle=line.get("linestyle", "-"))
 
 
 def point(axis: Axes, x: float, y: dict[str, Any], color: str, **mark: Any) -> None:
@@ -88,11 +91,36 @@ def point(axis: Axes, x: float, y: dict[str, Any], color: str, **mark: Any) -> N
     axis.errorbar([x], [y["mean"]], [[y["half_width"] or 0.0]], color=color, **settings | mark)
 
 
+def difference(found: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """The difference of two recorded means over the same seeds, seed by seed."""
+    paired = t_interval([a - b for a, b in zip(found["values"], base["values"], strict=True)])
+    return {"mean": paired.mean, "half_width": paired.half_width}
+
+
 def points(axis: Axes, x: Sequence[float], ys: Sequence[dict[str, Any]], color: str, **mark: Any) -> None:
     """Draw recorded means with their intervals along a line."""
     settings: dict[str, Any] = {"marker": "o", "markersize": 3, "capsize": 2, "linewidth": 0.9}
     means, halves = [y["mean"] for y in ys], [y["half_width"] or 0.0 for y in ys]
     axis.errorbar(list(x), means, halves, color=color, **settings | mark)
+
+
+NAMES = {
+    "none": "no control",
+    "clip-b(mu=1)": "Clip_B, μ = 1",
+    "clip-v(mu=2, max_fraction=None)": "Clip_V, μ = 2",
+    "random-mask(match='clip-b(mu=1)')": "random mask",
+    "high-entropy": "80/20",
+    "stare(up=2, up_max=2, target=None)": "up-weighted, ×2",
+}
+
+
+def runs_of(record: dict[str, Any], rule: str, kind: str = "prompts") -> list[dict[str, Any]]:
+    """Results of the real runs (kind "prompts") or bank runs ("policies") of a rule, all its seeds."""
+    return [
+        one["result"]
+        for one in record["results"]
+        if kind in one["task"] and one["task"].get("rule") == rule and one["task"]["steps"]
+    ]
 
 
 def said(found: dict[str, Any], digits: int = 2) -> str:

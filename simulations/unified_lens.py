@@ -57,9 +57,9 @@ class LensConfig(sweep.SweepOptions):
     step_size: float = 0.5
     iterations: int = 4
     clip_rules: tuple[str, ...] = ("none", "clip-low", "ppo-clip", "clip-higher")
-    shares: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
-    weights: tuple[float, ...] = (1.0, 1.1, 1.5, 2.0, 3.0, 5.0)
-    real_shares: tuple[float, ...] = (0.05, 0.2, 0.5, 1.0)
+    shares: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+    weights: tuple[float, ...] = (1.0, 1.5, 2.0, 4.0)
+    real_shares: tuple[float, ...] = (0.2, 0.5, 1.0)
     real_weights: tuple[float, ...] = (1.0, 2.0)
     real_seeds: tuple[int, ...] = (0, 1, 2)
     real_steps: int = 200
