@@ -59,6 +59,7 @@ def main(config: ScreenshotConfig) -> int:
         page.select_option("#order", "moves")
         page.locator("#list .tok.dropped").first.click()
         page.evaluate("document.getElementById('completions').scrollIntoView()")
+        page.mouse.move(0, 0)
         page.screenshot(path=config.out)
         browser.close()
     print(f"{config.out}: {config.out.stat().st_size / 1000:.0f} kB")
