@@ -75,6 +75,8 @@ def page_data(inspection: Inspection) -> dict[str, Any]:
     computed = f"computed from the rewards as TRL does (scale: {config.scale_rewards})"
     same = "those of the file" if inspection.rollouts.grouped_by == "group" else "the completions of equal prompts"
     notes = [f"Advantages {'as recorded' if inspection.recorded_advantages else computed}; groups are {same}."]
+    if len(inspection.rollouts.rewards) > 1:
+        notes.append(f"The reward is the sum of {', '.join(inspection.rollouts.rewards)}.")
     if len(shown) < len(items):
         notes.append(
             f"Drawn below: {len(shown):,} of {len(items):,} completions, whole groups at random (seed {config.seed}). "

@@ -159,6 +159,42 @@ def test_a_text_that_does_not_come_back_is_refused(rollouts: Rollouts, tiny_deco
         tokenise(replace(rollouts, items=(empty,)), tokenizer)
 
 
+def test_chats_go_through_the_template_and_empty_prompts_begin_somewhere(rollouts: Rollouts, byte_model: Path) -> None:
+    tokenizer = load_policy(str(byte_model)).tokenizer
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
+    tokenizer.chat_template = template
+    chat = replace(rollouts.items[0], prompt=[{"role": "user", "content": "17=?"}])
+    one = tokenise(replace(rollouts, items=(chat,)), tokenizer)[0]
+    assert tokenizer.decode(one.prompt_ids) == "[user]17=?>"
+    tokenizer.bos_token = "<eos>"
+    empty = replace(rollouts.items[0], prompt="")
+    assert tokenise(replace(rollouts, items=(empty,)), tokenizer)[0].prompt_ids == (tokenizer.bos_token_id,)
+
+
+def test_several_reward_functions_are_added(tmp_path: Path) -> None:
+    """As TRL logs them: NaN where a function did not apply, and other columns that are not numbers."""
+    import pandas
+
+    nan = float("nan")
+    rows = {"step": [3, 3, 3], "prompt": ["a", "a", "a"], "completion": ["b", "c", "d"]}
+    rows |= {"right": [1.0, 0.0, nan], "short": [0.5, nan, nan], "note": ["x", "y", "z"], "advantage": [1.0, -1.0, 0.0]}
+    (tmp_path / "completions").mkdir()
+    pandas.DataFrame(rows).to_parquet(tmp_path / "completions" / "completions_00003.parquet")
+    found = read_rollouts(tmp_path)
+    assert found.rewards == ("right", "short")
+    assert [item.reward for item in found.items] == [1.5, 0.0, None]
+    assert [item.reward for item in read_rollouts(tmp_path, rewards=["short"]).items] == [0.5, None, None]
+    with pytest.raises(ValueError, match=r"rewards: expected numeric columns of .*, received note"):
+        read_rollouts(tmp_path, rewards=["note"])
+    with pytest.raises(ValueError, match="step: expected one of the logged steps 3 to 3, received 4"):
+        read_rollouts(tmp_path, step=4)
+    (tmp_path / "broken.parquet").write_text("no parquet")
+    with pytest.raises(ValueError, match="rollouts: expected a parquet file"):
+        read_rollouts(tmp_path / "broken.parquet")
+
+
 # -- scoring ----------------------------------------------------------------------------------------------------------
 
 

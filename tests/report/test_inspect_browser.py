@@ -292,6 +292,16 @@ def test_every_shade_is_legible_and_its_own(browser: Any, address: str, scheme: 
     opened.context.close()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_passes_the_accessibility_rules_of_axe(browser: Any, address: str, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the extra browser is not installed")
+    opened = Page(browser, address, color_scheme=scheme, bypass_csp=True)  # the checker is a script of its own
+    opened.choose(RULES[0])
+    opened.page.locator("#list .tok").nth(3).click()
+    assert [v["id"] for v in axe.Axe().run(opened.page).response["violations"]] == []
+    opened.context.close()
+
+
 def test_a_narrow_window_needs_no_sideways_scrolling(browser: Any, address: str) -> None:
     opened = Page(browser, address, viewport={"width": 380, "height": 800})
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= 380

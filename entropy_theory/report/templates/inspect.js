@@ -329,8 +329,8 @@ function drawTypes(perType, uses, probs) {
         el("td", { className: "number" }, chance(probs[i] / uses[i])), el("td", { className: `number ${way}`, "data-value": perType[i] }, number(perType[i], true)),
         el("td", { className: "weight", "aria-hidden": "true" }, el("div", { className: `track ${way}` }, bar)));
     };
-    const head = ["token", "times", "mean p", "sum", ""].map((text, i) => el("th", { scope: "col", className: i ? "number" : "" }, text));
-    table.replaceChildren(el("caption", {}, way === "falls" ? "Lower entropy most" : "Raise entropy most"), el("thead", {}, el("tr", {}, ...head)),
+    const head = ["token", "times", "mean p", "sum"].map((text, i) => el("th", { scope: "col", className: i ? "number" : "" }, text));
+    table.replaceChildren(el("caption", {}, way === "falls" ? "Lower entropy most" : "Raise entropy most"), el("thead", {}, el("tr", {}, ...head, el("td"))),
       el("tbody", {}, ...(chosen.length ? chosen.map(row) : [el("tr", {}, el("td", { colSpan: 5 }, "none"))])));
   };
   fill($("fallers"), falls, "falls");
