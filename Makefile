@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format slow clean
+.PHONY: help demo test lint format slow trl-matrix clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -30,6 +30,9 @@ test: lint  ## lint, then the default tests and doctests (under 10 minutes on 2 
 
 slow: $(STAMP)-dev  ## the tests marked slow
 	$(BIN)/python -m pytest -m slow
+
+trl-matrix: $(STAMP)-dev  ## the trainer on releases of TRL, oldest to newest; writes docs/trl_versions.md
+	$(BIN)/python tests/bridge/trl_matrix.py docs/trl_versions.md
 
 lint: $(STAMP)-dev  ## formatting, lint rules, types
 	$(BIN)/ruff format --check .
