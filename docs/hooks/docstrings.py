@@ -10,9 +10,8 @@ from typing import Any
 
 import griffe
 
-_PARAGRAPH = re.compile(
-    r"^(Formula|Symbols|Shapes|Domain|Metrics|Quadrants|Departures): (.+(?:\n    +\S.*)*)", re.MULTILINE
-)
+_HEADINGS = "Formula|Symbols|Shapes|Domain|Metrics|Quadrants|Departures"
+_PARAGRAPH = re.compile(rf"^({_HEADINGS}): (.+(?:\n(?!(?:{_HEADINGS}):).+)*)", re.MULTILINE)
 
 
 class Headings(griffe.Extension):

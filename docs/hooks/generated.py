@@ -47,8 +47,9 @@ def expand(markdown: str, page: str) -> str:
 
 def statement_block(one: Statement, up: str) -> str:
     """Write a statement as Markdown; `up` leads from the page to the root of the repository."""
-    rows = [
-        f"| {check.kind.value} | {check.name} | {subject_link(check.subject)} | {test_link(check, up)} |"
+    formulas = re.split(r"(?<=[,;])\\quad", one.formula)
+    checks = [
+        f"- **{check.kind.value}**: {check.name}. {subject_link(check.subject)} · {test_link(check, up)}"
         for check in one.checks
     ]
     return "\n".join(
@@ -57,15 +58,12 @@ def statement_block(one: Statement, up: str) -> str:
             "",
             f'<p class="source"><code>{one.identifier}</code> {one.source}</p>',
             "",
-            one.text,
+            one.text.replace("e^{-H}", "$e^{-H}$"),
             "",
-            f"$$\n{one.formula}\n$$",
-            "",
+            *(f"$$\n{formula.strip()}\n$$\n" for formula in formulas),
             f"Assumes: {'; '.join(one.assumptions)}.".replace("<", "&lt;"),
             "",
-            "| evidence | what is compared | function | test |",
-            "| --- | --- | --- | --- |",
-            *rows,
+            *checks,
             "",
         ]
     )

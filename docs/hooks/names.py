@@ -22,7 +22,10 @@ _CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _LINK = re.compile(r"\]\((?![a-z+]+:)([^)\s#]+)(?:#[^)\s]*)?\)")
 _FOLDERS = "benchmarks|docs|entropy_theory|paper_figures|simulations|tests"
 _PATH = re.compile(rf"((?:{_FOLDERS})/[\w./-]*)(?:::(\w+))?")
-_DOTTED = re.compile(r"(et|entropy_theory)((?:\.[A-Za-z_]\w*)+)(?:\(.*\))?")
+_DOTTED = re.compile(r"(et|entropy_theory)((?:\.[A-Za-z_]\w*)+)(\(.*\))?")
+_CODE_ELEMENT = re.compile(
+    r"(<a\b[^>]*>|<autoref\b[^>]*>)?<code>(et|entropy_theory)((?:\.[A-Za-z_]\w*)+)(\([^<]*\))?</code>"
+)
 _SHELL = ("bash", "sh", "shell", "console")
 
 
@@ -31,6 +34,18 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> None:
     if not page.file.generated_by:
         for problem in problems(markdown, ROOT / "docs" / page.file.src_uri):
             getLogger("mkdocs.hooks.names").warning("%s: %s", page.file.src_uri, problem)
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Link the package's names in inline code to the API."""
+    return html if page.file.src_uri.startswith(("api/", "source/")) else _CODE_ELEMENT.sub(_linked, html)
+
+
+def _linked(match: re.Match[str]) -> str:
+    inside_link, root, rest, call = match.groups()
+    if inside_link:
+        return match[0]
+    return f'<autoref optional identifier="entropy_theory{rest}"><code>{root}{rest}{call or ""}</code></autoref>'
 
 
 def problems(markdown: str, path: Path) -> Iterator[str]:
@@ -42,10 +57,9 @@ def problems(markdown: str, path: Path) -> Iterator[str]:
     """
     prose = _FENCE.sub("", markdown)
     for code in _CODE.findall(prose):
-        if (named := _PATH.fullmatch(code)) and not _has_file(*named.groups()):
-            yield f"no {code}"
-        elif (named := _DOTTED.fullmatch(code)) and not _has_name(named[2][1:].split("."), public=named[1] == "et"):
-            yield f"no {code}"
+        if _PATH.fullmatch(code) or _DOTTED.fullmatch(code):
+            if not _exists(code):
+                yield f"no {code}"
         elif code.startswith(("entropy-theory ", "make ")) and (problem := _command_problem(code)):
             yield problem
     for command in commands(markdown):
@@ -66,6 +80,13 @@ def commands(markdown: str) -> Iterator[str]:
         if language == "console":
             lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
         yield from (" ".join(line.split()) for line in lines if line.strip() and not line.lstrip().startswith("#"))
+
+
+def _exists(code: str) -> bool:
+    if named := _PATH.fullmatch(code):
+        return _has_file(*named.groups())
+    root, rest, _ = _DOTTED.fullmatch(code).groups()
+    return _has_name(rest[1:].split("."), public=root == "et")
 
 
 def _has_file(name: str, definition: str | None) -> bool:
@@ -94,6 +115,8 @@ def _defines(tree: ast.AST, parts: list[str]) -> bool:
     found = _definitions(tree).get(parts[0])
     if found is None:
         return False
+    if isinstance(found, ast.ImportFrom) and (found.module or "").startswith("entropy_theory."):
+        return _has_name([*found.module.split(".")[1:], *parts], public=False)  # where it is defined
     return len(parts) == 1 or not isinstance(found, ast.ClassDef) or _defines(found, parts[1:])
 
 
