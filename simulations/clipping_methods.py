@@ -15,7 +15,7 @@ from typing import Any
 
 import grpo_runs
 import sweep
-from bank_runs import BankRun, simulate
+from bank_runs import LEFT_OUT, BankRun, simulate
 
 BANK_RULES = (
     "none",
@@ -51,8 +51,6 @@ REAL_RULES = (
     "random-mask(match='clip-b(mu=1)')",
     "high-entropy",
     "stare(up=2, up_max=2, target=None)",
-    "advantage-reweighting",
-    "entropy-flow",
 )
 
 
@@ -87,9 +85,9 @@ class ClippingConfig(sweep.SweepOptions):
 
 QUICK: dict[str, Any] = {
     "seeds": (0, 1),
-    "policies": 100,
+    "policies": 64,
     "vocab_size": 50,
-    "steps": 40,
+    "steps": 25,
     "real_rules": ("none", "clip-b(mu=1)"),
     "real_seeds": (0,),
     "real_steps": 5,
@@ -126,7 +124,7 @@ def work(task: Any) -> dict[str, Any]:
 def main(config: ClippingConfig) -> dict[str, Any] | None:
     """Run, record, print."""
     config = sweep.settle(config, QUICK)
-    record = sweep.run("clipping_methods", config, tasks(config), work, grpo_runs.final_intervals)
+    record = sweep.run("clipping_methods", config, tasks(config), work, grpo_runs.final_intervals, LEFT_OUT)
     if record is not None:
         grpo_runs.print_finals(record["summary"])
     return record

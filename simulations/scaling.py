@@ -44,7 +44,7 @@ class ScalingConfig(sweep.SweepOptions):
     largest: int = 20_000_000
 
 
-QUICK: dict[str, Any] = {"vocab_sizes": (1_000, 50_000), "batches": (16, 64), "seeds": (0,), "repeats": 2}
+QUICK: dict[str, Any] = {"vocab_sizes": (1_000, 20_000), "batches": (16, 64), "seeds": (0,), "repeats": 2}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from entropy_theory import records
@@ -79,6 +80,7 @@ def run(
     tasks: Sequence[Any],
     work: Callable[[Any], dict[str, Any]],
     summarise: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    left_out: Mapping[type, tuple[str, ...]] = MappingProxyType({}),
 ) -> dict[str, Any] | None:
     """Do the tasks that are missing, merge all of them and write the record.
 
@@ -88,6 +90,7 @@ def run(
         tasks: Frozen dataclasses. The class names the kind of task: the same task of two scripts is done once.
         work: Does one task and returns what JSON can hold; importable, so that a process can be handed it.
         summarise: Makes the summary from ``[{"task": ..., "result": ...}, ...]``.
+        left_out: Parts of a kind of task's results that stay in the files and out of the record.
 
     Returns:
         The record: configuration, environments, summary and results. None for a share of the tasks.
@@ -104,7 +107,10 @@ def run(
         print(f"share {config.task} done: {len(mine)} of {len(tasks)} tasks; files in {config.runs}")
         return None
     parts = [records.read_json(files[task]) for task in tasks]
-    results = [{"task": part["task"], "result": part["result"]} for part in parts]
+    results = [
+        {"task": part["task"], "result": {k: v for k, v in part["result"].items() if k not in left_out.get(kind, ())}}
+        for part, kind in zip(parts, map(type, tasks), strict=True)
+    ]
     record = {
         "configuration": {k: v for k, v in records.to_data(config).items() if k == "quick" or k not in OPTIONS},
         "environments": list({json.dumps(p["environment"]): p["environment"] for p in parts}.values()),

@@ -20,7 +20,7 @@ from typing import Any
 import grpo_runs
 import numpy as np
 import sweep
-from bank_runs import BankRun, simulate
+from bank_runs import LEFT_OUT, BankRun, simulate
 
 LOW, HIGH, HIGHER = 0.2, 0.2, 0.28
 """PPO's ε on both sides, and the upper one of clip-higher (arXiv 2503.14476)."""
@@ -57,9 +57,9 @@ class LensConfig(sweep.SweepOptions):
     step_size: float = 0.5
     iterations: int = 4
     clip_rules: tuple[str, ...] = ("none", "clip-low", "ppo-clip", "clip-higher")
-    shares: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
-    weights: tuple[float, ...] = (1.0, 1.1, 1.5, 2.0, 3.0, 5.0)
-    real_shares: tuple[float, ...] = (0.05, 0.2, 0.5, 0.8, 1.0)
+    shares: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+    weights: tuple[float, ...] = (1.0, 1.5, 2.0, 4.0)
+    real_shares: tuple[float, ...] = (0.2, 0.5, 1.0)
     real_weights: tuple[float, ...] = (1.0, 2.0)
     real_seeds: tuple[int, ...] = (0, 1, 2)
     real_steps: int = 200
@@ -353,7 +353,7 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
 def main(config: LensConfig) -> dict[str, Any] | None:
     """Run, record, print."""
     config = sweep.settle(config, QUICK)
-    record = sweep.run("unified_lens", config, tasks(config), work, summarise)
+    record = sweep.run("unified_lens", config, tasks(config), work, summarise, LEFT_OUT)
     if record is not None:
         summary = record["summary"]
         for place in ("bank", "model"):

@@ -34,7 +34,7 @@ class Resampling:
     weights: Array
 
     @classmethod
-    def draw(cls, steps: Sequence[NDArray[np.int64]], resamples: int, seed: int) -> Resampling:
+    def draw(cls, steps: Sequence[NDArray[Any]], resamples: int, seed: int) -> Resampling:
         """Draw a two-stage bootstrap.
 
         Args:
@@ -69,7 +69,12 @@ class Resampling:
 
 
 def agreement(
-    predicted: Array, realised: Array, resampling: Resampling, *, floor: float = 0.0, where: NDArray[np.bool_] | None = None
+    predicted: Array,
+    realised: Array,
+    resampling: Resampling,
+    *,
+    floor: float = 0.0,
+    where: NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
     """Compare predicted changes x with realised ones y.
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
-from torch.func import functional_call, jvp
+from torch.func import functional_call, grad, jvp
 from torch.overrides import TorchFunctionMode
 
 from entropy_theory.control import TokenBatch
@@ -75,6 +75,7 @@ def measurable(model: Any, precision: str) -> nn.Module:
         precision: "float64" or "float32".
     """
     twin = copy.deepcopy(model).to(getattr(torch, precision)).eval().requires_grad_(False)
+    vars(twin).pop("forward", None)  # a trainer's patch of it would be bound to the model that was copied
     if hasattr(twin, "set_attn_implementation"):
         twin.set_attn_implementation("eager")  # the fused attention of the CPU has no forward-mode derivative
     return twin
@@ -107,9 +108,9 @@ def measure_step(
         Arrays over the n valid positions in row order: ``entropy``, ``realised``; ``token_1``, ``token_2``: first and
         second order of the tabular theory for the position's own token, at the step size η; ``context_1``,
         ``context_2``: for all tokens of its context; ``parameters``: ⟨∇_θ H, Δθ⟩ by one Jacobian-vector product;
-        ``quadrant``, ``group``. Over the chosen ones: ``chosen``, their indices, and a piece of the first order for each
-        name of PIECES, by reverse-mode derivatives; ``output``, the part of own, context and sharing that goes through
-        the output matrix, and ``output_closed``, the same from its closed form, where the head is a plain matrix.
+        ``quadrant``, ``group``. Over the chosen ones: ``chosen``, their indices, and a piece of the first order for
+        each name of PIECES, by reverse-mode derivatives; ``output``, the part of own, context and sharing that goes
+        through the output matrix, and ``output_closed``, the same from its closed form, for a head that is a matrix.
         Scalars: ``step_size`` η = −⟨Δθ, g⟩/‖g‖², the learning rate for plain SGD and otherwise the multiple of the
         gradient that comes nearest to the step; ``cosine`` of Δθ with −g; ``clip_factor`` κ; ``gradient_gap``
         ‖g + κ Σ c ∇log p‖/‖g‖; ``noise_floor``: root mean square change of H when every weight is off by half a unit in
@@ -212,8 +213,8 @@ class _View:
                 logits = self._logits(parameters, rows)
                 return _entropy(logits), logits.detach()
 
-            entropy, slope, logits = jvp(heights, (self.start,), (delta,), has_aux=True)
-            for name, value in zip(found, (entropy, slope, logits), strict=True):
+            values: Any = jvp(heights, (self.start,), (delta,), has_aux=True)
+            for name, value in zip(found, values, strict=True):
                 found[name].append(value[inside])
         arrays = {name: torch.cat(parts) for name, parts in found.items()}
         logits = arrays.pop("logits")
@@ -226,8 +227,7 @@ class _View:
         arrays["context_1"] = sums.index_add(0, self.contexts, arrays["token_1"])[self.contexts]
         arrays["context_2"] = self._context_curvature(logits)
         arrays["quadrant"] = self._quadrants(statistics)
-        rows = torch.arange(self.mask.shape[0], device=self.mask.device)[:, None].expand_as(self.mask)[self.mask]
-        arrays["group"] = self.batch.group_ids.to(rows.device)[rows]
+        arrays["group"] = self.batch.group_ids.to(self.mask.device)[:, None].expand_as(self.mask)[self.mask]
         self.logits = logits
         return arrays
 
@@ -325,10 +325,11 @@ class _View:
 
     def _head(self) -> str | None:
         """Name the output matrix among the trained parameters; None if there is none of its own."""
-        get = getattr(self.model, "get_output_embeddings", None)
-        head = None if get is None else get()
-        weight = getattr(head, "weight", None)
-        if weight is None or weight is getattr(self.model.get_input_embeddings(), "weight", None):
+        model: Any = self.model
+        if not hasattr(model, "get_output_embeddings"):
+            return None
+        weight = getattr(model.get_output_embeddings(), "weight", None)
+        if weight is None or weight is getattr(model.get_input_embeddings(), "weight", None):
             return None
         return next((n for n, p in self.model.named_parameters() if p is weight and n in self.start), None)
 
@@ -351,8 +352,7 @@ class _View:
         error = (h[chosen] @ matrix.T / self.batch.temperature - self.logits[chosen]).abs().max()
         if error > 1e-3 * self.logits[chosen].abs().max():
             return None  # a bias, a soft cap or a scale comes after the matrix
-        _, pullback = torch.func.vjp(_entropy, self.logits[chosen])
-        S = -pullback(torch.ones_like(h[chosen, 0]))[0]
+        S = -grad(lambda z: _entropy(z).sum())(self.logits[chosen])
         bracket = S[:, self.tokens] - S @ self.logits.softmax(-1).T
         return -scale / self.batch.temperature**2 * ((h[chosen] @ h.T) * bracket) @ self.coefficients
 

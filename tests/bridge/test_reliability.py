@@ -31,10 +31,8 @@ Capture = pytest.CaptureFixture[str]
 
 def words(model: Path, out: Path, *more: str) -> list[str]:
     size = ["--prompts-per-step", "4", "--generations", "4", "--steps", "6", "--save-every", "2"]
-    return ["train", "--model", str(model), "--learning-rate", "1e-3", "--rule", "clip-b(mu=0.5)", *size, *more] + [
-        "--out",
-        str(out),
-    ]
+    how = ["--learning-rate", "1e-3", "--rule", "clip-b(mu=0.5)", *size, *more]
+    return ["train", "--model", str(model), *how, "--out", str(out)]
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -225,7 +223,9 @@ def test_completions_without_a_token_are_named(tiny_decoder: Path, tmp_path: Pat
     # TRL itself would end with an IndexError.
     trainer = trainer_for(tiny_decoder, tmp_path, "none", ControlledEmptyCompletions, save_strategy="no")
     trainer.rows, trainer.written = 5, ()
-    with pytest.raises(ValueError, match="completion_ids: expected at least one token each, .* received 5 empty of 16"):
+    with pytest.raises(
+        ValueError, match=r"completion_ids: expected at least one token each, .* received 5 empty of 16"
+    ):
         trainer.train()
 
 
