@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format slow trl-matrix clean
+.PHONY: help demo test lint format slow docs trl-matrix clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -22,6 +22,10 @@ $(STAMP)-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@ $(STAMP)-train
 
+$(STAMP)-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
 demo: $(STAMP)-train  ## verify the theory, then watch entropy collapse and be prevented in a small language model
 	$(BIN)/entropy-theory demo
 
@@ -33,6 +37,9 @@ slow: $(STAMP)-dev  ## the tests marked slow
 
 trl-matrix: $(STAMP)-dev  ## the trainer on releases of TRL, oldest to newest; writes docs/trl_versions.md
 	$(BIN)/python tests/bridge/trl_matrix.py docs/trl_versions.md
+
+docs: $(STAMP)-docs  ## the documentation site, site/index.html; a wrong link or name is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: $(STAMP)-dev  ## formatting, lint rules, types
 	$(BIN)/ruff format --check .
