@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import tyro
-from simulations.scripts import FOLDER, load
+from simulation_scripts import FOLDER, load
 
 CONFIGS = {
     "first_order_accuracy": "AccuracyConfig",
