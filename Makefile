@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format slow clean figures figures-full
+.PHONY: help demo test lint format slow trl-matrix figures figures-full clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -40,6 +40,9 @@ figures: $(STAMP)-train  ## draw all paper figures from the committed results (u
 figures-full: $(STAMP)-train  ## run all simulations again (an hour or so on 2 cores), then draw
 	for sweep in $(SWEEPS); do $(BIN)/python simulations/$$sweep.py || exit; done
 	$(MAKE) figures
+
+trl-matrix: $(STAMP)-dev  ## the trainer on releases of TRL, oldest to newest; writes docs/trl_versions.md
+	$(BIN)/python tests/bridge/trl_matrix.py docs/trl_versions.md
 
 lint: $(STAMP)-dev  ## formatting, lint rules, types
 	$(BIN)/ruff format --check .

@@ -155,3 +155,47 @@ def lens_table(table: Mapping[str, Any]) -> Table:
         cells = [escape(row["rule"]), estimate(row["total"]), milli(row["against_none"]["value"]), *quadrants]
         layout.add_row(*cells, f"{row['dropped_share']:.1%}", milli(row["random_total"]))
     return layout
+
+
+def audit_table(result: Mapping[str, Any]) -> Table:
+    """Lay out an audit: for each optimizer, how predicted changes of entropy agree with realised ones.
+
+    Args:
+        result: What ``bridge.audit.audit`` returns.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from entropy_theory.report.audit_figures import ARMS, PREDICTIONS
+
+    def cell(found: Mapping[str, float] | None, form: str) -> str:
+        if found is None:
+            return "—"
+        return f"{found['value']:{form}}\n\\[{found['low']:{form}}, {found['high']:{form}}]"
+
+    names = PREDICTIONS | {"token_2": "own token, 2nd order", "context_2": "own context, 2nd order"}
+    table = Table(title="predicted against realised ΔH, position by position", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("prediction", max_width=16)
+    for name in ("sign right", "slope", "R², fitted", "R², actual", "rank corr."):
+        table.add_column(name, justify="right", no_wrap=True)
+    for arm, found in result["arms"].items():
+        table.add_row(f"[bold]{ARMS.get(arm, arm)}[/]", end_section=False)
+        for name in ("token", "token_2", "context", "context_2", "parameters"):
+            row = found["predictors"].get(name)
+            if row is None:
+                continue
+            table.add_row(
+                names[name],
+                cell(row["sign_agreement"], ".0%"),
+                cell(row["slope"], ".3g"),
+                cell(row["r2_fitted"], ".2f"),
+                cell(row["r2_actual"], ".2f"),
+                cell(row["rank_correlation"], ".2f"),
+                end_section=name == "parameters",
+            )
+    positions = ", ".join(f"{ARMS.get(arm, arm)} {found['positions']:,}" for arm, found in result["arms"].items())
+    table.caption = (
+        f"positions: {positions}; 95 % intervals resample steps and prompt groups; slope: of the realised change on "
+        "the predicted one at the actual step size"
+    )
+    return table
