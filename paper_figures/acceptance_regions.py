@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 TITLE = "Acceptance regions of Clip_B and Clip_V"
 STATEMENT = "Clip_B and Clip_V of arXiv 2602.03392, as in the official code"
 RERUN = "python simulations/hyperparameter_sweep.py"
-VOCABULARY, TOKENS = 1_000, 102_400
+VOCABULARY, TOKENS = 1_000, 10_240
 CLIP_B, CLIP_V = (0.5, 1.0, 1.5, 2.0, 2.5), (0.5, 1.0, 2.0, 4.0, 8.5)
 
 
