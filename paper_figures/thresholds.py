@@ -73,8 +73,8 @@ def draw() -> Figure:
             )
     axes[2].set(xscale="log", xlabel="tokens in the batch", ylabel="tokens dropped")
     axes[2].set_yscale("symlog", linthresh=1)
-    axes[2].set_ylim(-0.2, 1e7)
-    axes[2].legend(loc="upper left", ncols=2, fontsize=5.5, columnspacing=0.8)
+    axes[2].set_ylim(-0.2, 1e8)
+    axes[2].legend(loc="upper left", ncols=2, fontsize=6, columnspacing=0.6, handlelength=1.2)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     style.letters(axes)
     return figure

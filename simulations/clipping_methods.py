@@ -69,6 +69,7 @@ class ClippingConfig(sweep.SweepOptions):
         real_seeds: Seeds of the real loop.
         real_steps: Its optimizer steps.
         live_rules: Rules of the live ratio in the real loop, with two updates per batch.
+        live_steps: Their optimizer steps.
         tiny: Real loop with the decoder that is warmed up in a second.
     """
 
@@ -82,6 +83,7 @@ class ClippingConfig(sweep.SweepOptions):
     real_seeds: tuple[int, ...] = (0, 1, 2)
     real_steps: int = 200
     live_rules: tuple[str, ...] = ("ppo-clip", "clip-higher")
+    live_steps: int = 60
     tiny: bool = False
 
 
@@ -94,6 +96,7 @@ QUICK: dict[str, Any] = {
     "real_seeds": (0,),
     "real_steps": 5,
     "live_rules": ("clip-higher",),
+    "live_steps": 4,
     "tiny": True,
 }
 
@@ -118,7 +121,7 @@ def real_tasks(config: ClippingConfig) -> list[grpo_runs.GrpoRun]:
         for rule in config.real_rules
     ]
     return runs + [
-        grpo_runs.GrpoRun(rule, seed, config.real_steps, num_iterations=2, tiny=config.tiny, **small)
+        grpo_runs.GrpoRun(rule, seed, config.live_steps, num_iterations=2, tiny=config.tiny, **small)
         for seed in config.real_seeds
         for rule in config.live_rules
     ]
