@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sweep import rounded
+from sweep import interval, rounded, shown
 
 COLUMNS = {
     "entropy": "entropy",
@@ -20,6 +20,7 @@ COLUMNS = {
     "mean_discriminant": "entropy_control/mean_discriminant",
     "mean_centered_discriminant": "entropy_control/mean_centered_discriminant",
 }
+FINALS = ("entropy", "reward", "distinct_right", "dropped_share")
 POINTS = 40  # a curve is recorded as so many means over neighbouring steps
 
 
@@ -125,9 +126,30 @@ def look(model: Path, run: GrpoRun) -> dict[str, list[float]]:
     return found
 
 
-def pooled(results: Sequence[dict[str, Any]], arm: str = "rule") -> dict[str, list[dict[str, Any]]]:
-    """Group results of runs by a field of their tasks."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for one in results:
-        groups.setdefault(str(one["task"][arm]), []).append(one["result"])
-    return groups
+def final_intervals(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Final numbers of bank runs and real runs, by rule: means over seeds with their intervals."""
+    summary: dict[str, Any] = {}
+    for name, field in (("bank", "policies"), ("real", "prompts")):
+        rules: dict[str, list[dict[str, float]]] = {}
+        for one in results:
+            if {field, "rule"} <= one["task"].keys() and one["task"]["steps"]:
+                rules.setdefault(one["task"]["rule"], []).append(one["result"]["final"])
+        summary[name] = {
+            rule: {key: interval([one[key] for one in finals]) for key in FINALS} for rule, finals in rules.items()
+        }
+        base = rules.get("none", [])
+        for rule, finals in rules.items():
+            if len(finals) == len(base):  # the same seeds, in the same order
+                pairs = [one["entropy"] - other["entropy"] for one, other in zip(finals, base, strict=True)]
+                summary[name][rule]["entropy_over_none"] = interval(pairs)
+    return summary
+
+
+def print_finals(summary: dict[str, Any]) -> None:
+    """Print the tables of `final_intervals`."""
+    for name, words in (("bank", "bank of forking policies"), ("real", "real GRPO loop")):
+        print(f"\n{words}: means over seeds ± 95 % t-intervals")
+        keys = (*FINALS, "entropy_over_none")  # the last by seed, on the same start and draws
+        print(f"{'rule':48}" + "".join(f"{key.replace('_', ' '):>18}" for key in keys))
+        for rule, row in summary[name].items():
+            print(f"{rule:48}" + "".join(f"{shown(row[key]) if key in row else '':>18}" for key in keys))

@@ -13,13 +13,16 @@ import json
 import multiprocessing
 import os
 import re
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from entropy_theory import records
@@ -60,12 +63,24 @@ def settle(config: C, quick: Mapping[str, Any]) -> C:
     return replace(config, **{k: v for k, v in quick.items() if getattr(config, k) == defaults[k]})
 
 
+def start(main: Callable[[C], object], kind: type[C]) -> None:
+    """Run a script from its command line; a wrong argument or a failed sweep ends with status 2 and one line."""
+    import tyro
+
+    try:
+        main(tyro.cli(kind))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
 def run(
     name: str,
     config: SweepOptions,
     tasks: Sequence[Any],
     work: Callable[[Any], dict[str, Any]],
     summarise: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    left_out: Mapping[type, tuple[str, ...]] = MappingProxyType({}),
 ) -> dict[str, Any] | None:
     """Do the tasks that are missing, merge all of them and write the record.
 
@@ -75,6 +90,7 @@ def run(
         tasks: Frozen dataclasses. The class names the kind of task: the same task of two scripts is done once.
         work: Does one task and returns what JSON can hold; importable, so that a process can be handed it.
         summarise: Makes the summary from ``[{"task": ..., "result": ...}, ...]``.
+        left_out: Parts of a kind of task's results that stay in the files and out of the record.
 
     Returns:
         The record: configuration, environments, summary and results. None for a share of the tasks.
@@ -91,7 +107,10 @@ def run(
         print(f"share {config.task} done: {len(mine)} of {len(tasks)} tasks; files in {config.runs}")
         return None
     parts = [records.read_json(files[task]) for task in tasks]
-    results = [{"task": part["task"], "result": part["result"]} for part in parts]
+    results = [
+        {"task": part["task"], "result": {k: v for k, v in part["result"].items() if k not in left_out.get(kind, ())}}
+        for part, kind in zip(parts, map(type, tasks), strict=True)
+    ]
     record = {
         "configuration": {k: v for k, v in records.to_data(config).items() if k == "quick" or k not in OPTIONS},
         "environments": list({json.dumps(p["environment"]): p["environment"] for p in parts}.values()),
@@ -146,13 +165,15 @@ def rounded(values: Any, digits: int = 5) -> Any:
 def _do_missing(todo: Mapping[Any, Path], work: Callable[[Any], dict[str, Any]], processes: int, total: int) -> None:
     start, done = time.monotonic(), total - len(todo)
     failed: dict[Any, BaseException] = {}
+    told = {kind: _varied([task for task in todo if type(task) is kind]) for kind in map(type, todo)}
 
     def report(task: Any, error: BaseException | None) -> None:
         nonlocal done
         done += 1
-        words = ", ".join(f"{k}={v}" for k, v in records.to_data(task).items())
+        words = ", ".join([type(task).__name__, *(f"{name} {getattr(task, name)}" for name in told[type(task)])])
         if error is not None:
             failed[task] = error
+            traceback.print_exception(error)
         print(f"{done}/{total} [{time.monotonic() - start:.0f} s] {'FAILED ' if error else ''}{words}", flush=True)
 
     if processes == 1:
@@ -176,7 +197,14 @@ def _do_missing(todo: Mapping[Any, Path], work: Callable[[Any], dict[str, Any]],
         raise invalid("tasks", "tasks that end well", f"{len(failed)} that failed, the first with {first!r}") from first
 
 
+def _varied(tasks: Sequence[Any]) -> list[str]:
+    """Name the fields that tell tasks of one kind apart."""
+    return [f.name for f in fields(tasks[0]) if len({getattr(task, f.name) for task in tasks}) > 1]
+
+
 def _do(work: Callable[[Any], dict[str, Any]], task: Any, path: Path) -> None:
+    if path.exists():  # another sweep that shares the task was first
+        return
     with threads_for(1):
         result = work(task)
     records.write_json(path, {"task": task, "environment": records.environment() | {"threads": 1}, "result": result})

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from entropy_theory import records
 from entropy_theory.bridge import checkpoints
@@ -41,13 +41,14 @@ class TrainConfig:
         dataset: File (.jsonl, .json, .csv, .parquet), folder or hub name with a "prompt" column; default: the sum task.
         dataset_split: Split of the dataset.
         reward: Reward function in TRL's form as module:function; needed with --dataset.
-        rule: Entropy-control rule, such as clip-b, "clip-b(mu=1)", "clip-v(mu=2, max_fraction=None)" or none.
+        rule: Entropy-control rule, such as clip-b, "clip-b(mu=1)", "clip-b|clip-higher" or none.
         observe: Further rules that are asked at every step what they would drop, and change nothing.
         steps: Optimizer steps.
         prompts_per_step: Prompts in one generation batch.
         generations: Completions per prompt, the group of GRPO.
         gradient_accumulation: Micro-batches per optimizer step and process; the batch stays the same.
-        num_iterations: Passes over one generation batch (TRL clips the ratio from the second on).
+        num_iterations: Passes over one generation batch (the ratio is clipped from the second on: by TRL, or by a rule
+            of the live ratio such as clip-higher).
         max_completion_length: Tokens per completion; default: 8 on the sum task, else 256.
         learning_rate: Constant rate of AdamW; default: 6e-4 for the small decoder, else 1e-6.
         temperature: Sampling temperature; the statistics are those of the tempered policy.
@@ -56,8 +57,11 @@ class TrainConfig:
         bf16: Mixed precision with bfloat16.
         gradient_checkpointing: Recompute activations in the backward pass.
         realised_every: Measure the realised entropy change on the same tokens every k generations; 0: never.
+        scoring: "batch", or "one-pass" to score inside the training forward where that is exact.
+        save_batches: Save the token statistics of every k-th generation batch to OUT/batches, for the lens; 0: never.
         save_every: Steps between checkpoints; a run that was killed goes on from the last one and ends with the same
             numbers. Rounded up to whole generation batches.
+        log_completions: Keep each step's completions, rewards and advantages in trainer/completions, for `inspect`.
         report_to: TRL's loggers, such as tensorboard or wandb.
         seed: Seed of sampling, data order and random rules.
         out: Folder of the run.
@@ -82,7 +86,10 @@ class TrainConfig:
     bf16: bool = False
     gradient_checkpointing: bool = False
     realised_every: int = 0
+    scoring: Literal["batch", "one-pass"] = "batch"
+    save_batches: int = 0
     save_every: int = 50
+    log_completions: bool = False
     report_to: str = "none"
     seed: int = 0
     out: Path = Path("runs/train")
@@ -102,8 +109,9 @@ class TrainConfig:
             raise invalid("temperature", "a finite number > 0", self.temperature)
         if not (self.beta >= 0 and math.isfinite(self.beta)):
             raise invalid("beta", "a finite number >= 0", self.beta)
-        if self.realised_every < 0:
-            raise invalid("realised_every", "an integer >= 0", self.realised_every)
+        for name in ("realised_every", "save_batches"):
+            if getattr(self, name) < 0:
+                raise invalid(name, "an integer >= 0", getattr(self, name))
         if self.dataset is not None and self.reward is None:
             raise invalid("reward", "module:function, because --dataset is given", None)
         if self.dataset is None and self.reward is not None:
@@ -180,6 +188,8 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
     Raises:
         ValueError: The configuration, model, dataset, reward or rule cannot be used; said before any training.
         ImportError: The extra ``train`` is not installed.
+        RunError: The run broke off (a reward that raised, a loss that is not a number, a full disk, SIGTERM); the same
+            configuration goes on from the last checkpoint.
     """
     try:
         import accelerate
@@ -203,8 +213,9 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
     check_trl_version(trl.__version__)
 
     arguments = EntropyControlledGRPOConfig(**_trainer_arguments(config, process.num_processes))
-    for one in (rule, *map(build_rule, config.observe)):
-        check_supported(one, arguments)
+    for one in config.observe:
+        build_rule(one)
+    check_supported(rule, arguments, trl.__version__, config.scoring)
     if config.dataset is None:
         data = sum_task.dataset(2048, config.seed)
         reward: Callable[..., list[float]] = _SumReward(config.generations)
@@ -233,13 +244,14 @@ def _run(
 ) -> dict[str, Any]:
     from transformers import PrinterCallback, ProgressCallback
 
+    from entropy_theory.bridge.reliability import explained, guarded_reward
     from entropy_theory.bridge.trl import EntropyControlledGRPOTrainer
 
     start = time.monotonic()
     try:
         trainer = EntropyControlledGRPOTrainer(
             model=model,
-            reward_funcs=reward,
+            reward_funcs=guarded_reward(reward, config.reward or "sum task"),
             args=arguments,
             train_dataset=data,
             processing_class=tokenizer,
@@ -247,10 +259,12 @@ def _run(
         )
     except OSError as error:
         raise invalid("model", "a causal language model in safetensors", f"{model!r} ({_one_line(error)})") from None
+    trainer.batches_folder = config.out / "batches"
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    trainer.train(resume_from_checkpoint=_go_on_from(config, trainer))
-    trainer.save_model(str(config.out / "model"))
+    with explained(trainer, config.out / "trainer"):
+        trainer.train(resume_from_checkpoint=_go_on_from(config, trainer))
+        trainer.save_model(str(config.out / "model"))
     result = {
         "final": _final(records.read_lines(config.out / "metrics.jsonl")) if trainer.is_world_process_zero() else {},
         "steps": config.steps,
@@ -282,6 +296,8 @@ def _trainer_arguments(config: TrainConfig, processes: int) -> dict[str, Any]:
         "rule_seed": config.seed,
         "observe": list(config.observe),
         "realised_change_every": config.realised_every,
+        "scoring": config.scoring,
+        "save_batches": config.save_batches,
         "max_steps": config.steps,
         "per_device_train_batch_size": per_process,
         "gradient_accumulation_steps": config.gradient_accumulation,
@@ -298,6 +314,8 @@ def _trainer_arguments(config: TrainConfig, processes: int) -> dict[str, Any]:
         "model_init_kwargs": {"use_safetensors": True, "dtype": "float32"},
         "use_cpu": _no_gpu(),
         "report_to": config.report_to,
+        "log_completions": config.log_completions,
+        "num_completions_to_print": 0,
         "logging_steps": 1,
         "save_strategy": "steps",
         # Whole generation batches: between them a resumed run repeats the undisturbed one to the bit.

@@ -1,17 +1,20 @@
 """Entropy control for TRL's GRPO trainer.
 
-The seam is ``_generate_and_score_completions``: once per generation batch, before any update, the mixin scores the
-sampled tokens with the current policy, applies a rule to the batch of all ranks and micro-batches at once, and hands
-per-token advantages back to TRL. The tensor survives TRL's shuffle and split, so the rule's statistics are global and
-fixed before the updates, and TRL's own loss, clipping, KL and logging stay as they are.
+Three seams, chosen by the rule:
+
+1. ``_generate_and_score_completions``: once per generation batch, before any update, the sampled tokens are scored with
+   the current policy, the rule is applied to the batch of all ranks and micro-batches at once, and per-token advantages
+   are handed back to TRL. They survive TRL's shuffle and split, so the statistics are global and fixed before the
+   updates, and TRL's own loss, clipping, KL and logging stay as they are.
+2. ``scoring="one-pass"``: the same inside the loss, from the training forward itself, where that is exact.
+3. Rules of the live ratio and entropy terms: inside the loss at every micro-batch; see `bridge.trl_live`.
 """
 
 from __future__ import annotations
 
 import inspect
-import shutil
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,40 +24,55 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 from transformers import ProcessorMixin, TrainerCallback
-from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
+from transformers.trainer_utils import SaveStrategy
 from trl import GRPOConfig, GRPOTrainer
 
 from entropy_theory.bridge import checkpoints
-from entropy_theory.control import DistributedReducer, LocalReducer, Rule, RuleOutput, TokenBatch
+from entropy_theory.bridge.trl_batches import metrics_of_batch, save_gathered
+from entropy_theory.bridge.trl_checks import (
+    CONSTANT,
+    SUPPORTED_LOSSES,
+    SUPPORTED_TRL,
+    TOKEN_MEAN,
+    check_supported,
+    check_trl_version,
+    warn_untested,
+)
+from entropy_theory.bridge.trl_live import CARRIED, LiveLoss, pack, shrinkage, valid_tokens
+from entropy_theory.bridge.trl_scoring import Scorer
+from entropy_theory.control import DistributedReducer, LocalReducer, Rule, TokenBatch
 from entropy_theory.control import rule as build_rule
 from entropy_theory.errors import invalid
-from entropy_theory.vocab import TokenStatistics, token_statistics
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     from entropy_theory.control import Reducer
+    from entropy_theory.vocab import TokenStatistics
 
     _Trainer = Any  # the mixin reads what the GRPOTrainer behind it has
 else:
     _Trainer = object
 
-SUPPORTED_TRL = ">=1.0,<2,!=1.15.*"
+__all__ = [
+    "SUPPORTED_LOSSES",
+    "SUPPORTED_TRL",
+    "EntropyControlMixin",
+    "EntropyControlledGRPOConfig",
+    "EntropyControlledGRPOTrainer",
+    "attach",
+    "check_supported",
+    "check_trl_version",
+]
+
 PREFIX = "entropy_control/"
 
-# How each loss divides, which decides how a rule that shrinks the denominator is expressed in advantages.
-_TOKEN_MEAN = frozenset({"dapo", "cispo", "bnpo", "vespo"})
-_SEQUENCE_MEAN = frozenset({"grpo", "sapo"})
-_CONSTANT = frozenset({"dr_grpo", "luspo"})
-SUPPORTED_LOSSES = _TOKEN_MEAN | _SEQUENCE_MEAN | _CONSTANT
-
-# Logits that the scoring forward may hold at once, in bytes of float32.
-LOGITS_BUDGET = 1 << 28
+_SECOND_ORDER = {"sum_squared_discriminant", "grpo_curvature"}
 
 
 @dataclass
 class EntropyControlledGRPOConfig(GRPOConfig):
-    """TRL's GRPOConfig with the rule and what is measured about it.
+    """TRL's GRPOConfig with the rule and what is measured about it; works with ``TrlParser``.
 
     Attributes:
         rule: The rule's specification, such as ``clip-b(mu=1)`` or ``clip-b|random-mask(fraction=0.01)``.
@@ -62,6 +80,10 @@ class EntropyControlledGRPOConfig(GRPOConfig):
         realised_change_every: Measure the realised change of entropy on the batch's own tokens at every k-th
             generation, at the price of one more forward; 0 never does.
         observe: Rules that are asked what they would drop, and change nothing.
+        scoring: "batch" scores each generation batch before its updates; "one-pass" inside the training forward, with
+            one process and one micro-batch per generation only.
+        save_batches: Save the token statistics of every k-th generation batch, gathered over ranks, to
+            ``OUTPUT_DIR/batches`` for ``entropy-theory lens``; 0 never does.
     """
 
     rule: str = field(default="none", metadata={"help": "Entropy-control rule, e.g. 'clip-b(mu=1)'."})
@@ -72,67 +94,24 @@ class EntropyControlledGRPOConfig(GRPOConfig):
     observe: list[str] = field(
         default_factory=list, metadata={"help": "Rules that are asked what they would drop, and change nothing."}
     )
+    scoring: str = field(default="batch", metadata={"help": "'batch', or 'one-pass' where that is exact."})
+    save_batches: int = field(default=0, metadata={"help": "Save every k-th generation batch for the lens; 0: never."})
 
 
-def check_trl_version(installed: str) -> None:
-    """Refuse a TRL release outside the range the seam was read and run on.
-
-    Raises:
-        ValueError: The release is not in ``SUPPORTED_TRL``.
-
-    Example:
-        >>> check_trl_version("1.16.0")
-        >>> check_trl_version("0.29.0")
-        Traceback (most recent call last):
-        ...
-        ValueError: trl: expected a release in >=1.0,<2,!=1.15.*, received 0.29.0
-    """
-    release = Version(installed)
-    # Compared by hand: SpecifierSet would refuse the pre-releases and dev builds of a supported release.
-    if not (Version("1.0.dev0") <= release < Version("2.dev0")) or release.release[:2] == (1, 15):
-        raise invalid("trl", f"a release in {SUPPORTED_TRL}", installed)
+OPTIONS = tuple(f.name for f in fields(EntropyControlledGRPOConfig) if f not in fields(GRPOConfig))
 
 
-def check_supported(rule: Rule, args: GRPOConfig) -> None:
-    """Refuse what this seam cannot carry, before any work.
-
-    Args:
-        rule: The control rule.
-        args: The trainer's configuration.
-
-    Raises:
-        ValueError: The rule needs the live ratio; or the loss would ignore per-token advantages; or an option replaces
-            the code that reads them.
-    """
-    if rule.phase != "batch":
-        raise invalid(
-            "rule",
-            "a rule that is fixed once per generation batch (TRL itself clips the live ratio: epsilon, epsilon_high)",
-            f"{str(rule)!r}, which needs the ratio at every update",
-        )
-    if rule.entropy_term:
-        raise invalid(
-            "rule",
-            "a rule that acts through advantages (TRL has its own entropy bonus: entropy_coef, use_adaptive_entropy)",
-            f"{str(rule)!r}, which adds ∂J/∂H",
-        )
-    if args.loss_type not in SUPPORTED_LOSSES:
-        raise invalid("loss_type", f"one of {', '.join(sorted(SUPPORTED_LOSSES))}", repr(args.loss_type))
-    for option in ("use_liger_kernel", "use_liger_loss"):
-        if getattr(args, option, False):
-            raise invalid(option, "False: Liger's loss reads one advantage per sequence, not per token", True)
-
-
-class EntropyControlMixin(_Trainer):
-    """Put before a ``GRPOTrainer`` class to apply an entropy-control rule to its advantages.
+class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
+    """Put before a ``GRPOTrainer`` class to control its updates with an entropy-control rule.
 
     Per generation batch it logs, under ``entropy_control/`` and over all ranks: ``entropy``, the mean H; ``slope`` =
-    −mean(g · S_c), the predicted direction and relative size of the entropy change; ``mean_discriminant`` and
-    ``mean_centered_discriminant``; what the rule reports, among it ``dropped_share`` and the shares of the quadrants,
-    ``quadrant_share_q1`` to ``quadrant_share_q4``; and every ``realised_change_every`` generations
-    ``realised_change``, the mean over the same tokens of H after the update minus H before it; and for each rule of
-    ``observe`` the share it would have dropped, ``observed/RULE/dropped_share``. ``slope`` is not a ΔH:
-    a model with shared parameters has no step size in logit space.
+    −mean(g · S_c), the predicted direction and relative size of the entropy change at ratio 1;
+    ``mean_discriminant`` and ``mean_centered_discriminant``; what the rule reports, among it ``dropped_share`` and the
+    shares of the quadrants, ``quadrant_share_q1`` to ``quadrant_share_q4``; every ``realised_change_every``
+    generations ``realised_change``, the mean over the same tokens of H after the update minus H before it; and for
+    each rule of ``observe`` the share it would have dropped, ``observed/RULE/dropped_share``. With a rule of the live
+    ratio what the rule reports is of the optimizer step. ``slope`` is not a ΔH: a model with shared parameters has no
+    step size in logit space.
 
     Args:
         rule: A rule or its specification; the default is ``args.rule`` or ``"none"``.
@@ -140,7 +119,7 @@ class EntropyControlMixin(_Trainer):
         **kwargs: As for the trainer.
 
     Raises:
-        ValueError: TRL's version, the loss, an option or the rule's phase is not supported.
+        ValueError: TRL's version, the loss, an option, or rule and options together are not supported.
     """
 
     def __init__(self, *args: Any, rule: str | Rule | None = None, **kwargs: Any) -> None:
@@ -150,45 +129,122 @@ class EntropyControlMixin(_Trainer):
         )
         if len(args) <= 2:
             kwargs["args"] = config
+        self._prepare_control(config, rule)
+        _refuse_processor(kwargs.get("processing_class", args[5] if len(args) > 5 else None))
+        super().__init__(*args, **kwargs)
+        self._start_control()
+
+    def _prepare_control(self, config: GRPOConfig, rule: str | Rule | None) -> None:
+        """Read the rule and the options, and refuse what cannot be done: before any model is loaded."""
         self.rule = build_rule(rule if rule is not None else getattr(config, "rule", "none"))
         self.observed = [build_rule(one) for one in getattr(config, "observe", [])]
-        for one in (self.rule, *self.observed):
-            check_supported(one, config)
-        if isinstance(kwargs.get("processing_class", args[5] if len(args) > 5 else None), ProcessorMixin):
-            raise invalid("processing_class", "a tokenizer (images are not scored yet)", "a multimodal processor")
-        self.rule_state: Any = None
+        self._one_pass = getattr(config, "scoring", "batch") == "one-pass"
+        check_supported(self.rule, config, version("trl"), getattr(config, "scoring", "batch"))
+        for name in ("realised_change_every", "save_batches"):
+            if int(getattr(config, name, 0)) < 0:
+                raise invalid(name, "an integer >= 0", getattr(config, name))
         self._realised_every = int(getattr(config, "realised_change_every", 0))
-        if self._realised_every < 0:
-            raise invalid("realised_change_every", "an integer >= 0", self._realised_every)
-        self._generations = 0
-        self._staging: str | None = None
+        self._save_every = int(getattr(config, "save_batches", 0))
+        self.batches_folder = Path(config.output_dir or "trainer_output") / "batches"
         _round_save_steps(config)
+        self.rule_state: Any = None
+        self._batch_part, self._live_part = self.rule.split()
+        self._generations = 0
         self._before_update: tuple[dict[str, Tensor], Tensor, Tensor] | None = None
-        super().__init__(*args, **kwargs)
-        if isinstance(self.processing_class, ProcessorMixin):
-            raise invalid("processing_class", "a tokenizer (images are not scored yet)", "a multimodal processor")
+        self._stage = ""  # which of TRL's calls we are in: "generation", "loss" or neither
+        self._captured: TokenStatistics | None = None
+        self._rewards: Tensor | None = None
+
+    def _start_control(self) -> None:
+        _refuse_processor(self.processing_class)
+        warn_untested(self.args, self.accelerator)
+        self._scorer = Scorer(self)
+        self._live = LiveLoss(self, rescaled=Version(version("trl")) >= Version("1.9.1"))
+        if self._one_pass and (name := self._scorer.dropout()):
+            raise invalid("scoring", "'batch', or a model without dropout (disable_dropout)", f"'one-pass' with {name}")
         if self._realised_every:
             self.add_callback(_RealisedChange(self))
 
-    # -- the seam -----------------------------------------------------------------------------------------------------
+    # -- the generation batch -----------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        output = super()._generate_and_score_completions(inputs)
-        if not self.model.training:
-            return output
-        mask = output["completion_mask"].bool()
-        if "tool_mask" in output:
-            mask &= output["tool_mask"].bool()
+        self._captured, self._stage = None, "generation"
+        try:
+            output = super()._generate_and_score_completions(inputs)
+        finally:
+            self._stage = ""
+        if self.model.training:
+            output |= self._groups(output["completion_ids"].shape[0])
+            if not self._one_pass:
+                captured = self._captured if "old_per_token_logps" in output else None
+                self._control(output, captured)
+        self._captured = self._rewards = None
+        return output
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._rewards = super()._calculate_rewards(*args, **kwargs)
+        return self._rewards
+
+    def _groups(self, rows: int) -> dict[str, Tensor]:
+        """Rewards and groups of this rank's rows, where a rule reads them or a batch is saved."""
+        wanted = {"rewards", "group_ids"} & {name for one in (self.rule, *self.observed) for name in one.needs}
+        if self._rewards is None or not (wanted or self._saves_now()):
+            return {}
+        first = self.accelerator.process_index * rows
+        weights = self.reward_weights.to(self._rewards.device).unsqueeze(0)
+        rewards = (self._rewards * weights).nansum(dim=1)[first : first + rows]
+        group_ids = torch.arange(first, first + rows, device=rewards.device) // self.num_generations
+        return {CARRIED + "batch_rewards": rewards.float(), CARRIED + "batch_group_ids": group_ids}
+
+    def _saves_now(self) -> bool:
+        return bool(self._save_every) and self._generations % self._save_every == 0
+
+    def _control(self, output: dict[str, Any], statistics: TokenStatistics | None) -> None:
+        """Apply the rule to a whole batch and write what follows into TRL's dictionary."""
+        mask = valid_tokens(output)
         reducer = self._reducer()
         if not reducer.sum(mask.sum().double()) > 0:
             # Nothing to learn from and nothing to control: TRL's loss is zero on this batch.
             self._log_entropy_control({"empty_batch": 1.0})
-            return output
-        statistics = self._score(output)
+            return
+        if statistics is None:
+            statistics = self._scorer.score(output, self._second_order())
+        batch = self._token_batch(output, statistics, mask)
+        first = None
+        if self._batch_part is not None:
+            first = self._batch_part.apply(batch, reducer, self._generator(), self.rule_state)
+            self._keep_state(first.state)
+        advantages = batch.token_advantages.masked_fill(~mask, 0.0) if first is None else first.coefficients
+        scale = None
+        if first is not None:
+            scale = shrinkage(mask, first.counted_mask, self.loss_divisor, reducer)
+            advantages = advantages if scale is None else advantages * torch.as_tensor(scale).to(advantages)
+        reported = {} if first is None else first.metrics
+        if self._live_part is not None:  # what the whole rule drops is counted where it is decided
+            reported = {name: value for name, value in reported.items() if "/" in name}
+        self._log_entropy_control(metrics_of_batch(batch, advantages, reducer) | reported)
+        watched = [one for one in self.observed if one.phase == "batch"]
+        for one in watched:
+            share = one.apply(batch, reducer=reducer, generator=self._generator()).metrics["dropped_share"]
+            self._log_entropy_control({f"observed/{one}/dropped_share": share})
+        if self._live_part is None and not torch.equal(advantages, batch.token_advantages.masked_fill(~mask, 0.0)):
+            # A rule that changed nothing leaves TRL its own tensor: a (B, T) one of equal numbers can still round
+            # differently where TRL works per sequence.
+            output["advantages"] = advantages
+        if self._live_part is not None or self.rule.entropy_term or len(watched) < len(self.observed):
+            output |= pack(batch, first, scale)
+            self._live.scored_at = self.state.global_step
+        if self._realised_every and self._generations % self._realised_every == 0:
+            self._before_update = ({k: output[k] for k in _MODEL_INPUTS}, statistics.entropy, mask)
+        if self._saves_now():
+            save_gathered(batch, self.accelerator, self.batches_folder, self.state.global_step)
+        self._generations += 1
+
+    def _token_batch(self, output: dict[str, Any], statistics: TokenStatistics, mask: Tensor) -> TokenBatch:
         rollout = output.get("sampling_per_token_logps")
         if rollout is not None:  # an engine may leave single tokens unscored; there the trainer's own value serves
             rollout = torch.where(torch.isfinite(rollout), rollout, statistics.log_probs)
-        batch = TokenBatch(
+        return TokenBatch(
             log_probs=statistics.log_probs,
             entropy=statistics.entropy,
             advantages=output["advantages"],
@@ -199,69 +255,71 @@ class EntropyControlMixin(_Trainer):
             baseline=statistics.baseline,
             discriminant=statistics.discriminant,
             centered_discriminant=statistics.centered_discriminant,
+            sum_squared_discriminant=statistics.sum_squared_discriminant,
+            grpo_curvature=statistics.grpo_curvature,
+            rewards=output.get(CARRIED + "batch_rewards"),
+            group_ids=output.get(CARRIED + "batch_group_ids"),
         )
-        result = self.rule.apply(batch, reducer=reducer, generator=self._generator(), state=self.rule_state)
-        self.rule_state = result.state
-        for one in self.observed:
-            share = one.apply(batch, reducer=reducer, generator=self._generator()).metrics["dropped_share"]
-            self._log_entropy_control({f"observed/{one}/dropped_share": share})
-        advantages = self._advantages(result, mask, reducer)
-        self._log_entropy_control(_metrics(batch, advantages, reducer) | result.metrics)
-        if not torch.equal(advantages, batch.token_advantages.masked_fill(~mask, 0.0)):
-            # A rule that changed nothing leaves TRL its own tensor: a (B, T) one of equal numbers can still round
-            # differently where TRL works per sequence.
-            output["advantages"] = advantages
-        if self._realised_every and self._generations % self._realised_every == 0:
-            self._before_update = ({k: output[k] for k in _MODEL_INPUTS}, statistics.entropy, mask)
-        self._generations += 1
-        return output
 
-    def _advantages(self, result: RuleOutput, mask: Tensor, reducer: Reducer) -> Tensor:
-        """Express g_t and the rule's denominator as per-token advantages for TRL's fixed denominator."""
-        coefficients = result.coefficients
-        if self.loss_type in _CONSTANT or reducer.sum((mask != result.counted_mask).sum().double()) == 0:
-            return coefficients
-        if self.loss_type in _TOKEN_MEAN:
-            return coefficients * (reducer.sum(mask.sum().double()) / result.denominator.clamp(min=1)).to(coefficients)
-        rows = mask.sum(1) / result.counted_mask.sum(1).clamp(min=1)
-        return coefficients * rows.unsqueeze(1).to(coefficients)
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        completion_ids, *rest = super()._generate_single_turn(*args, **kwargs)
+        empty = sum(len(ids) == 0 for ids in completion_ids)
+        if empty:
+            expected = "at least one token each, the end token where nothing else was written"
+            raise invalid("completion_ids", expected, f"{empty} empty of {len(completion_ids)}")
+        return completion_ids, *rest
 
-    # -- scoring ------------------------------------------------------------------------------------------------------
+    def _second_order(self) -> bool:
+        return self._saves_now() or any(_SECOND_ORDER & set(one.needs) for one in (self.rule, *self.observed))
 
-    @torch.no_grad()
-    def _score(self, batch: dict[str, Tensor]) -> TokenStatistics:
-        """Compute the token statistics of the completions under the current policy, a few rows of logits at a time."""
-        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-        attention_mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        length = batch["completion_ids"].shape[1]
-        model = self.accelerator.unwrap_model(self.model)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        keep = {"logits_to_keep": length + 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
-        vocab_size = base.config.get_text_config().vocab_size
-        # The block must be the same on every rank, whatever its longest completion: wrapped models meet in a forward.
-        rows = max(1, min(self.args.per_device_train_batch_size, LOGITS_BUDGET // (4 * vocab_size * (length + 1))))
-        if self.accelerator.num_processes > 1:
-            rows = int(self.accelerator.gather(torch.tensor([rows], device=ids.device)).min())
-        parts = []
-        was_training = self.model.training
-        self.model.eval()  # dropout would score another policy than the one that sampled, and consume random numbers
+    def _keep_state(self, state: Any) -> None:
+        """Keep what a part of the rule wants back; parts of one pipe have entries of their own."""
+        if state is not None:
+            both = isinstance(self.rule_state, dict) and self._batch_part is not None and self._live_part is not None
+            self.rule_state = {**self.rule_state, **state} if both else state
+
+    # -- TRL's forwards and loss --------------------------------------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        method = super()._get_per_token_logps_and_entropies
+
+        def forward() -> Any:
+            return method(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+
+        if self._stage == "loss":
+            return self._live.forward(forward)
+        first = self._stage == "generation" and self.model.training and self._captured is None
+        if not first or self._one_pass or not self._stores_old_log_probs() or model is not self.model:
+            return forward()
+        output, self._captured = self._scorer.along(
+            forward, input_ids, attention_mask, logits_to_keep, self._second_order()
+        )
+        # TRL before 1.7 returns two values
+        return output[: 3 if "compute_aux_loss" in inspect.signature(method).parameters else 2]
+
+    def _stores_old_log_probs(self) -> bool:
+        """Say whether TRL scores the batch with the policy that sampled it; if so, before any other forward."""
+        period = self.args.steps_per_generation * self.num_iterations
+        corrected = self.use_vllm and getattr(self, "vllm_importance_sampling_correction", False)
+        return bool(self.args.gradient_accumulation_steps % period or corrected)
+
+    def get_high_entropy_mask(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return TRL's mask, and keep it for the live loss."""
+        self._live.entropy_mask = super().get_high_entropy_mask(*args, **kwargs)
+        return self._live.entropy_mask
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if not self.model.training or not (self._one_pass or CARRIED + "rows" in inputs):
+            return super()._compute_loss(model, inputs)
+        self._stage = "loss"
+        self._live.begin(inputs)
         try:
-            for start in range(0, ids.shape[0], rows):
-                block = slice(start, start + rows)
-                with self.accelerator.autocast():
-                    logits = self.model(
-                        input_ids=ids[block], attention_mask=attention_mask[block], use_cache=False, **keep
-                    ).logits
-                parts.append(
-                    token_statistics(
-                        logits[:, -length - 1 : -1], batch["completion_ids"][block], temperature=float(self.temperature)
-                    )
-                )
+            loss = super()._compute_loss(model, inputs)
         finally:
-            self.model.train(was_training)
-        fields = ("log_probs", "entropy", "discriminant", "baseline", "centered_discriminant")
-        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in fields}
-        return TokenStatistics(**joined, sum_squared_discriminant=None, grpo_curvature=None, impl=parts[0].impl)
+            self._stage = ""
+        return self._live.finish(loss)
 
     def measure_realised_change(self) -> None:
         """Log the mean change of entropy since the batch was scored, on that batch's own tokens; once per batch."""
@@ -270,61 +328,23 @@ class EntropyControlMixin(_Trainer):
         inputs, entropy, mask = self._before_update
         self._before_update = None
         reducer = self._reducer()
-        change = torch.where(mask, self._score(inputs).entropy.double() - entropy.double(), 0.0).sum()
+        change = torch.where(mask, self._scorer.score(inputs).entropy.double() - entropy.double(), 0.0).sum()
         self._log_entropy_control({"realised_change": float(reducer.sum(change) / reducer.sum(mask.sum().double()))})
 
-    # -- checkpoints --------------------------------------------------------------------------------------------------
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Train as the trainer does; a checkpoint to go on from must be whole and of the same rule.
-
-        Raises:
-            ValueError: The checkpoint is incomplete, or was written under another rule.
-        """
-        if resume_from_checkpoint is True:
-            found = checkpoints.latest_checkpoint(Path(self.args.output_dir))
-            if found is None:
-                raise invalid("resume_from_checkpoint", f"a checkpoint in {self.args.output_dir}", "none")
-            resume_from_checkpoint = str(found)
-        if resume_from_checkpoint:
-            manifest = checkpoints.open_checkpoint(Path(resume_from_checkpoint))
-            if manifest["rule"] != str(self.rule):
-                raise invalid("rule", f"{manifest['rule']!r}, the checkpoint's", repr(str(self.rule)))
-            self.rule_state, self._generations = manifest["rule_state"], manifest["generations"]
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return self._staging or super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        name = f"checkpoint-{self.state.global_step}"
-        root = Path(self._get_output_dir(trial))
-        self._staging = str(root / checkpoints.STAGING)
-        try:
-            if self.accelerator.is_main_process:
-                shutil.rmtree(self._staging, ignore_errors=True)  # what a killed run left
-            self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                staged = Path(self._staging) / name
-                content = {"rule": str(self.rule), "rule_state": self.rule_state, "generations": self._generations}
-                checkpoints.seal(staged, content)
-                checkpoints.put_in_place(staged, root / name)
-                rotate_checkpoints(str(root), self.args.save_total_limit, self.state.best_model_checkpoint)
-            self.accelerator.wait_for_everyone()
-        finally:
-            self._staging = None
-
     # -- plumbing -----------------------------------------------------------------------------------------------------
+
+    @property
+    def loss_divisor(self) -> str:
+        """What the loss type divides by: all tokens, those of each sequence, or a constant."""
+        return "constant" if self.loss_type in CONSTANT else "token" if self.loss_type in TOKEN_MEAN else "sequence"
 
     def _reducer(self) -> Reducer:
         return DistributedReducer() if self.accelerator.num_processes > 1 else LocalReducer()
 
-    def _generator(self) -> torch.Generator:
+    def _generator(self, *part: int) -> torch.Generator:
         # From the step, not from a running generator: a resumed run draws what the undisturbed one would have drawn.
         # Mixed, because torch's CPU generator reads 32 bits of its seed.
-        seed = np.random.SeedSequence([int(getattr(self.args, "rule_seed", 0)), self.state.global_step])
+        seed = np.random.SeedSequence([int(getattr(self.args, "rule_seed", 0)), self.state.global_step, *part])
         return torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
 
     def _log_entropy_control(self, values: dict[str, float]) -> None:
@@ -336,12 +356,64 @@ class EntropyControlledGRPOTrainer(EntropyControlMixin, GRPOTrainer):
     """TRL's ``GRPOTrainer`` with an entropy-control rule: ``EntropyControlledGRPOTrainer(..., rule="clip-b")``."""
 
 
+def attach(trainer: GRPOTrainer, rule: str | Rule | None = None, **options: Any) -> GRPOTrainer:
+    """Put a trainer that exists under entropy control; for those who have trainers of their own.
+
+    The trainer's class becomes one that derives from `EntropyControlMixin` and from what it was.
+
+    Args:
+        trainer: A ``GRPOTrainer`` or one of a class derived from it.
+        rule: A rule or its specification; the default is ``trainer.args.rule`` or ``"none"``.
+        **options: As in `EntropyControlledGRPOConfig`: ``rule_seed``, ``observe`` and so on.
+
+    Returns:
+        The same trainer.
+
+    Raises:
+        ValueError: It is no GRPO trainer, is under control already, or is in the middle of a generation batch, which
+            would be controlled in part; an option is unknown; or what `EntropyControlMixin` refuses.
+
+    Example:
+        >>> attach("a trainer", "clip-b")
+        Traceback (most recent call last):
+        ...
+        ValueError: trainer: expected a GRPOTrainer, received str
+    """
+    check_trl_version(version("trl"))
+    if not isinstance(trainer, GRPOTrainer):
+        raise invalid("trainer", "a GRPOTrainer", type(trainer).__name__)
+    if isinstance(trainer, EntropyControlMixin):
+        raise invalid(
+            "trainer", "one that is not yet under entropy control", f"one with the rule {str(trainer.rule)!r}"
+        )
+    period = trainer.args.steps_per_generation * trainer.num_iterations
+    if trainer._step % period:
+        received = f"one at micro-step {trainer._step % period} of {period}"
+        raise invalid("trainer", "one between two generation batches", received)
+    for name, value in options.items():
+        if name not in OPTIONS or name == "rule":
+            raise invalid(name, f"an option among {', '.join(OPTIONS[1:])}", repr(value))
+    before = {name: getattr(trainer.args, name) for name in options if hasattr(trainer.args, name)}
+    kind = type(trainer)
+    try:
+        for name, value in options.items():
+            setattr(trainer.args, name, value)
+        trainer.__class__ = type(f"EntropyControlled{kind.__name__}", (EntropyControlMixin, kind), {})
+        trainer._prepare_control(trainer.args, rule)
+        trainer._start_control()
+    except Exception:
+        trainer.__class__ = kind
+        for name in options:
+            setattr(trainer.args, name, before[name]) if name in before else delattr(trainer.args, name)
+        raise
+    return trainer
+
+
 def _round_save_steps(config: GRPOConfig) -> None:
     """Let checkpoints fall between generation batches: only there does a resumed run repeat the undisturbed one."""
     if config.save_strategy != SaveStrategy.STEPS:
         return
-    # Micro-steps from one generation to the next, in optimizer steps.
-    period = max(1, config.steps_per_generation * config.num_iterations // config.gradient_accumulation_steps)
+    period = checkpoints.boundary(config)
     if config.save_steps < 1:
         raise invalid("save_steps", "a number of steps (a share of the run is not supported)", config.save_steps)
     rounded = -(-int(config.save_steps) // period) * period
@@ -364,21 +436,9 @@ class _RealisedChange(TrainerCallback):
         self._trainer.measure_realised_change()
 
 
+def _refuse_processor(processing_class: Any) -> None:
+    if isinstance(processing_class, ProcessorMixin):
+        raise invalid("processing_class", "a tokenizer (images are not scored yet)", "a multimodal processor")
+
+
 _MODEL_INPUTS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-
-
-def _metrics(batch: TokenBatch, advantages: Tensor, reducer: Reducer) -> dict[str, float]:
-    """Summarise a batch over all ranks; ``advantages`` are the per-token ones after the rule."""
-    mask = batch.completion_mask.bool()
-
-    def mean(x: Tensor) -> float:
-        return float(reducer.sum(torch.where(mask, x.double(), 0.0).sum()) / count)
-
-    count = reducer.sum(mask.sum().double())
-    centered = batch.centered_scores()
-    return {
-        "entropy": mean(batch.entropy),
-        "slope": -mean(torch.where(mask, advantages, 0.0).double() * centered.double()),
-        "mean_discriminant": mean(batch.scores()),
-        "mean_centered_discriminant": mean(centered),
-    }

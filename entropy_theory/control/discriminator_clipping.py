@@ -57,6 +57,7 @@ class _DiscriminatorClipping(Rule):
 
     paper: ClassVar[str] = "arXiv 2602.03392"
     kind: ClassVar[str] = "mask"
+    threshold_parameter: ClassVar[str] = "mu"
 
     mu: float = 0.0
     side: Side = "lower"
@@ -68,6 +69,8 @@ class _DiscriminatorClipping(Rule):
     def __post_init__(self) -> None:
         self._number("mu", 0.0)
         self._fraction_instead_of("mu")
+        if self.drop_fraction is not None:
+            self._narrow(threshold_parameter="drop_fraction")
         self._choice("side", get_args(Side))
         self._choice("advantages", get_args(Advantages))
         self._choice("denominator", get_args(Denominator))

@@ -69,7 +69,8 @@ def test_own_dataset_and_reward(tiny_decoder: Path, tmp_path: Path, monkeypatch:
     [
         (["--rule", "clip-x"], "did you mean"),
         (["--rule", "clip-b(nu=1)"], "nu"),
-        (["--rule", "ppo-clip"], "fixed once per generation batch"),
+        (["--rule", "clip-b", "--scoring", "one-pass", "--num-iterations", "2"], "'one-pass' with num_iterations = 2"),
+        (["--save-batches", "-1"], "save_batches: expected an integer >= 0"),
         (["--loss-type", "soft"], "loss_type: expected one of"),
         (["--temperature", "0"], "temperature: expected a finite number > 0, received 0.0"),
         (["--steps", "0"], "steps: expected an integer >= 1, received 0"),

@@ -1,0 +1,124 @@
+"""What the bridge to TRL can carry, and what it refuses by name before any work."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+from packaging.version import Version
+from trl import GRPOConfig
+
+from entropy_theory.bridge.trl_live import needs_window
+from entropy_theory.control import Rule
+from entropy_theory.errors import invalid
+
+SUPPORTED_TRL = ">=1.0,<2,!=1.15.*"
+
+# How each loss divides, which decides how a rule that shrinks the denominator is expressed.
+TOKEN_MEAN = frozenset({"dapo", "cispo", "bnpo", "vespo"})
+SEQUENCE_MEAN = frozenset({"grpo", "sapo"})
+CONSTANT = frozenset({"dr_grpo", "luspo"})
+SUPPORTED_LOSSES = TOKEN_MEAN | SEQUENCE_MEAN | CONSTANT
+
+Scoring = Literal["batch", "one-pass"]
+
+
+def check_trl_version(installed: str) -> None:
+    """Refuse a TRL release outside the range the seams were read and run on.
+
+    Raises:
+        ValueError: The release is not in ``SUPPORTED_TRL``.
+
+    Example:
+        >>> check_trl_version("1.16.0")
+        >>> check_trl_version("0.29.0")
+        Traceback (most recent call last):
+        ...
+        ValueError: trl: expected a release in >=1.0,<2,!=1.15.*, received 0.29.0
+    """
+    release = Version(installed)
+    # Compared by hand: SpecifierSet would refuse the pre-releases and dev builds of a supported release.
+    if not (Version("1.0.dev0") <= release < Version("2.dev0")) or release.release[:2] == (1, 15):
+        raise invalid("trl", f"a release in {SUPPORTED_TRL}", installed)
+
+
+def check_supported(rule: Rule, args: GRPOConfig, installed: str, scoring: str = "batch") -> None:
+    """Refuse what cannot be carried exactly, before any work.
+
+    Args:
+        rule: The control rule.
+        args: The trainer's configuration.
+        installed: TRL's release.
+        scoring: "batch" or "one-pass".
+
+    Raises:
+        ValueError: The loss would ignore per-token advantages; an option replaces the code that reads them; the live
+            part of the rule and an option of TRL would both decide the same thing; statistics over an optimizer step
+            cannot be formed; or one pass is not exact.
+    """
+    if args.loss_type not in SUPPORTED_LOSSES:
+        raise invalid("loss_type", f"one of {', '.join(sorted(SUPPORTED_LOSSES))}", repr(args.loss_type))
+    for option in ("use_liger_kernel", "use_liger_loss"):
+        if getattr(args, option, False):
+            raise invalid(option, "False: Liger's loss reads one advantage per sequence, not per token", True)
+    if rule.entropy_term and Version(installed) < Version("1.8"):
+        raise invalid("trl", f"1.8 or newer for {str(rule)!r}: before, entropies carry no gradient", installed)
+    if rule.split()[1] is not None:
+        _check_live(rule, args)
+    _check_scoring(rule, args, scoring)
+
+
+def _check_live(rule: Rule, args: GRPOConfig) -> None:
+    """A live rule takes the place of TRL's surrogate: what shapes that surrogate must be left alone."""
+    if args.importance_sampling_level != "token":
+        raise invalid(
+            "importance_sampling_level",
+            f"'token' beside {str(rule)!r}, which defines its own ratio (gspo is the rule of whole sequences)",
+            repr(args.importance_sampling_level),
+        )
+    for option, instead in (
+        ("delta", "the rule's dual_clip"),
+        ("off_policy_mask_threshold", "a mask rule"),
+        ("use_adaptive_entropy", "the rule adaptive-entropy"),
+        ("entropy_coef", "the rule entropy-bonus"),
+    ):
+        if getattr(args, option, None):
+            raise invalid(option, f"unset beside {str(rule)!r}: use {instead}", getattr(args, option))
+    per_step, per_generation = args.gradient_accumulation_steps, args.steps_per_generation
+    if needs_window(rule) and per_generation % per_step:
+        raise invalid(
+            "steps_per_generation",
+            f"a multiple of gradient_accumulation_steps = {per_step}: {str(rule)!r} takes statistics over all "
+            "micro-batches of an optimizer step, which must come from one generation batch",
+            per_generation,
+        )
+
+
+def _check_scoring(rule: Rule, args: GRPOConfig, scoring: str) -> None:
+    """One pass sees one micro-batch at a time: exact only where that is the whole optimizer step, and never again."""
+    if scoring not in ("batch", "one-pass"):
+        raise invalid("scoring", "'batch' or 'one-pass'", repr(scoring))
+    if scoring == "batch":
+        return
+    if rule.phase == "live":
+        raise invalid("scoring", f"'batch' for {str(rule)!r}: in one pass the ratio is always 1", repr(scoring))
+    for name, value in (
+        ("processes", args.world_size),
+        ("gradient_accumulation_steps", args.gradient_accumulation_steps),
+        ("steps_per_generation", args.steps_per_generation),
+        ("num_iterations", args.num_iterations),
+    ):
+        if value != 1:
+            reason = "'batch': one pass is exact only with one process and one micro-batch per generation, used once"
+            raise invalid("scoring", reason, f"'one-pass' with {name} = {value}")
+    if args.use_vllm:
+        raise invalid("scoring", "'batch' with vLLM, where TRL computes old log-probabilities anyway", repr(scoring))
+
+
+def warn_untested(args: GRPOConfig, accelerator: Any) -> None:
+    """Say once which accepted options no test has run."""
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    zero3 = plugin is not None and getattr(plugin, "zero_stage", 0) == 3
+    for name, used in (("use_vllm", args.use_vllm), ("DeepSpeed ZeRO-3", zero3)):
+        if used:
+            warnings.warn(f"{name}: accepted, and untested with entropy control", stacklevel=3)
