@@ -49,7 +49,7 @@ trl-matrix: $(STAMP)-dev  ## the trainer on releases of TRL, oldest to newest; w
 	$(BIN)/python tests/bridge/trl_matrix.py docs/trl_versions.md
 
 docs: $(STAMP)-docs  ## the documentation site, site/index.html; a wrong link or name is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(STAMP)-dev  ## formatting, lint rules, types
 	$(BIN)/ruff format --check .
