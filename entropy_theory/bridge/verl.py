@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from entropy_theory.bridge.batches import PREFIX, SealedBatch, batch_metrics, effective_advantages
+from entropy_theory.bridge.trl_batches import metrics_of_batch
+from entropy_theory.bridge.verl_batches import PREFIX, SealedBatch, effective_advantages
 from entropy_theory.control import LocalReducer, Reducer, Rule, TokenBatch
 from entropy_theory.control import rule as build_rule
 from entropy_theory.errors import invalid
@@ -187,7 +188,7 @@ def advantages_under_rule(
     result = effective_advantages(output, mask, loss_agg_mode, reducer)
     metrics = dict(output.metrics)
     if entropy is not None:
-        metrics |= batch_metrics(batch, result, reducer)
+        metrics |= metrics_of_batch(batch, result, reducer)
     for one in watched:
         again = None if generator is None or drawn is None else torch.Generator(generator.device).set_state(drawn)
         metrics[f"observed/{one}/dropped_share"] = one.apply(batch, reducer, again).metrics["dropped_share"]
