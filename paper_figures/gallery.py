@@ -27,6 +27,7 @@ ORDER = (
     "clipped_tokens",
     "shares_and_weights",
     "lens_prediction",
+    "parameter_sharing",
     "scaling_cost",
 )
 

@@ -15,7 +15,7 @@ def caption() -> str:
     """What the figure shows."""
     config = style.read("scaling")["configuration"]
     return (
-        "(a) Processor time of all token statistics per logit, one thread, forking policies, "
+        "(a) Processor time of all token statistics per logit, one thread, gaussian logits of deviation 1 to 12, "
         f"{config['batches'][-2]} tokens, float32 (solid) and bfloat16 (dashed), mean of {len(config['seeds'])} "
         "seeds, 95 % t-intervals. (b) Largest relative error of S_c against float64 over all batches and seeds. "
         "Times are those of one machine with other work on it: take the ratios."

@@ -19,7 +19,7 @@ def caption() -> str:
     """What the figure shows."""
     record = style.read("hyperparameter_sweep")
     config, bank, real = record["configuration"], record["summary"]["bank"], record["summary"]["real"]
-    row = record["summary"]["drops"]["V=100, n=1024000"]
+    row = record["summary"]["drops"]["V=100, n=102400"]
     return (
         "Final entropy (a) and reward (b) against μ, Clip_V without its cap: filled, a bank of forking policies, "
         f"{len(config['seeds'])} seeds, {config['steps']} steps; open, the real GRPO loop, "
@@ -27,7 +27,7 @@ def caption() -> str:
         f"({style.said(bank['none']['entropy'])} nats) and in the real loop ({style.said(real['none']['entropy'])}); "
         f"bars, 95 % t-intervals. (c) Tokens with A < 0 dropped from one batch against its size, V = {VOCABULARY}, "
         f"mean of 3 seeds. The official thresholds drop {row['clip-b(mu=2.5)']:g} (Clip_B, μ = 2.5) and "
-        f"{row['clip-v(mu=8.5)']:g} (Clip_V, μ = 8.5) of 1,024,000."
+        f"{row['clip-v(mu=8.5)']:g} (Clip_V, μ = 8.5) of 102,400."
     )
 
 
@@ -73,8 +73,8 @@ def draw() -> Figure:
             )
     axes[2].set(xscale="log", xlabel="tokens in the batch", ylabel="tokens dropped")
     axes[2].set_yscale("symlog", linthresh=1)
-    axes[2].set_ylim(-0.2, 1e7)
-    axes[2].legend(loc="upper left", ncols=2, fontsize=5.5, columnspacing=0.8)
+    axes[2].set_ylim(-0.2, 1e8)
+    axes[2].legend(loc="upper left", ncols=2, fontsize=6, columnspacing=0.6, handlelength=1.2)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     style.letters(axes)
     return figure

@@ -68,6 +68,8 @@ class ClippingConfig(sweep.SweepOptions):
         real_rules: Rules in the real loop.
         real_seeds: Seeds of the real loop.
         real_steps: Its optimizer steps.
+        live_rules: Rules of the live ratio in the real loop, with two updates per batch.
+        live_steps: Their optimizer steps.
         tiny: Real loop with the decoder that is warmed up in a second.
     """
 
@@ -80,6 +82,8 @@ class ClippingConfig(sweep.SweepOptions):
     real_rules: tuple[str, ...] = REAL_RULES
     real_seeds: tuple[int, ...] = (0, 1, 2)
     real_steps: int = 200
+    live_rules: tuple[str, ...] = ("ppo-clip", "clip-higher")
+    live_steps: int = 60
     tiny: bool = False
 
 
@@ -91,6 +95,8 @@ QUICK: dict[str, Any] = {
     "real_rules": ("none", "clip-b(mu=1)"),
     "real_seeds": (0,),
     "real_steps": 5,
+    "live_rules": ("clip-higher",),
+    "live_steps": 4,
     "tiny": True,
 }
 
@@ -106,13 +112,18 @@ def tasks(config: ClippingConfig) -> list[Any]:
 
 
 def real_tasks(config: ClippingConfig) -> list[grpo_runs.GrpoRun]:
-    """The warmed-up decoder untouched, and every rule from every seed."""
+    """The warmed-up decoder untouched, and every rule from every seed; rules of the live ratio take two updates."""
     small = {"prompts": 4, "generations": 4, "samples": 8} if config.tiny else {}
     runs = [grpo_runs.GrpoRun("none", config.real_seeds[0], 0, tiny=config.tiny, **small)]
-    return runs + [
+    runs += [
         grpo_runs.GrpoRun(rule, seed, config.real_steps, tiny=config.tiny, **small)
         for seed in config.real_seeds
         for rule in config.real_rules
+    ]
+    return runs + [
+        grpo_runs.GrpoRun(rule, seed, config.live_steps, num_iterations=2, tiny=config.tiny, **small)
+        for seed in config.real_seeds
+        for rule in config.live_rules
     ]
 
 

@@ -137,6 +137,11 @@ def final_intervals(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         summary[name] = {
             rule: {key: interval([one[key] for one in finals]) for key in FINALS} for rule, finals in rules.items()
         }
+        base = rules.get("none", [])
+        for rule, finals in rules.items():
+            if len(finals) == len(base):  # the same seeds, in the same order
+                pairs = [one["entropy"] - other["entropy"] for one, other in zip(finals, base, strict=True)]
+                summary[name][rule]["entropy_over_none"] = interval(pairs)
     return summary
 
 
@@ -144,6 +149,7 @@ def print_finals(summary: dict[str, Any]) -> None:
     """Print the tables of `final_intervals`."""
     for name, words in (("bank", "bank of forking policies"), ("real", "real GRPO loop")):
         print(f"\n{words}: means over seeds ± 95 % t-intervals")
-        print(f"{'rule':52}" + "".join(f"{key.replace('_', ' '):>18}" for key in FINALS))
+        keys = (*FINALS, "entropy_over_none")  # the last by seed, on the same start and draws
+        print(f"{'rule':48}" + "".join(f"{key.replace('_', ' '):>18}" for key in keys))
         for rule, row in summary[name].items():
-            print(f"{rule:52}" + "".join(f"{shown(row[key]):>18}" for key in FINALS))
+            print(f"{rule:48}" + "".join(f"{shown(row[key]) if key in row else '':>18}" for key in keys))

@@ -56,10 +56,8 @@ class ThresholdConfig(sweep.SweepOptions):
         (100, 1_024),
         (100, 10_240),
         (100, 102_400),
-        (100, 1_024_000),
         (1_000, 1_024),
         (1_000, 10_240),
-        (1_000, 102_400),
     )
     real_rules: tuple[str, ...] = REAL_RULES
     real_seeds: tuple[int, ...] = (0, 1, 2)

@@ -75,13 +75,15 @@ def fastest(work: Callable[[], object], repeats: int) -> float:
 
 
 def work(task: ScalingPoint) -> dict[str, Any]:
-    """Time and compare on forking policies."""
+    """Time and compare on gaussian logits of standard deviation 1 to 12."""
     import torch
 
     from entropy_theory.dynamics import sample_steps, starts
     from entropy_theory.vocab import token_statistics
 
-    logits = starts.forking_logits(task.tokens, task.vocab_size, task.seed).to(getattr(torch, task.dtype))
+    scales = torch.linspace(1.0, 12.0, task.tokens, dtype=torch.float64).unsqueeze(-1)  # from even to nearly certain
+    logits = starts.gaussian_logits(task.tokens, task.vocab_size, 1.0, task.seed) * scales
+    logits = logits.to(getattr(torch, task.dtype))
     tokens = sample_steps(logits, 1, task.seed)[0][:, 0]
     exact = token_statistics(logits.double(), tokens, impl="eager")
     floor = fastest(lambda: logits.amax(dim=-1), task.repeats)

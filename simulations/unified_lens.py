@@ -341,7 +341,12 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
     cut = [r for r in results if "rule" not in r["task"]]
     ratio = grpo_runs.final_intervals(of(iterations=iterations))["bank"]
     rest = grpo_runs.final_intervals([*of(iterations=1), *(r for r in results if "num_iterations" in r["task"])])
+    ppo, higher = (
+        [r["result"]["final"]["entropy"] for r in of(iterations=iterations, rule=name)]
+        for name in ("ppo-clip", "clip-higher")
+    )
     return {
+        "clip_higher_over_ppo_clip": sweep.interval([b - a for a, b in zip(ppo, higher, strict=True)]),
         "cut_in_bank": cut_tokens(r["result"] for r in cut if "policies" in r["task"]),
         "cut_in_model": cut_tokens(r["result"] for r in cut if "prompts" in r["task"]),
         "ratio_clipping": ratio,
@@ -364,6 +369,7 @@ def main(config: LensConfig) -> dict[str, Any] | None:
         print(f"\n(2): ratio clipping on the bank, {config.iterations} updates per batch")
         for rule, row in summary["ratio_clipping"].items():
             print(f"{rule:20}entropy {sweep.shown(row['entropy'])}, reward {sweep.shown(row['reward'])}")
+        print(f"entropy of clip-higher over ppo-clip, by seed: {sweep.shown(summary['clip_higher_over_ppo_clip'], 4)}")
         print("\n(3) and (4): shares and weights")
         grpo_runs.print_finals(summary)
     return record

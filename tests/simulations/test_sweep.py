@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from simulations.scripts import FOLDER, load
+from simulation_scripts import FOLDER, load
 
 sweep, noise = load("sweep"), load("noise_drift")
 SMALL = noise.NoiseConfig(vocab_sizes=(2, 5), probs=(0.4, 0.9), starts=("zipf",), seeds=(0, 1), policies=4, steps=3)
