@@ -401,10 +401,12 @@ class LiveLoss:
         if needs_scores(trainer.rule):
             names += ("baseline", "discriminant", "centered_discriminant")
             names += ("sum_squared_discriminant", "grpo_curvature") if trainer._second_order() else ()
-        elif len(window) == 1:
-            return {"log_probs": log_probs, "entropy": entropy}
         if trainer.state.global_step == self.scored_at:
             parts = [{name: part[CARRIED + "batch_" + name] for name in names} for part in window]
+            for known, part in zip(parts, window, strict=True):  # the ratio is 1 to the bit: sgn(log r) is not noise
+                known["log_probs"] = part.get("old_per_token_logps", known["log_probs"])
+        elif len(window) == 1 and not needs_scores(trainer.rule):
+            return {"log_probs": log_probs, "entropy": entropy}
         else:
             scored = [trainer._scorer.score(part, trainer._second_order()) for part in window]
             parts = [{name: getattr(one, name) for name in names} for one in scored]

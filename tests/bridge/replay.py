@@ -1,7 +1,9 @@
-"""Run as a program (alone or under torchrun): one optimizer step on recorded completions, the update to a file.
+"""Run as a program, alone or under torchrun: optimizer steps on recorded completions, the updates to a file.
 
-python replay.py record MODEL RECORDING
-torchrun --nproc-per-node N replay.py replay MODEL RECORDING OUT ACCUMULATION RULE [RULE ...]
+python replay.py MODEL FOLDER ACCUMULATION[,ACCUMULATION] RULES.json
+
+RULES.json is a list of specifications. What the policy answers is recorded once, in the folder, by the process that
+comes first. A rule of the live ratio, or with an entropy term, takes two steps on the same batch, any other one.
 """
 
 from __future__ import annotations
@@ -12,50 +14,38 @@ import sys
 from pathlib import Path
 
 import torch
+from transformers import TrainerCallback
 from trl import GRPOConfig
+from trl_runs import arguments, build, closeness
 
 from entropy_theory.bridge.trl import EntropyControlledGRPOTrainer
-from entropy_theory.testbed import decoder, sum_task
+from entropy_theory.control import rule as build_rule
 
 PROMPTS, GENERATIONS = 8, 8
+WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def build(model: str, out: str, accumulation: int, rule: str, **extra: object) -> EntropyControlledGRPOTrainer:
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    args = GRPOConfig(
-        output_dir=out,
-        per_device_train_batch_size=PROMPTS * GENERATIONS // (world * accumulation),
-        gradient_accumulation_steps=accumulation,
-        num_generations=GENERATIONS,
-        max_completion_length=8,
-        max_steps=1,
-        learning_rate=1.0,
-        lr_scheduler_type="constant",
-        optim="sgd",
-        max_grad_norm=0.0,
-        shuffle_dataset=False,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        model_init_kwargs={"dtype": "float32"},
-    )
-    return EntropyControlledGRPOTrainer(
-        model=model,
-        reward_funcs=sum_task.reward,
-        args=args,
-        train_dataset=sum_task.dataset(PROMPTS, 0),
-        processing_class=decoder.build_tokenizer(),
-        rule=rule,
-        **extra,
-    )
+def trainer_for(model: str, folder: Path, accumulation: int, rule: str) -> EntropyControlledGRPOTrainer:
+    parsed = build_rule(rule)
+    passes = 2 if parsed.phase == "live" or parsed.entropy_term else 1
+    changes = {
+        "per_device_train_batch_size": PROMPTS * GENERATIONS // (WORLD * accumulation),
+        "gradient_accumulation_steps": accumulation,
+        "num_generations": GENERATIONS,
+        "num_iterations": passes,
+        "max_steps": passes,
+        "learning_rate": 0.5,
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "shuffle_dataset": False,
+    }
+    args = GRPOConfig(**arguments(folder / "trainer", **changes))
+    return build(EntropyControlledGRPOTrainer, Path(model), args, rule=rule, reward_funcs=closeness)
 
 
 def record(model: str, path: Path) -> None:
     """Let the real policy answer the prompts once and keep what it wrote."""
-    trainer = build(model, str(path.parent / "trainer"), 1, "none")
+    trainer = trainer_for(model, path.parent, 1, "none")
     kept: dict[str, list[list[int]]] = {}
     generate = trainer._generate_single_turn
 
@@ -70,12 +60,26 @@ def record(model: str, path: Path) -> None:
     path.write_text(json.dumps(kept))
 
 
-def replay(model: str, recording: Path, out: Path, accumulation: int, rules: list[str]) -> None:
-    """Take one step per rule on the recorded completions and save the updates."""
-    kept = json.loads(recording.read_text())
+class Watch(TrainerCallback):
+    """Keeps the parameters after every step."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self.after = [self.now()]
+
+    def now(self) -> torch.Tensor:
+        return torch.cat([p.detach().flatten().clone() for p in self.model.parameters()])
+
+    def on_step_end(self, *_: object, **__: object) -> None:
+        self.after.append(self.now())
+
+
+def replay(model: str, folder: Path, accumulation: int, rules: list[str]) -> None:
+    """Take the steps of each rule on the recorded completions and save the last update and the shares dropped."""
+    kept = json.loads((folder / "completions.json").read_text())
     updates = {}
     for rule in rules:
-        trainer = build(model, str(out.parent / "trainer"), accumulation, rule)
+        trainer = trainer_for(model, folder, accumulation, rule)
         taken: dict[str, int] = {}
 
         def answer(
@@ -89,19 +93,21 @@ def replay(model: str, recording: Path, out: Path, accumulation: int, rules: lis
             return completions, None
 
         trainer._generate_single_turn = answer
-        assert trainer.accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
-        start = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
+        assert trainer.accelerator.num_processes == WORLD
+        watch = Watch(trainer.model)
+        trainer.add_callback(watch)
         trainer.train()
-        update = torch.cat([p.detach().flatten() for p in trainer.model.parameters()]) - start
-        dropped = trainer.state.log_history[0].get("entropy_control/dropped_share")
-        updates[rule] = (update, dropped)
+        name = "entropy_control/dropped_share"  # of the generation batch, or of each step
+        dropped = [line[name] for line in trainer.state.log_history if name in line]
+        updates[rule] = (watch.after[-1] - watch.after[-2], dropped[-1])
     if int(os.environ.get("RANK", "0")) == 0:
-        torch.save(updates, out)
+        torch.save(updates, folder / f"{WORLD}x{accumulation}.pt")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] == "record":
-        record(sys.argv[2], Path(sys.argv[3]))
-    else:
-        replay(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5]), sys.argv[6:])
+    place, specifications = Path(sys.argv[2]), json.loads(Path(sys.argv[4]).read_text())
+    if not (place / "completions.json").exists():
+        record(sys.argv[1], place / "completions.json")
+    for parts in map(int, sys.argv[3].split(",")):
+        replay(sys.argv[1], place, parts, specifications)

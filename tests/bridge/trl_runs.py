@@ -37,9 +37,9 @@ def arguments(out: Path, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def build(kind: type[GRPOTrainer], model: Path, args: GRPOConfig, **extra: Any) -> GRPOTrainer:
+def build(kind: type[GRPOTrainer], model: Any, args: GRPOConfig, **extra: Any) -> GRPOTrainer:
     return kind(
-        model=str(model),
+        model=str(model) if isinstance(model, Path) else model,
         args=args,
         processing_class=decoder.build_tokenizer(),
         **({"reward_funcs": sum_task.reward, "train_dataset": sum_task.dataset(64, 0)} | extra),
