@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format slow trl-matrix figures figures-full clean
+.PHONY: help demo test lint format slow docs figures figures-full trl-matrix clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -21,6 +21,10 @@ $(STAMP)-train: pyproject.toml constraints.txt | $(BIN)/python
 $(STAMP)-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@ $(STAMP)-train
+
+$(STAMP)-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
 
 demo: $(STAMP)-train  ## verify the theory, then watch entropy collapse and be prevented in a small language model
 	$(BIN)/entropy-theory demo
@@ -43,6 +47,9 @@ figures-full: $(STAMP)-train  ## run all simulations again (an hour or so on 2 c
 
 trl-matrix: $(STAMP)-dev  ## the trainer on releases of TRL, oldest to newest; writes docs/trl_versions.md
 	$(BIN)/python tests/bridge/trl_matrix.py docs/trl_versions.md
+
+docs: $(STAMP)-docs  ## the documentation site, site/index.html; a wrong link or name is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: $(STAMP)-dev  ## formatting, lint rules, types
 	$(BIN)/ruff format --check .

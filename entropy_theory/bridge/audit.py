@@ -357,8 +357,8 @@ def summarise(config: AuditConfig) -> dict[str, Any]:
         ``steps``: a row for each arm, seed and step with its scalars and mean changes. ``arms``: for each arm
         ``predictors``, the `agreement` of each of PREDICTORS and of the second orders ``token_2`` and ``context_2`` at
         the fitted step size; ``quadrants`` and ``deciles``, the same by quadrant of (A, S_c) and by decile of entropy;
-        ``pieces``, the `shares` of the first order; ``own_effect``, the agreement of ``token`` and ``context`` not with
-        the realised change but with the very part of the first order that they speak of; ``scatter``, some positions.
+        ``pieces``, their `shares` of the first order; ``own_effect``, the agreement of ``token`` and ``context`` with
+        the very part of the first order that they speak of, not with the realised change; ``scatter``, some positions.
     """
     rows, arms = [], {}
     for arm in config.arms:

@@ -128,22 +128,26 @@ def agreement(
 
 
 def shares(pieces: Mapping[str, Array], resampling: Resampling) -> dict[str, Any]:
-    """Split a sum of pieces: the share of each is Σ piece · whole / Σ whole², and the shares add up to 1.
+    """Say how large each piece of a sum is: the mean over positions of |piece| / Σ |pieces|; they add up to 1.
+
+    Every position counts alike. Shares of squares would be those of the few positions with the largest changes.
 
     Args:
         pieces: Per name a number per position, (n,).
         resampling: Clusters and weights of the same positions.
 
     Example:
-        >>> pieces = {"a": np.array([1.0, 2.0]), "b": np.array([3.0, 6.0])}
+        >>> pieces = {"a": np.array([1.0, 2.0]), "b": np.array([-3.0, 2.0])}
         >>> found = shares(pieces, Resampling.draw([np.array([0, 1])], 5, 0))
-        >>> round(found["a"]["value"], 6), round(found["b"]["value"], 6)
-        (0.25, 0.75)
+        >>> found["a"]["value"], found["b"]["value"]
+        (0.375, 0.625)
     """
-    whole = np.sum(list(pieces.values()), axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        square = resampling.totals(whole * whole)
-        return {name: estimate(resampling.totals(piece * whole) / square) for name, piece in pieces.items()}
+    whole = np.sum([np.abs(piece) for piece in pieces.values()], axis=0)
+    inside = whole > 0
+    count = resampling.totals(inside.astype(float))
+    with np.errstate(divide="ignore", invalid="ignore"):  # a position or a resample may hold nothing
+        each = {name: np.where(inside, np.abs(piece) / whole, 0.0) for name, piece in pieces.items()}
+        return {name: estimate(resampling.totals(share) / count) for name, share in each.items()}
 
 
 def estimate(values: Array) -> dict[str, float] | None:

@@ -16,6 +16,7 @@ last what earlier steps left: momentum, weight decay, and the rounding of the we
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ def measure_step(
         its last place.
 
     Raises:
-        ValueError: There is no valid position, or the gradient or the step is zero.
+        ValueError: There is no valid position, or the gradient or the step is zero or not finite.
     """
     view = _View(model, before, batch)
     dtype = next(iter(view.start.values())).dtype
@@ -125,8 +126,8 @@ def measure_step(
     g = {name: gradient[name].to(dtype) for name in view.start}
     norm = _dot(g, g)
     step_size = -_dot(delta, g) / norm if norm else 0.0
-    if not step_size:
-        raise invalid("gradient", "a gradient and a step along it that are not zero", f"norm {norm**0.5}")
+    if not step_size or not math.isfinite(step_size):
+        raise invalid("gradient", "a finite gradient and a step along it, neither zero", f"norm {norm**0.5}")
     with _full_precision(dtype):
         arrays = view.everywhere(delta)
         ascent = view.ascent()  # Σ c ∇log p

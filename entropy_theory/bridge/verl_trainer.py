@@ -15,20 +15,40 @@ registers, in every process that imports verl,
 from __future__ import annotations
 
 import os
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from entropy_theory import records
 from entropy_theory.bridge.verl import apply_to_batch, check_batch_rule
 from entropy_theory.bridge.verl_losses import MICRO_BATCH, loss_name, register_loss
-from entropy_theory.control import Rule, rule_class, rule_names
+from entropy_theory.control import Pipe, Rule, rule_class, rule_names
 from entropy_theory.control import rule as build_rule
 from entropy_theory.errors import invalid, missing_extra
 from entropy_theory.vocab import token_statistics
+
+SUPPORTED_VERL = ">=0.9,<0.10"
+
+
+def check_verl_version(installed: str) -> None:
+    """Refuse a verl release outside the range that the trainer was read and run on.
+
+    Raises:
+        ValueError: The release is not in ``SUPPORTED_VERL``.
+    """
+    if not Version("0.9.dev0") <= Version(installed) < Version("0.10.dev0"):
+        raise invalid("verl", f"a release in {SUPPORTED_VERL}", installed)
+
+
+try:
+    check_verl_version(version("verl"))
+except PackageNotFoundError as error:
+    raise missing_extra("verl", "verl") from error
 
 try:
     import transfer_queue as tq
@@ -186,7 +206,8 @@ def _check_config(config: DictConfig, rule: Rule, batch_rule: Rule | None) -> No
     if mode not in POLICY_LOSS_REGISTRY:
         register_loss(mode.partition(":")[2])  # refuses with the reason why it was not registered
         raise invalid(RULES_VARIABLE, f"{mode.partition(':')[2]!r} in the environment of every worker", "not there")
-    if batch_rule is not None and live.kind == "penalty":
+    kinds = [one.kind for one in (live.rules if isinstance(live, Pipe) else (live,))]
+    if batch_rule is not None and "penalty" in kinds:
         raise invalid("rule", "no penalty after a batch rule: dropped tokens reach the loss as A = 0 only", str(rule))
 
 

@@ -43,7 +43,7 @@ class Rule:
         quadrants: Which quadrants it acts on, in words.
         parity: Against which official code it is tested, in words.
         entropy_term: Whether it adds ∂J/∂H, which a trainer must carry besides the coefficients.
-        threshold_parameter: Of a mask, the parameter along which its drops are nested (`thresholds.scan_threshold`); or empty.
+        threshold_parameter: Of a mask, the parameter along which its drops are nested (`scan_threshold`); or empty.
 
     Example:
         >>> clip = rule("clip-b", mu=1)

@@ -31,7 +31,7 @@ _REACH = 3.0  # the scatter shows so many root mean squares; the few points beyo
 
 @figure_function
 def audit(result: Mapping[str, Any]) -> Figure:
-    """Draw an audit: two scatters, R², the parts of the first order, and signs by quadrant and by entropy.
+    """Draw an audit: two scatters, rank correlations, the parts of the first order, signs by quadrant and entropy.
 
     Args:
         result: What ``bridge.audit.audit`` returns.
@@ -41,7 +41,7 @@ def audit(result: Mapping[str, Any]) -> Figure:
     figure, axes = new_figure(columns=3, rows=2, width=3.5, height=2.75)
     for axis, prediction in zip(axes[:2], ("token", "parameters"), strict=True):
         _scatter(axis, arms, prediction, colours)
-    _explained(axes[2], arms, colours)
+    _ranks(axes[2], arms, colours)
     _pieces(axes[3], arms)
     _by_quadrant(axes[4], arms, colours)
     _by_entropy(axes[5], arms, colours)
@@ -63,30 +63,29 @@ def _scatter(axis: Axes, arms: Mapping[str, Any], prediction: str, colours: Mapp
     axis.set(xlabel=f"{PREDICTIONS[prediction]} (r.m.s.)", ylabel="realised ΔH (r.m.s.)")
 
 
-def _explained(axis: Axes, arms: Mapping[str, Any], colours: Mapping[str, str]) -> None:
+def _ranks(axis: Axes, arms: Mapping[str, Any], colours: Mapping[str, str]) -> None:
     for index, (arm, found) in enumerate(arms.items()):
         rows = [found["own_effect"]["token"], *(found["predictors"][prediction] for prediction in PREDICTIONS)]
         for place, row in enumerate(rows):
-            _interval(axis, place + _aside(index, arms), row, "r2_fitted", colours[arm], "token")
+            _interval(axis, place + _aside(index, arms), row, "rank_correlation", colours[arm], "token")
     axis.axvline(0.5, color=COLOURS[0], linewidth=0.7)
-    labels = ["own token,\nits own part", "own\ntoken", "own\ncontext", "parameters"]
+    labels = ["own token,\nown part of ΔH", "own\ntoken", "own\ncontext", "first order in\nparameters"]
     axis.set_xticks(range(4), labels, fontsize=7)
-    axis.set(ylabel="R² of ΔH, step fitted", ylim=(-0.03, 1.03))
+    axis.axhline(0, color=COLOURS[0], linewidth=0.8, linestyle=":")
+    axis.set(ylabel="rank correlation with ΔH", ylim=(-0.2, 1.03))
 
 
 def _pieces(axis: Axes, arms: Mapping[str, Any]) -> None:
     for place, found in enumerate(arms.values()):
-        ends = [0.0, 0.0]
+        end = 0.0
         for name, (colour, alpha) in zip(PIECES, _SHADES, strict=True):
             value = (found["pieces"][name] or {"value": 0.0})["value"]
-            side = int(value < 0)
-            axis.barh(-place, value, left=ends[side], height=0.6, color=colour, alpha=alpha)
-            ends[side] += value
+            axis.barh(-place, value, left=end, height=0.6, color=colour, alpha=alpha)
+            end += value
     handles = [axis.barh([0], [0], color=colour, alpha=alpha)[0] for colour, alpha in _SHADES]
     axis.legend(handles, list(PIECES.values()), loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=3, fontsize=7)
-    axis.axvline(0, color=COLOURS[0], linewidth=0.7)
     axis.set_yticks([-i for i in range(len(arms))], [ARMS.get(arm, arm).replace(", ", ",\n") for arm in arms])
-    axis.set_title("share of the first-order ΔH", fontsize=9)
+    axis.set_title("mean share of |first-order ΔH|", fontsize=9)
 
 
 def _by_quadrant(axis: Axes, arms: Mapping[str, Any], colours: Mapping[str, str]) -> None:

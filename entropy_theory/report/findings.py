@@ -167,15 +167,16 @@ def audit(result: Mapping[str, Any]) -> list[str]:
 
 
 def _audited(found: Mapping[str, Any], result: Mapping[str, Any], arm: str) -> str:
-    def shown(name: str, kind: str, where: str = "predictors") -> str:
-        numbers = found[where][name][kind]
-        return "none" if numbers is None else f"{numbers['value']:.0%} [{numbers['low']:.0%}, {numbers['high']:.0%}]"
+    def shown(name: str, kind: str, where: str = "predictors", form: str = ".0%") -> str:
+        numbers = found[where][name] if kind == "share" else found[where][name][kind]
+        if numbers is None:
+            return "none"
+        return f"{numbers['value']:{form}} [{numbers['low']:{form}}, {numbers['high']:{form}}]"
 
     sign = found["predictors"]["token"]["sign_agreement"]
     if sign is None:
         return "no position had both a prediction and a change."
     chance = ", no better than chance" if sign["low"] <= 0.5 <= sign["high"] else ""
-    pieces = {name: f"{e['value']:.0%} [{e['low']:.0%}, {e['high']:.0%}]" for name, e in found["pieces"].items() if e}
     parts = {name.upper(): rows["token"]["sign_agreement"] for name, rows in found["quadrants"].items()}
     parts |= {f"H from {d['low']:.2g} to {d['high']:.2g}": d["token"]["sign_agreement"] for d in found["deciles"]}
     ranked = sorted((e["value"], name) for name, e in parts.items() if e is not None and name != "NONE")
@@ -184,12 +185,12 @@ def _audited(found: Mapping[str, Any], result: Mapping[str, Any], arm: str) -> s
     right = sum(row["mean_token"] * row["mean_realised"] > 0 for row in rows)
     return (
         f"what a token does to its own position has the sign of the tabular prediction at "
-        f"{shown('token', 'sign_agreement', 'own_effect')} of the positions "
-        f"(R² {shown('token', 'r2_fitted', 'own_effect')}), and is {pieces.get('own', 'none')} of the "
-        f"first-order change; sharing with other contexts is {pieces.get('sharing', 'none')}. The prediction has "
-        f"the sign of the whole realised change at {shown('token', 'sign_agreement')}{chance} "
-        f"(R² {shown('token', 'r2_fitted')} with a fitted step), best at {best} ({high:.0%}), worst at {worst} "
-        f"({low:.0%}), and the sign of the batch mean at {right} of {len(rows)} steps; the first order in the "
-        f"parameters has the sign at {shown('parameters', 'sign_agreement')} "
+        f"{shown('token', 'sign_agreement', 'own_effect')} of the positions (rank correlation "
+        f"{shown('token', 'rank_correlation', 'own_effect', '.2f')}), and is {shown('own', 'share', 'pieces')} of the "
+        f"first-order change there; sharing with other contexts is {shown('sharing', 'share', 'pieces')}, earlier "
+        f"steps are {shown('momentum', 'share', 'pieces')}. The prediction has the sign of the whole realised change at "
+        f"{shown('token', 'sign_agreement')}{chance} (R² {shown('token', 'r2_fitted')} with a fitted step), best at "
+        f"{best} ({high:.0%}), worst at {worst} ({low:.0%}), and the sign of the batch mean at {right} of {len(rows)} "
+        f"steps; the first order in the parameters has the sign at {shown('parameters', 'sign_agreement')} "
         f"(R² {shown('parameters', 'r2_fitted')})."
     )

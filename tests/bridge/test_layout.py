@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from entropy_theory.bridge.trl_live import members
 from entropy_theory.control import rule as build_rule
 from entropy_theory.control import rule_names
 
@@ -39,7 +40,7 @@ SETTINGS = {
         "clip-cov(fraction=0.05, lower=0.5, epsilon_low=0.2, epsilon_high=0.2)",
     ],
     "kl-cov": [],
-    "high-entropy": ["high-entropy(fraction=0.5)"],
+    "high-entropy": ["high-entropy(share=0.5)"],
     "entropy-ratio": ["entropy-ratio", "entropy-ratio(drop_fraction=0.1)"],
     "entropy-bonus": ["entropy-bonus(coefficient=0.1)"],
     "adaptive-entropy": [
@@ -114,3 +115,7 @@ def test_the_rules_under_test_do_something(few: Updates, rule: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["1x16x4", "2x32x1", "2x8x4"])
 def test_every_rule_in_every_layout(many: Updates, layout: tuple[int, int], rule: str) -> None:
     assert_layouts_agree(many, layout, rule)
+
+
+def test_every_rule_of_the_registry_is_among_them() -> None:
+    assert {one.name for spec in MANY for one in members(build_rule(spec))} == set(rule_names())

@@ -31,6 +31,8 @@ def snippet():
 def experiences(data: dict, *, rollout: bool) -> SimpleNamespace:
     """The fields that Trinity's trainer hands to an advantage function, under Trinity's names."""
     tensor = {name: torch.from_numpy(value.copy()) for name, value in data.items() if "." not in name}
+    scores = torch.zeros_like(tensor["log_probs"])
+    scores[:, 0] = tensor["rewards"]
     return SimpleNamespace(
         batch={
             "old_log_probs": tensor["log_probs"],
@@ -39,9 +41,9 @@ def experiences(data: dict, *, rollout: bool) -> SimpleNamespace:
             "necs": tensor["baselines_official"],
             "advantages": tensor["advantages"],
             "response_mask": tensor["response_mask"],
-            "token_level_rewards": tensor["rewards"].unsqueeze(1) / tensor["response_mask"].shape[1] + 0 * tensor["log_probs"],
+            "token_level_rewards": scores,
         }
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(("source", "regime"), CASES)

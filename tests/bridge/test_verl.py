@@ -417,6 +417,130 @@ def test_rules_are_registered_under_names_that_verl_finds(core_algos) -> None:
     assert register_loss("kl-cov@micro-batch") in core_algos.POLICY_LOSS_REGISTRY
 
 
+@pytest.fixture(scope="module")
+def external(core_algos):
+    pytest.importorskip("transfer_queue", reason="TransferQueue is not installed (extra 'verl')")
+    from entropy_theory.bridge import verl_trainer
+
+    return verl_trainer
+
+
+def composed(*overrides: str):
+    """The example configuration, composed by verl's own means."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(ROOT / "docs" / "examples"), version_base=None):
+        return compose("verl_clip_v", overrides=["actor_rollout_ref.model.path=nowhere", *overrides])
+
+
+def test_the_example_configuration_is_one_that_verl_accepts(external) -> None:
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.trainer.ppo.v1 import PPOTrainerSync, get_trainer_cls
+    from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+    from verl.utils.config import omega_conf_to_dataclass, validate_config
+
+    config = composed()
+    validate_config(config, need_reference_policy(config), need_critic(config))
+    assert omega_conf_to_dataclass(config.actor_rollout_ref.actor).policy_loss.loss_mode == "entropy_theory:clip-higher"
+    found = get_trainer_cls(config.trainer.v1.trainer_mode)
+    assert issubclass(found, PPOTrainerSync)
+    assert found.__mro__.index(external.EntropyControlMixin) < found.__mro__.index(PPOTrainerSync)
+    trainer = found(config)
+    assert [str(trainer.rule), str(trainer.batch_rule)] == ["clip-v|clip-higher", "clip-v"]
+    # verl chooses buffers and checkpoints by the name of the mode: under our name a synchronous run would get others
+    assert trainer.trainer_mode == "sync"
+    assert type(trainer.replay_buffer) is ReplayBuffer
+
+
+@pytest.mark.parametrize("mode", ["colocate_async", "separate_async"])
+def test_the_other_modes_resolve_and_keep_verls_own_settings(external, mode: str) -> None:
+    from verl.trainer.ppo.v1 import get_trainer_cls
+
+    overrides = [f"trainer.v1.trainer_mode=entropy_theory_{mode}", "data.train_batch_size=256"]
+    if mode == "separate_async":
+        rollout = "actor_rollout_ref.rollout"
+        overrides += [
+            f"{rollout}.nnodes=1",
+            f"{rollout}.n_gpus_per_node=1",
+            f"{rollout}.checkpoint_engine.backend=nccl",
+        ]
+    trainer = get_trainer_cls(f"entropy_theory_{mode}")(composed(*overrides))
+    assert trainer.trainer_mode == mode
+    assert trainer.parameter_sync_step == (4 if mode == "separate_async" else 1)
+
+
+_RULE = "trainer.v1.entropy_theory.rule"
+_LOSS = "actor_rollout_ref.actor.policy_loss.loss_mode"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([f"{_RULE}=null"], "rule: expected a rule"),
+        ([f"{_RULE}=clip-c"], "did you mean"),
+        (["+trainer.v1.entropy_theory.seed=1"], "only rule, rule_seed and observe"),
+        (["trainer.v1.entropy_theory.observe=[ppo-clip]"], "belongs into the policy loss"),
+        ([f"{_RULE}=entropy-bonus|clip-higher"], "actor.entropy_coeff"),
+        ([f"{_LOSS}=vanilla"], "'entropy_theory:clip-higher', the live part"),
+        (["actor_rollout_ref.model.use_fused_kernels=true"], "statistics of the logits"),
+        ([f"{_RULE}='clip-b|kl-cov'", f"{_LOSS}=entropy_theory:kl-cov"], "kl-cov@micro-batch"),
+        ([f"{_RULE}='clip-b|steer'", f"{_LOSS}=entropy_theory:steer"], "entropy"),
+        ([f"{_RULE}='clip-b|dro'", f"{_LOSS}=entropy_theory:dro"], "no penalty after a batch rule"),
+        (
+            [f"{_RULE}='clip-b|clip-low(epsilon_low=0.05)'", f"{_LOSS}='entropy_theory:clip-low(epsilon_low=0.05)'"],
+            "ENTROPY_THEORY_RULES",
+        ),
+    ],
+)
+def test_a_configuration_that_would_run_otherwise_is_refused(external, overrides: list[str], says: str) -> None:
+    from verl.trainer.ppo.v1 import get_trainer_cls
+
+    with pytest.raises(ValueError, match=says):
+        get_trainer_cls("entropy_theory_sync")(composed(*overrides))
+
+
+def test_rules_of_the_environment_are_registered_with_their_parameters(external, core_algos, monkeypatch) -> None:
+    monkeypatch.setenv(
+        "ENTROPY_THEORY_RULES", "clip-b(mu=1)|ppo-clip(epsilon_low=0.15); kl-cov(beta=2)@micro-batch;clip-b"
+    )
+    names = external.register_losses()
+    assert names[-2:] == ["entropy_theory:ppo-clip(epsilon_low=0.15)", "entropy_theory:kl-cov(beta=2)@micro-batch"]
+    assert set(names) <= set(core_algos.POLICY_LOSS_REGISTRY)
+    defaults = {"ce-gppo", "cispo", "clip-higher", "clip-low", "dcpo", "dppo", "dro", "gmpo", "gpg", "gspo", "sapo"}
+    assert {f"entropy_theory:{name}" for name in defaults} <= set(names)
+
+
+def test_another_release_of_verl_is_refused_with_the_range(external) -> None:
+    external.check_verl_version("0.9.1")
+    for other in ("0.8.0", "0.10.0"):
+        with pytest.raises(ValueError, match=r">=0\.9,<0\.10"):
+            external.check_verl_version(other)
+
+
+def test_the_environment_chooses_the_engine_that_scores_the_baseline(external, monkeypatch) -> None:
+    from verl.workers.engine import EngineRegistry
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
+    monkeypatch.setenv("VERL_ENGINE_DEVICE", "cuda")
+    assert EngineRegistry.get_engine_cls("language_model", "fsdp2") is FSDPEngineWithLMHead
+    monkeypatch.setenv("VERL_ENGINE_VENDOR", "entropy_theory")
+    assert EngineRegistry.get_engine_cls("language_model", "fsdp2") is external.StatisticsEngine
+    assert "entropy_theory" not in EngineRegistry.get_engine_cls("value_model", "fsdp2").__module__
+
+
+def test_a_checkpoint_without_our_state_or_of_another_rule_is_refused(external, tmp_path: Path) -> None:
+    path = tmp_path / external.CHECKPOINT
+    with pytest.raises(ValueError, match="a checkpoint written under a rule"):
+        external.read_rule_state(tmp_path, rule("clip-b"))
+    path.write_text('{"format": 2}')
+    with pytest.raises(ValueError, match="format 1"):
+        external.read_rule_state(tmp_path, rule("clip-b"))
+    path.write_text('{"format": 1, "rule": "clip-b", "rule_state": {"up": 1.5}}')
+    assert external.read_rule_state(tmp_path, rule("clip-b")) == {"up": 1.5}
+    with pytest.raises(ValueError, match="the checkpoint's"):
+        external.read_rule_state(tmp_path, rule("clip-b", mu=1))
+
+
 @pytest.mark.slow
 def test_a_step_of_the_v1_trainer_runs_on_two_ranks(core_algos, tmp_path: Path) -> None:
     pytest.importorskip("transfer_queue", reason="TransferQueue is not installed (extra 'verl')")

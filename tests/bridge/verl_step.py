@@ -196,7 +196,7 @@ def check_step(trainer: object, batch: KVBatchMeta, model: str, metrics: dict) -
 
 
 def check_packed(trainer: object, batch: KVBatchMeta) -> None:
-    """The engine's packed path, one sequence at a time (more need a GPU's attention), scores what the padded one does."""
+    """The packed path scores what the padded one does; one sequence at a time, as more need a GPU's attention."""
     found = []
     for packed in (True, False):
         batch.extra_info["use_remove_padding"] = packed
