@@ -38,6 +38,7 @@ def run_arm(config: AuditConfig, arm: Arm, seed: int, progress: Callable[[int, s
         return
     try:
         import transformers
+        import trl  # noqa: F401  (a missing one is named before any work)
         from transformers import PrinterCallback, ProgressCallback
     except ImportError as error:
         raise missing_extra(error.name or "trl", "train") from None
