@@ -29,3 +29,20 @@ def missing_extra(package: str, extra: str) -> ImportError:
         "trl is not installed; install the extra: pip install 'entropy-theory[train]'"
     """
     return ImportError(f"{package} is not installed; install the extra: pip install 'entropy-theory[{extra}]'")
+
+
+class RunError(RuntimeError):
+    """A run that began well and cannot go on: what happened, in one line.
+
+    Args:
+        message: What happened and where the run can be taken up.
+        status: Exit status of the command line.
+
+    Example:
+        >>> str(RunError("loss: nan at step 7")), RunError("stopped by SIGTERM", status=143).status
+        ('loss: nan at step 7', 143)
+    """
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status

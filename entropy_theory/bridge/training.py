@@ -61,6 +61,7 @@ class TrainConfig:
         save_batches: Save the token statistics of every k-th generation batch to OUT/batches, for the lens; 0: never.
         save_every: Steps between checkpoints; a run that was killed goes on from the last one and ends with the same
             numbers. Rounded up to whole generation batches.
+        log_completions: Keep each step's completions, rewards and advantages in trainer/completions, for `inspect`.
         report_to: TRL's loggers, such as tensorboard or wandb.
         seed: Seed of sampling, data order and random rules.
         out: Folder of the run.
@@ -88,6 +89,7 @@ class TrainConfig:
     scoring: Literal["batch", "one-pass"] = "batch"
     save_batches: int = 0
     save_every: int = 50
+    log_completions: bool = False
     report_to: str = "none"
     seed: int = 0
     out: Path = Path("runs/train")
@@ -186,6 +188,8 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
     Raises:
         ValueError: The configuration, model, dataset, reward or rule cannot be used; said before any training.
         ImportError: The extra ``train`` is not installed.
+        RunError: The run broke off (a reward that raised, a loss that is not a number, a full disk, SIGTERM); the same
+            configuration goes on from the last checkpoint.
     """
     try:
         import accelerate
@@ -240,13 +244,14 @@ def _run(
 ) -> dict[str, Any]:
     from transformers import PrinterCallback, ProgressCallback
 
+    from entropy_theory.bridge.reliability import explained, guarded_reward
     from entropy_theory.bridge.trl import EntropyControlledGRPOTrainer
 
     start = time.monotonic()
     try:
         trainer = EntropyControlledGRPOTrainer(
             model=model,
-            reward_funcs=reward,
+            reward_funcs=guarded_reward(reward, config.reward or "sum task"),
             args=arguments,
             train_dataset=data,
             processing_class=tokenizer,
@@ -257,8 +262,9 @@ def _run(
     trainer.batches_folder = config.out / "batches"
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    trainer.train(resume_from_checkpoint=_go_on_from(config, trainer))
-    trainer.save_model(str(config.out / "model"))
+    with explained(trainer, config.out / "trainer"):
+        trainer.train(resume_from_checkpoint=_go_on_from(config, trainer))
+        trainer.save_model(str(config.out / "model"))
     result = {
         "final": _final(records.read_lines(config.out / "metrics.jsonl")) if trainer.is_world_process_zero() else {},
         "steps": config.steps,
@@ -308,6 +314,8 @@ def _trainer_arguments(config: TrainConfig, processes: int) -> dict[str, Any]:
         "model_init_kwargs": {"use_safetensors": True, "dtype": "float32"},
         "use_cpu": _no_gpu(),
         "report_to": config.report_to,
+        "log_completions": config.log_completions,
+        "num_completions_to_print": 0,
         "logging_steps": 1,
         "save_strategy": "steps",
         # Whole generation batches: between them a resumed run repeats the undisturbed one to the bit.

@@ -13,7 +13,6 @@ Three seams, chosen by the rule:
 from __future__ import annotations
 
 import inspect
-import shutil
 import warnings
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
@@ -25,7 +24,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 from transformers import ProcessorMixin, TrainerCallback
-from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
+from transformers.trainer_utils import SaveStrategy
 from trl import GRPOConfig, GRPOTrainer
 
 from entropy_theory.bridge import checkpoints
@@ -102,7 +101,7 @@ class EntropyControlledGRPOConfig(GRPOConfig):
 OPTIONS = tuple(f.name for f in fields(EntropyControlledGRPOConfig) if f not in fields(GRPOConfig))
 
 
-class EntropyControlMixin(_Trainer):
+class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
     """Put before a ``GRPOTrainer`` class to control its updates with an entropy-control rule.
 
     Per generation batch it logs, under ``entropy_control/`` and over all ranks: ``entropy``, the mean H; ``slope`` =
@@ -151,7 +150,6 @@ class EntropyControlMixin(_Trainer):
         self.rule_state: Any = None
         self._batch_part, self._live_part = self.rule.split()
         self._generations = 0
-        self._staging: str | None = None
         self._before_update: tuple[dict[str, Tensor], Tensor, Tensor] | None = None
         self._stage = ""  # which of TRL's calls we are in: "generation", "loss" or neither
         self._captured: TokenStatistics | None = None
@@ -268,6 +266,14 @@ class EntropyControlMixin(_Trainer):
             group_ids=output.get(CARRIED + "batch_group_ids"),
         )
 
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        completion_ids, *rest = super()._generate_single_turn(*args, **kwargs)
+        empty = sum(len(ids) == 0 for ids in completion_ids)
+        if empty:
+            expected = "at least one token each, the end token where nothing else was written"
+            raise invalid("completion_ids", expected, f"{empty} empty of {len(completion_ids)}")
+        return completion_ids, *rest
+
     def _second_order(self) -> bool:
         return self._saves_now() or any(_SECOND_ORDER & set(one.needs) for one in (self.rule, *self.observed))
 
@@ -329,49 +335,6 @@ class EntropyControlMixin(_Trainer):
         reducer = self._reducer()
         change = torch.where(mask, self._scorer.score(inputs).entropy.double() - entropy.double(), 0.0).sum()
         self._log_entropy_control({"realised_change": float(reducer.sum(change) / reducer.sum(mask.sum().double()))})
-
-    # -- checkpoints --------------------------------------------------------------------------------------------------
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Train as the trainer does; a checkpoint to go on from must be whole and of the same rule.
-
-        Raises:
-            ValueError: The checkpoint is incomplete, or was written under another rule.
-        """
-        if resume_from_checkpoint is True:
-            found = checkpoints.latest_checkpoint(Path(self.args.output_dir))
-            if found is None:
-                raise invalid("resume_from_checkpoint", f"a checkpoint in {self.args.output_dir}", "none")
-            resume_from_checkpoint = str(found)
-        if resume_from_checkpoint:
-            manifest = checkpoints.open_checkpoint(Path(resume_from_checkpoint))
-            if manifest["rule"] != str(self.rule):
-                raise invalid("rule", f"{manifest['rule']!r}, the checkpoint's", repr(str(self.rule)))
-            self.rule_state, self._generations = manifest["rule_state"], manifest["generations"]
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return self._staging or super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        name = f"checkpoint-{self.state.global_step}"
-        root = Path(self._get_output_dir(trial))
-        self._staging = str(root / checkpoints.STAGING)
-        try:
-            if self.accelerator.is_main_process:
-                shutil.rmtree(self._staging, ignore_errors=True)  # what a killed run left
-            self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                staged = Path(self._staging) / name
-                content = {"rule": str(self.rule), "rule_state": self.rule_state, "generations": self._generations}
-                checkpoints.seal(staged, content)
-                checkpoints.put_in_place(staged, root / name)
-                rotate_checkpoints(str(root), self.args.save_total_limit, self.state.best_model_checkpoint)
-            self.accelerator.wait_for_everyone()
-        finally:
-            self._staging = None
 
     # -- plumbing -----------------------------------------------------------------------------------------------------
 
@@ -455,8 +418,7 @@ def _round_save_steps(config: GRPOConfig) -> None:
     """Let checkpoints fall between generation batches: only there does a resumed run repeat the undisturbed one."""
     if config.save_strategy != SaveStrategy.STEPS:
         return
-    # Micro-steps from one generation to the next, in optimizer steps.
-    period = max(1, config.steps_per_generation * config.num_iterations // config.gradient_accumulation_steps)
+    period = checkpoints.boundary(config)
     if config.save_steps < 1:
         raise invalid("save_steps", "a number of steps (a share of the run is not supported)", config.save_steps)
     rounded = -(-int(config.save_steps) // period) * period

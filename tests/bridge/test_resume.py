@@ -25,9 +25,13 @@ from entropy_theory.testbed import decoder, sum_task
 SIZE = ["--prompts-per-step", "4", "--generations", "4", "--save-every", "3"]
 
 
-def words(model: Path, out: Path, *more: str) -> list[str]:
-    rule = ["--rule", "clip-b(mu=0.5)|random-mask(fraction=0.1)"]
-    return ["train", "--model", str(model), "--learning-rate", "1e-3", *rule, *SIZE, *more, "--out", str(out)]
+# The last one remembers: its weights move at every generation.
+RULE = "clip-b(mu=0.5)|random-mask(fraction=0.1)|stare(target=2.0, adaptive=True)"
+
+
+def words(model: Path, out: Path, *more: str, rule: str = RULE) -> list[str]:
+    size = ["--learning-rate", "1e-3", *SIZE]
+    return ["train", "--model", str(model), "--rule", rule, *size, *more, "--out", str(out)]
 
 
 def outcome(out: Path) -> tuple[dict[str, torch.Tensor], list[dict]]:
@@ -78,20 +82,29 @@ def test_killed_and_started_again(tiny_decoder: Path, tmp_path: Path, iterations
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("iterations", ["1", "2"])
-def test_killed_at_random_moments(tiny_decoder: Path, tmp_path: Path, iterations: str) -> None:
-    more = ["--steps", "160", "--num-iterations", iterations]
-    assert main(words(tiny_decoder, tmp_path / "whole", *more)) == 0
+@pytest.mark.parametrize(("iterations", "rule"), [("1", RULE), ("2", RULE)], ids=["one pass", "two passes"])
+def test_killed_at_twenty_random_moments(tiny_decoder: Path, tmp_path: Path, iterations: str, rule: str) -> None:
+    more = ["--steps", "60", "--num-iterations", iterations]
+    assert main(words(tiny_decoder, tmp_path / "whole", *more, rule=rule)) == 0
     broken, draws = tmp_path / "broken", random.Random(0)
-    metrics, kills = broken / "metrics.jsonl", 0
-    while not (broken / "result.json").exists():
-        written = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-        # Start-up takes seconds and a step hundredths: moments are drawn by steps, then spread within the step.
-        target = written + draws.randint(0, 5) if kills < 20 else 10**9
-        run_until_killed(words(tiny_decoder, broken, *more), metrics, target, delay=draws.uniform(0.0, 0.1))
-        kills += 1
-    assert kills > 20
+    metrics = broken / "metrics.jsonl"
+    # Start-up takes seconds and a step hundredths: moments are drawn by steps, then spread within the step.
+    for step in sorted(draws.randint(0, 55) for _ in range(20)):
+        run_until_killed(words(tiny_decoder, broken, *more, rule=rule), metrics, step, delay=draws.uniform(0.0, 0.1))
+        assert not (broken / "result.json").exists()
+    assert main(words(tiny_decoder, broken, *more, rule=rule)) == 0
     assert_same(tmp_path / "whole", broken)
+    _, lines = outcome(broken)
+    assert [line["step"] for line in lines] == list(range(1, 61))
+
+
+def test_rule_state_goes_on(tiny_decoder: Path, tmp_path: Path) -> None:
+    assert main(words(tiny_decoder, tmp_path / "run", "--steps", "4")) == 0
+    _, lines = outcome(tmp_path / "run")
+    moved = [line["entropy_control/stare/up"] for line in lines]
+    assert moved == pytest.approx([1.11, 1.12, 1.13, 1.14])  # 1.1 and the rate 0.01 at each step below the target
+    manifest = records.read_json(tmp_path / "run" / "trainer" / "checkpoint-3" / checkpoints.MANIFEST)
+    assert manifest["rule_state"]["2"]["up"] == pytest.approx(1.13)
 
 
 @pytest.fixture
@@ -129,7 +142,8 @@ def test_an_incomplete_checkpoint_is_refused_by_name(
 def test_other_refusals(finished: Path, tiny_decoder: Path, tmp_path: Path) -> None:
     trainer = trainer_for(tiny_decoder, tmp_path / "t", "none")
     with pytest.raises(
-        ValueError, match=r"rule: expected 'clip-b\(mu=0.5\)\|random-mask.*', the checkpoint's, received 'none'"
+        ValueError,
+        match=r"rule: expected 'clip-b\(mu=0.5\)\|random-mask.*\|stare.*', the checkpoint's, received 'none'",
     ):
         trainer.train(resume_from_checkpoint=str(finished))
     with pytest.raises(ValueError, match="resume_from_checkpoint: expected a checkpoint in"):

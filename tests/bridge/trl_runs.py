@@ -41,9 +41,8 @@ def build(kind: type[GRPOTrainer], model: Any, args: GRPOConfig, **extra: Any) -
     return kind(
         model=str(model) if isinstance(model, Path) else model,
         args=args,
-        train_dataset=sum_task.dataset(64, 0),
         processing_class=decoder.build_tokenizer(),
-        **({"reward_funcs": sum_task.reward} | extra),
+        **({"reward_funcs": sum_task.reward, "train_dataset": sum_task.dataset(64, 0)} | extra),
     )
 
 

@@ -1,0 +1,333 @@
+"""What entropy control costs over plain TRL: time per optimizer step and peak memory.
+
+    python benchmarks/trainer_overhead.py --out benchmarks/results   # both models; an hour or less on a quiet machine
+    python benchmarks/trainer_overhead.py --quick                    # the demo model, a few steps
+
+A plain and a controlled trainer live in one process and take turns, one generation batch each, in an order that changes
+from round to round; so a slow moment of the machine hits both. Both start every turn from the same random state and
+learn at rate 0, so they write, score and differentiate the same tokens for ever: what differs is the control. Exactness
+comes first: with the rule ``none`` the parameters must equal plain TRL's to the bit, at a rate that is not 0.
+
+The settings: `old`, two passes over a batch, where TRL computes old log-probabilities anyway; `extra`, one pass, where
+control adds a forward; `live`, two passes with a rule of the live ratio, whose loss replaces TRL's.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+import threading
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from entropy_theory import records
+from entropy_theory.bridge.checkpoints import boundary
+from entropy_theory.bridge.trl import EntropyControlledGRPOTrainer
+from entropy_theory.testbed import decoder, sum_task
+
+ModelName = Literal["demo", "vocab"]
+PASSES = {"old": 2, "extra": 1, "live": 2}
+BAR = {"old": 0.03, "extra": 0.15}  # of the time of a plain step
+
+
+@dataclass(frozen=True)
+class OverheadConfig:
+    """What to measure.
+
+    Attributes:
+        models: demo: the demo's decoder, 85k parameters, 256 completions; vocab: V = 151,936, d = 896, 2 layers, 8
+            completions; both with random weights.
+        settings: old, extra, live; see above.
+        rules: Rules of the settings old and extra.
+        live_rules: Rules of the setting live.
+        rounds: Turns of each trainer with the demo model.
+        vocab_rounds: The same with the other one.
+        completion_length: Tokens per completion of the model vocab; the demo's has 8.
+        threads: Threads on a CPU.
+        memory: Measure peak memory, on a CPU in processes of their own.
+        device: "cpu" or "cuda".
+        quick: The demo model alone, few rounds.
+        out: Folder for trainer_overhead_DEVICE.json; no file if omitted.
+    """
+
+    models: tuple[ModelName, ...] = ("demo", "vocab")
+    settings: tuple[Literal["old", "extra", "live"], ...] = ("old", "extra", "live")
+    rules: tuple[str, ...] = ("none", "clip-b", "clip-v", "high-entropy", "random-mask(match='clip-b')")
+    live_rules: tuple[str, ...] = ("ppo-clip", "kl-cov")
+    rounds: int = 40
+    vocab_rounds: int = 8
+    completion_length: int = 32
+    threads: int = 2
+    memory: bool = True
+    device: Literal["cpu", "cuda"] = "cpu"
+    quick: bool = False
+    out: Path | None = None
+
+
+def build_model(name: ModelName, device: str) -> Any:
+    """A model with random weights."""
+    if name == "demo":
+        return decoder.build_model(decoder.WarmupConfig(), len(decoder.build_tokenizer())).to(device)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = Qwen2Config(vocab_size=151_936, num_hidden_layers=2, tie_word_embeddings=True, **sizes, **special)
+    return Qwen2ForCausalLM(config).to(device)
+
+
+def reward(completion_ids: list[list[int]], **_: object) -> list[float]:
+    """Something that differs within every group; the task does not matter here."""
+    return [float(sum(ids) % 2) for ids in completion_ids]
+
+
+def build_trainer(
+    config: OverheadConfig, name: ModelName, setting: str, rule: str | None, folder: str, units: int, **changes: Any
+) -> GRPOTrainer:
+    """Build plain TRL (``rule`` None) or the controlled trainer for so many generation batches."""
+    demo = name == "demo"
+    changes = {"model": changes.pop("model", None)} | {"args": changes}
+    options: dict[str, Any] = {
+        "output_dir": folder,
+        "per_device_train_batch_size": 256 if demo else 8,
+        "num_generations": 16 if demo else 4,
+        "max_completion_length": sum_task.ANSWER_LENGTH + 1 if demo else config.completion_length,
+        "num_iterations": PASSES[setting],
+        "max_steps": units * PASSES[setting],
+        "learning_rate": 0.0,
+        "lr_scheduler_type": "constant",
+        "use_cpu": config.device == "cpu",
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    trainer = (GRPOTrainer if rule is None else EntropyControlledGRPOTrainer)(
+        model=changes["model"] or build_model(name, config.device),
+        reward_funcs=reward,
+        args=GRPOConfig(**(options | changes["args"])),
+        train_dataset=sum_task.dataset(2048, 0),
+        processing_class=decoder.build_tokenizer(),
+        **({} if rule is None else {"rule": rule}),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+# -- exactness --------------------------------------------------------------------------------------------------------
+
+
+def check_exactness(config: OverheadConfig, name: ModelName, setting: str, folder: str) -> None:
+    """Refuse to time anything unless the neutral rule ends with plain TRL's parameters, to the bit."""
+    ended = []
+    for rule in (None, "none"):
+        trainer = build_trainer(config, name, setting, rule, folder, 2, learning_rate=1e-3)
+        start = next(trainer.model.parameters()).detach().clone()
+        trainer.train()
+        ended.append([p.detach().cpu().clone() for p in trainer.model.parameters()])
+        moved = not torch.equal(start, next(trainer.model.parameters()))
+        del trainer
+        gc.collect()
+        if not moved:
+            raise SystemExit(f"{name}, {setting}: the parameters did not move")
+    if not all(torch.equal(a, b) for a, b in zip(*ended, strict=True)):
+        raise SystemExit(f"{name}, {setting}: the rule none does not end with plain TRL's parameters")
+
+
+# -- time -------------------------------------------------------------------------------------------------------------
+
+
+class Turns(TrainerCallback):
+    """Lets a trainer that runs in its own thread do one generation batch whenever it is its turn."""
+
+    def __init__(self, trainer: GRPOTrainer, config: OverheadConfig) -> None:
+        self.period, self.threads, self.device = boundary(trainer.args), config.threads, config.device
+        self.wall: list[float] = []
+        self.process: list[float] = []
+        self.peak: list[int] = []
+        self.error: BaseException | None = None
+        self._turn, self._over = threading.Semaphore(0), threading.Semaphore(0)
+        self._running = False
+        trainer.add_callback(self)
+        self.thread = threading.Thread(target=self._train, args=(trainer,), daemon=True)
+
+    def _train(self, trainer: GRPOTrainer) -> None:
+        torch.set_num_threads(self.threads)  # counts per thread
+        try:
+            trainer.train()
+        except BaseException as error:
+            self.error = error
+            self._over.release()
+
+    def take(self) -> None:
+        """Let the trainer do a generation batch, logging and all, and wait for it."""
+        self._turn.release()
+        self._over.acquire()
+        if self.error is not None:
+            raise self.error
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Before a generation batch: the last one is over; wait for the next turn."""
+        if state.global_step % self.period:
+            return
+        self._end()
+        self._turn.acquire()
+        torch.manual_seed(state.global_step)  # the same for both
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        self._running, self._start = True, (time.perf_counter(), time.process_time())
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """After the last batch."""
+        self._end()
+
+    def _end(self) -> None:
+        if not self._running:
+            return
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            self.peak.append(torch.cuda.max_memory_allocated())
+        self.wall.append(time.perf_counter() - self._start[0])
+        self.process.append(time.process_time() - self._start[1])
+        self._running = False
+        self._over.release()
+
+
+def measure(config: OverheadConfig, name: ModelName, setting: str, rule: str, folder: str) -> dict[str, Any]:
+    """Time a plain and a controlled trainer turn by turn."""
+    rounds = config.rounds if name == "demo" else config.vocab_rounds
+    warm = 2
+    # At rate 0 they can share the weights, which leaves room for two optimizers.
+    model = build_model(name, config.device)
+    arms = [
+        Turns(build_trainer(config, name, setting, one, folder, rounds + warm, model=model), config)
+        for one in (None, rule)
+    ]
+    for arm in arms:
+        arm.thread.start()
+    for turn in range(rounds + warm):
+        for arm in arms if turn % 2 else reversed(arms):
+            arm.take()
+    for arm in arms:
+        arm.thread.join()
+    plain, ours = arms
+    result: dict[str, Any] = {"model": name, "setting": setting, "rule": rule, "rounds": rounds}
+    for clock in ("wall", "process"):
+        before, after = getattr(plain, clock)[warm:], getattr(ours, clock)[warm:]
+        ratios = [b / a - 1 for a, b in zip(before, after, strict=True)]
+        low, _, high = quantiles(ratios, n=4)
+        result[clock] = {
+            "plain": median(before) / plain.period,
+            "controlled": median(after) / plain.period,
+            "overhead": median(ratios),
+            "quartiles": [low, high],
+        }
+    if config.device == "cuda":
+        result["memory"] = {"plain": max(plain.peak[warm:]), "controlled": max(ours.peak[warm:])}
+    return result
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def peak_of_process(config: OverheadConfig, name: ModelName, setting: str, rule: str | None) -> int:
+    """Peak resident bytes of a process that takes a few steps and ends."""
+    _be_quiet()
+    torch.set_num_threads(config.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        build_trainer(config, name, setting, rule, folder, 3).train()
+    # The kernel's figure for this program alone; getrusage would count what the parent had when it started this one.
+    high = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(high.split()[1]) * 1024
+
+
+def measure_memory(config: OverheadConfig, name: ModelName, setting: str, rule: str) -> dict[str, int]:
+    """Peak memory of either trainer, each in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        plain, ours = (pool.submit(peak_of_process, config, name, setting, one).result() for one in (None, rule))
+    return {"plain": plain, "controlled": ours}
+
+
+# -- the whole --------------------------------------------------------------------------------------------------------
+
+
+def memory_words(memory: dict[str, int]) -> str:
+    """The controlled peak against the plain one."""
+    return f"{memory['controlled'] / memory['plain'] - 1:+.1%} of {memory['plain'] / 1e6:.0f} MB"
+
+
+def table_of(rows: list[dict[str, Any]]) -> Table:
+    """The measurements as a table: medians, quartiles of the paired differences."""
+    table = Table(title="overhead over plain TRL per optimizer step")
+    for name in ("model", "setting", "rule", "plain s", "overhead", "quartiles", "process time", "bar", "peak memory"):
+        table.add_column(name, justify="left" if name in ("model", "setting", "rule") else "right")
+    for row in rows:
+        wall, process, memory = row["wall"], row["process"], row.get("memory")
+        bar = BAR.get(row["setting"])
+        table.add_row(
+            row["model"],
+            row["setting"],
+            row["rule"],
+            f"{wall['plain']:.3f}",
+            f"{wall['overhead']:+.1%}",
+            "{:+.1%} … {:+.1%}".format(*wall["quartiles"]),
+            f"{process['overhead']:+.1%}",
+            "" if bar is None else f"≤ {bar:.0%}",
+            "" if memory is None else memory_words(memory),
+        )
+    return table
+
+
+def _be_quiet() -> None:
+    import datasets
+    import transformers
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore")
+
+
+def main(config: OverheadConfig) -> None:
+    """Check, time, print, and record if asked."""
+    _be_quiet()
+    if config.quick:
+        config = replace(config, models=("demo",), rules=("clip-b",), live_rules=("ppo-clip",), rounds=6)
+    torch.set_num_threads(config.threads)
+    console, rows = Console(), []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in config.models:
+            for setting in config.settings:
+                check_exactness(config, name, setting, folder)
+                for rule in config.live_rules if setting == "live" else config.rules:
+                    row = measure(config, name, setting, rule, folder)
+                    gc.collect()
+                    if config.memory and config.device == "cpu":
+                        row["memory"] = measure_memory(config, name, setting, rule)
+                    rows.append(row)
+                    console.print(f"{name} {setting} {rule}: {row['wall']['overhead']:+.1%}", highlight=False)
+    console.print(table_of(rows))
+    if config.out is not None:
+        content = {"configuration": config, "environment": records.environment(), "measurements": rows}
+        records.write_json(config.out / f"trainer_overhead_{config.device}.json", content)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(OverheadConfig))
