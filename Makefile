@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format slow trl-matrix clean
+.PHONY: help demo test lint format slow browser docs figures figures-full trl-matrix clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -22,6 +22,10 @@ $(STAMP)-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@ $(STAMP)-train
 
+$(STAMP)-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
 demo: $(STAMP)-train  ## verify the theory, then watch entropy collapse and be prevented in a small language model
 	$(BIN)/entropy-theory demo
 
@@ -31,8 +35,25 @@ test: lint  ## lint, then the default tests and doctests (under 10 minutes on 2 
 slow: $(STAMP)-dev  ## the tests marked slow
 	$(BIN)/python -m pytest -m slow
 
+browser: $(STAMP)-dev  ## the page tests in a real browser; needs chromium on the path
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest tests/report/test_inspect_browser.py
+
+SWEEPS := first_order_accuracy sign_phase_diagram noise_drift clipping_methods hyperparameter_sweep unified_lens \
+	four_conditions corollary_3_5 shared_parameters scaling control_comparison lens_against_realised
+
+figures: $(STAMP)-train  ## draw all paper figures from the committed results (under 2 minutes)
+	$(BIN)/python paper_figures/gallery.py
+
+figures-full: $(STAMP)-train  ## run all simulations again (an hour or so on 2 cores), then draw
+	for sweep in $(SWEEPS); do $(BIN)/python simulations/$$sweep.py || exit; done
+	$(MAKE) figures
+
 trl-matrix: $(STAMP)-dev  ## the trainer on releases of TRL, oldest to newest; writes docs/trl_versions.md
 	$(BIN)/python tests/bridge/trl_matrix.py docs/trl_versions.md
+
+docs: $(STAMP)-docs  ## the documentation site, site/index.html; a wrong link or name is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(STAMP)-dev  ## formatting, lint rules, types
 	$(BIN)/ruff format --check .

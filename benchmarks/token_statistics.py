@@ -95,16 +95,27 @@ def official(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
     return log_probs, entropy, discriminant, baseline, discriminant - baseline
 
 
-def with_trl(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-    """TRL's own functions for the log-probabilities and the entropy; the baseline as in ``official``."""
-    from trl.trainer.utils import entropy_from_logits, selective_log_softmax
-
-    log_probs, entropy = selective_log_softmax(logits, tokens), entropy_from_logits(logits)
+def completed(logits: Tensor, log_probs: Tensor, entropy: Tensor) -> tuple[Tensor, ...]:
+    """Add to a trainer's log-probabilities and entropy what no trainer has: the baseline, as in ``official``."""
     log_p = logits.float().log_softmax(-1)
     squared = log_p.exp() ** 2
     baseline = squared.sum(-1) * entropy + (squared * log_p).sum(-1)
     discriminant = log_probs.exp() * (entropy + log_probs)
     return log_probs, entropy, discriminant, baseline, discriminant - baseline
+
+
+def with_trl(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+    """Call the functions of TRL for the log-probabilities and the entropy."""
+    from trl.trainer.utils import entropy_from_logits, selective_log_softmax
+
+    return completed(logits, selective_log_softmax(logits, tokens), entropy_from_logits(logits))
+
+
+def with_verl(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+    """Call the functions of verl for the log-probabilities and the entropy."""
+    from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits
+
+    return completed(logits, logprobs_from_logits(logits, tokens), entropy_from_logits(logits))
 
 
 def naive(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
@@ -117,6 +128,9 @@ def naive(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
     log_probs = log_p.gather(-1, tokens[:, None]).squeeze(-1)
     discriminant = log_probs.exp() * (entropy + log_probs)
     return log_probs, entropy, discriminant, baseline, discriminant - baseline
+
+
+TRAINERS = {"TRL": with_trl, "verl": with_verl}
 
 
 def ours(impl: str) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
@@ -221,9 +235,9 @@ def statistics_table(config: Config, dtype: str, threads: int) -> dict[str, Any]
     logits = logits.to(DTYPES[dtype])
     exact = ours("eager")(logits.double(), tokens)
     fused = "triton" if config.device == "cuda" else "fused-cpu"
-    functions = {"official composition": official, "TRL + baseline": with_trl, "naive, one log-softmax": naive}
-    if find_spec("trl") is None:
-        del functions["TRL + baseline"]
+    functions = {"official composition": official}
+    functions |= {f"{name} + baseline": run for name, run in TRAINERS.items() if find_spec(name.lower()) is not None}
+    functions["naive, one log-softmax"] = naive
     if config.compile:
         functions["naive, torch.compile"] = torch.compile(naive, dynamic=False)
     functions |= {"ours, eager": ours("eager"), f"ours, {fused}": ours(fused)}

@@ -140,6 +140,46 @@ def _train(config: Any, console: Console) -> int:
     return 0
 
 
+def _inspect(config: Any, console: Console) -> int:
+    from entropy_theory.bridge.inspection import inspect
+    from entropy_theory.bridge.inspection_data import page_data, write_table
+
+    with progress_bar(console) as progress:
+        found = inspect(config, progress)
+    for warning in found.warnings:
+        console.print(f"careful: {warning}", markup=False, highlight=False)
+    if config.out.suffix == ".html":
+        from entropy_theory.report.inspect_page import save_inspect_page, verdict
+
+        console.print(verdict(found.lens), markup=False)
+        save_inspect_page(page_data(found), config.out)
+    else:
+        write_table(found)
+    size = config.out.stat().st_size / 1e6
+    console.print(
+        f"written: {config.out} ({size:.1f} MB), {len(found.sequences):,} completions, {found.lens['tokens']:,} tokens"
+    )
+    return 0
+
+
+def _audit(config: Any, console: Console) -> int:
+    from entropy_theory import records
+    from entropy_theory.bridge.audit import audit
+    from entropy_theory.report import audit_figures, figures, findings
+    from entropy_theory.report.terminal import audit_table
+
+    with progress_bar(console) as progress:
+        result = audit(config, progress)
+    console.print(audit_table(result))
+    sentences = findings.audit(result)
+    for sentence in sentences:
+        console.print(f"• {sentence}")
+    records.write_json(config.out / "audit.json", {"findings": sentences, **result})
+    figures.save(audit_figures.audit(result), config.out / "audit.png")
+    console.print(f"written: {config.out / 'audit.json'}, {config.out / 'audit.png'}")
+    return 0
+
+
 def _simulate(config: Any, console: Console) -> int:
     from entropy_theory.dynamics import run, torchrun_ranks
     from entropy_theory.report import figures, terminal
@@ -189,7 +229,17 @@ COMMANDS = {
     "lens": Command(
         "which rule would do what to entropy, predicted on a recorded batch", "entropy_theory.cli:LensConfig", _lens
     ),
+    "inspect": Command(
+        "which tokens of your rollouts move entropy, and what each rule would do to them",
+        "entropy_theory.bridge.inspection:InspectConfig",
+        _inspect,
+    ),
     "train": Command("GRPO with an entropy-control rule", "entropy_theory.bridge.training:TrainConfig", _train),
+    "audit": Command(
+        "how well the theory predicts what optimizer steps do to your model's entropy",
+        "entropy_theory.bridge.audit:AuditConfig",
+        _audit,
+    ),
 }
 
 

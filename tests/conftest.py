@@ -23,7 +23,8 @@ settings.register_profile("default", derandomize=True, deadline=None, max_exampl
 settings.load_profile("default")
 
 if importlib.util.find_spec("trl") is None:
-    collect_ignore_glob = ["bridge/*"]  # needs the extra "train"
+    _without_trl = ("test_verl.py", "test_trinity.py")  # the rest needs the extra "train"
+    collect_ignore = [str(p) for p in Path(__file__).parent.glob("bridge/*.py") if p.name not in _without_trl]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,3 +47,31 @@ def tiny_decoder(_cache_of_this_run: None) -> Path:
     return decoder.cached_checkpoint(
         decoder.WarmupConfig(hidden_size=32, layers=1, heads=2, steps=250, batch_size=64, learning_rate=5e-3)
     )
+
+
+@pytest.fixture(scope="session")
+def byte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A causal language model with random weights whose tokenizer takes any text, byte by byte where it must."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("byte-model")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(["the answer is the sum of the terms", "so the sum is right"] * 4, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", clean_up_tokenization_spaces=False)
+    tokenizer.save_pretrained(folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes))
+    model.save_pretrained(folder)
+    return folder

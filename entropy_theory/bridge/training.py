@@ -61,6 +61,7 @@ class TrainConfig:
         save_batches: Save the token statistics of every k-th generation batch to OUT/batches, for the lens; 0: never.
         save_every: Steps between checkpoints; a run that was killed goes on from the last one and ends with the same
             numbers. Rounded up to whole generation batches.
+        log_completions: Keep each step's completions, rewards and advantages in trainer/completions, for `inspect`.
         report_to: TRL's loggers, such as tensorboard or wandb.
         seed: Seed of sampling, data order and random rules.
         out: Folder of the run.
@@ -88,6 +89,7 @@ class TrainConfig:
     scoring: Literal["batch", "one-pass"] = "batch"
     save_batches: int = 0
     save_every: int = 50
+    log_completions: bool = False
     report_to: str = "none"
     seed: int = 0
     out: Path = Path("runs/train")
@@ -312,6 +314,8 @@ def _trainer_arguments(config: TrainConfig, processes: int) -> dict[str, Any]:
         "model_init_kwargs": {"use_safetensors": True, "dtype": "float32"},
         "use_cpu": _no_gpu(),
         "report_to": config.report_to,
+        "log_completions": config.log_completions,
+        "num_completions_to_print": 0,
         "logging_steps": 1,
         "save_strategy": "steps",
         # Whole generation batches: between them a resumed run repeats the undisturbed one to the bit.

@@ -57,6 +57,7 @@ class _DiscriminatorClipping(Rule):
 
     paper: ClassVar[str] = "arXiv 2602.03392"
     kind: ClassVar[str] = "mask"
+    threshold_parameter: ClassVar[str] = "mu"
 
     mu: float = 0.0
     side: Side = "lower"
@@ -68,6 +69,8 @@ class _DiscriminatorClipping(Rule):
     def __post_init__(self) -> None:
         self._number("mu", 0.0)
         self._fraction_instead_of("mu")
+        if self.drop_fraction is not None:
+            self._narrow(threshold_parameter="drop_fraction")
         self._choice("side", get_args(Side))
         self._choice("advantages", get_args(Advantages))
         self._choice("denominator", get_args(Denominator))
@@ -265,3 +268,64 @@ class ClipV(_DiscriminatorClipping):
             drop = drop | (outliers & (flow.unmasked_advantages == 0))
         metrics["over_threshold"] = float(over)
         return flow.masked(flow.valid & ~drop, self.denominator), metrics, None
+
+
+@register
+@dataclass(frozen=True)
+class KeepSign(Rule):
+    """The paper's intervention: train only on tokens of one sign of S, of samples of one sign of A.
+
+    arXiv 2602.03392, the intervention experiment; section A of the theory notes.
+
+        keep t  ⇔  S_t > 0 ("positive") or S_t < 0 ("negative"),  and  A_t > 0 or A_t < 0 likewise
+
+    On-policy and with constant A the expected change of entropy has the sign of −A S: "positive", "positive" lowers it,
+    "positive", "negative" raises it, in any order. In expectation, not token by token: S > 0 does not imply S_c > 0.
+
+    Args:
+        discriminant: The sign of S of the kept tokens.
+        samples: The sign of A of the kept tokens; "all" keeps both, A = 0 included.
+        denominator: "valid": dropped tokens stay in the token mean's count; "kept": they leave it.
+
+    Quadrants: "positive" discriminant keeps Q1 or Q3 and what of Q2 or Q4 has 0 < S < N; "negative" keeps of Q2 or Q4.
+    Departures: the paper gives no code. S is the batch's exact discriminant when it is carried.
+
+    Raises:
+        ValueError: a parameter is none of its choices.
+
+    Example:
+        >>> from entropy_theory.control import TokenBatch
+        >>> x, S = torch.zeros(1, 3), torch.tensor([[0.1, -0.1, 0.0]])
+        >>> batch = TokenBatch(x, x, torch.tensor([1.0]), torch.ones(1, 3), discriminant=S)
+        >>> KeepSign().apply(batch).keep_mask.tolist(), KeepSign(samples="negative").apply(batch).keep_mask.tolist()
+        ([[True, False, False]], [[False, False, False]])
+    """
+
+    name: ClassVar[str] = "keep-sign"
+    paper: ClassVar[str] = "arXiv 2602.03392"
+    kind: ClassVar[str] = "mask"
+    quadrants: ClassVar[str] = "keeps roughly one of the four"
+
+    discriminant: Literal["positive", "negative"] = "positive"
+    samples: Advantages = "positive"
+    denominator: Denominator = "valid"
+
+    def __post_init__(self) -> None:
+        self._choice("discriminant", ("positive", "negative"))
+        self._choice("samples", get_args(Advantages))
+        self._choice("denominator", get_args(Denominator))
+
+    def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
+        """Drop the tokens of the other signs.
+
+        Example:
+            >>> from entropy_theory.control import TokenBatch
+            >>> x, S = torch.zeros(1, 2), torch.tensor([[0.1, -0.1]])
+            >>> batch = TokenBatch(x, x, torch.tensor([-1.0]), torch.ones(1, 2), discriminant=S)
+            >>> KeepSign("negative", "negative").apply(batch).keep_mask.tolist()
+            [[False, True]]
+        """
+        scores = context.batch.scores()
+        sign = scores > 0 if self.discriminant == "positive" else scores < 0
+        keep = flow.valid & sign & selected_advantages(flow.unmasked_advantages, self.samples)
+        return flow.masked(keep, self.denominator), {}, None

@@ -52,6 +52,7 @@ class HighEntropy(Rule):
     paper: ClassVar[str] = "arXiv 2506.01939"
     kind: ClassVar[str] = "mask"
     quadrants: ClassVar[str] = "all four alike, at low entropy"
+    threshold_parameter: ClassVar[str] = "share"
     parity: ClassVar[str] = "TRL get_high_entropy_mask, four shares; its loss and entropy bonus"
 
     share: float = 0.2

@@ -72,6 +72,7 @@ class RandomMask(Rule):
             raise invalid(f"{self.name} match, fraction", "exactly one of the two", received)
         if self.fraction is not None:
             self._number("fraction", 0.0, 1.0)
+            self._narrow(threshold_parameter="fraction")
         if self.match is not None:
             if not isinstance(self.match, str | Rule):
                 raise invalid(f"{self.name} match", "a rule or its specification", repr(self.match))

@@ -43,6 +43,7 @@ class Rule:
         quadrants: Which quadrants it acts on, in words.
         parity: Against which official code it is tested, in words.
         entropy_term: Whether it adds ∂J/∂H, which a trainer must carry besides the coefficients.
+        threshold_parameter: Of a mask, the parameter along which its drops are nested (`scan_threshold`); or empty.
 
     Example:
         >>> clip = rule("clip-b", mu=1)
@@ -63,6 +64,7 @@ class Rule:
     quadrants: ClassVar[str] = ""
     parity: ClassVar[str] = "no official code"
     entropy_term: ClassVar[bool] = False
+    threshold_parameter: ClassVar[str] = ""
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Change the flow. Implemented by each rule; callers use `apply`.

@@ -153,3 +153,45 @@ def _apart(a: Interval, b: Interval) -> str:
         if a.apart_from(b)
         else "The intervals overlap, so this run does not tell them apart."
     )
+
+
+def audit(result: Mapping[str, Any]) -> list[str]:
+    """State how well the tabular theory predicts the entropy of a model with shared parameters, and where it fails.
+
+    Args:
+        result: What ``bridge.audit.audit`` returns.
+    """
+    from entropy_theory.report.audit_figures import ARMS
+
+    return [f"{ARMS.get(arm, arm)}: {_audited(found, result, arm)}" for arm, found in result["arms"].items()]
+
+
+def _audited(found: Mapping[str, Any], result: Mapping[str, Any], arm: str) -> str:
+    def shown(name: str, kind: str, where: str = "predictors", form: str = ".0%") -> str:
+        numbers = found[where][name] if kind == "share" else found[where][name][kind]
+        if numbers is None:
+            return "none"
+        return f"{numbers['value']:{form}} [{numbers['low']:{form}}, {numbers['high']:{form}}]"
+
+    sign = found["predictors"]["token"]["sign_agreement"]
+    if sign is None:
+        return "no position had both a prediction and a change."
+    chance = ", no better than chance" if sign["low"] <= 0.5 <= sign["high"] else ""
+    parts = {name.upper(): rows["token"]["sign_agreement"] for name, rows in found["quadrants"].items()}
+    parts |= {f"H from {d['low']:.2g} to {d['high']:.2g}": d["token"]["sign_agreement"] for d in found["deciles"]}
+    ranked = sorted((e["value"], name) for name, e in parts.items() if e is not None and name != "NONE")
+    (low, worst), (high, best) = ranked[0], ranked[-1]
+    rows = [row for row in result["steps"] if row["arm"] == arm]
+    right = sum(row["mean_token"] * row["mean_realised"] > 0 for row in rows)
+    fell = sum(row["mean_realised"] < 0 for row in rows)
+    return (
+        f"what a token does to its own position has the sign of the tabular prediction at "
+        f"{shown('token', 'sign_agreement', 'own_effect')} of the positions (rank correlation "
+        f"{shown('token', 'rank_correlation', 'own_effect', '.2f')}), and is {shown('own', 'share', 'pieces')} of the "
+        f"first-order change there; sharing with other contexts is {shown('sharing', 'share', 'pieces')}, earlier "
+        f"steps are {shown('momentum', 'share', 'pieces')}. The prediction has the sign of the whole realised change "
+        f"at {shown('token', 'sign_agreement')}{chance} (R² {shown('token', 'r2_fitted')} with a fitted step), best at "
+        f"{best} ({high:.0%}), worst at {worst} ({low:.0%}), and the sign of the batch mean, which fell at {fell} of "
+        f"{len(rows)} steps, at {right}; the first order in the parameters has the sign at "
+        f"{shown('parameters', 'sign_agreement')} (R² {shown('parameters', 'r2_fitted')})."
+    )

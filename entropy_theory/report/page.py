@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,9 @@ from entropy_theory.report import figures
 if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure
+
+_NAME = re.compile(r"<m([io])>([A-Za-z]{2,})</m\1>")
+_BAR = '<mo stretchy="false">&#x0007C;</mo>'
 
 
 def mathml(latex: str, display: bool = False) -> Markup:
@@ -30,10 +34,19 @@ def mathml(latex: str, display: bool = False) -> Markup:
     from markupsafe import Markup
 
     # The converter does not know these; the first two ask for sizes that the page sets by itself.
-    known = {r"\tfrac": r"\frac", r"\textstyle": "", r"\Big": "", r"\not\Rightarrow": r"\nRightarrow"}
+    known = {
+        r"\tfrac": r"\frac",
+        r"\textstyle": "",
+        r"\Big": "",
+        r"\not\Rightarrow": r"\nRightarrow",
+        "_{rest}": r"_{\mathrm{rest}}",
+    }
     for command, replacement in known.items():
         latex = latex.replace(command, replacement)
-    return Markup(convert(latex, display="block" if display else "inline"))
+    converted = convert(latex, display="block" if display else "inline")
+    # It spaces the names of functions and the bars of |x| as if they stood between two operands, or not at all.
+    converted = _NAME.sub(r'<mo lspace="0.17em" rspace="0.17em">\2</mo>', converted)
+    return Markup(converted.replace(_BAR, _BAR.replace("<mo", '<mo lspace="0em" rspace="0em"')))
 
 
 def picture(draw: Callable[..., Figure], *arguments: Any, alt: str, **options: Any) -> Markup:

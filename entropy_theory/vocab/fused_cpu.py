@@ -2,17 +2,20 @@
 
 The loops are in ``cpu_kernels``; here is what lies between them and torch: a flat view of the storage, so that any
 strides are read where they are as long as a row is contiguous, and threads that take rows as they become free. The
-kernels let go of Python's lock, so a plain thread pool does; unlike Numba's own it may be used from several threads.
-Torch's own threads spin for some milliseconds after every parallel operation and hold the cores meanwhile; where that
-shows, ``OMP_WAIT_POLICY=passive`` in the environment ends it.
+kernels let go of Python's lock, so any threads do. Torch's own are the right ones: they spin for milliseconds after
+every parallel operation and hold the cores meanwhile, so threads beside them would wait. They are reached through the
+OpenMP runtime that torch has loaded; where it is not GNU's, a thread pool serves.
 """
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,17 +30,20 @@ _SIGNED = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 # Logits a thread takes at a time: long against the 20 µs that a turn costs, short enough to share rows evenly.
-TURN_ELEMENTS = 1 << 19
+TURN_ELEMENTS = 1 << 20
 
 _pools: dict[int, ThreadPoolExecutor] = {}  # by number of threads; torch.set_num_threads rarely changes it
+_forked = False
 
 
-def _forget_pools() -> None:
-    _pools.clear()  # a forked child has the pools but not their threads
+def _forget_threads() -> None:
+    global _forked
+    _forked = True  # a forked child has the pools, OpenMP's too, but not their threads
+    _pools.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pools)
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 def accumulate(logits: Tensor, temperature: float, second_order: bool, into: Tensor | None = None) -> Tensor:
@@ -125,11 +131,47 @@ def _share(run: Callable[[slice], None], rows: int, vocab_size: int) -> None:
         while (start := next(turns) * turn) < rows:
             run(slice(start, min(start + turn, rows)))
 
-    workers = torch.get_num_threads() - 1
-    if workers not in _pools:
-        _pools[workers] = ThreadPoolExecutor(workers, thread_name_prefix="entropy-theory")
-    others = [_pools[workers].submit(work) for _ in range(threads - 1)]
-    work()
-    wait(others)
-    for other in others:
-        other.result()
+    _together(work, threads)
+
+
+def _together(work: Callable[[], None], threads: int) -> None:
+    """Call ``work`` on this thread and on others at once; an exception of any of them is raised here."""
+    openmp = None if _forked else _torch_openmp()
+    if openmp is None:
+        workers = torch.get_num_threads() - 1
+        if workers not in _pools:
+            _pools[workers] = ThreadPoolExecutor(workers, thread_name_prefix="entropy-theory")
+        others = [_pools[workers].submit(work) for _ in range(threads - 1)]
+        work()
+        wait(others)
+        for other in others:
+            other.result()
+        return
+    errors: list[BaseException] = []
+
+    def guarded(_: object) -> None:
+        try:
+            work()
+        except BaseException as error:  # it must not unwind through OpenMP
+            errors.append(error)
+
+    openmp.GOMP_parallel(_REGION(guarded), None, threads, 0)
+    if errors:
+        raise errors[0]
+
+
+_REGION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@cache
+def _torch_openmp() -> ctypes.CDLL | None:
+    """Find the GNU OpenMP runtime that torch runs on, if it does; never load another one beside it."""
+    for path in Path(torch.__file__).parent.glob("lib/libgomp*.so*"):
+        try:
+            library = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD)
+        except OSError:
+            continue
+        library.GOMP_parallel.argtypes = [_REGION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        library.GOMP_parallel.restype = None
+        return library
+    return None

@@ -27,6 +27,7 @@ EVERY_METHOD = (
     "clip-b(drop_fraction=0.3)",
     "clip-v(drop_fraction=0.3, side='both')",
     "clip-low",
+    "keep-sign(discriminant='negative', samples='negative')",
     "high-entropy(share=0.5)",
     "high-entropy(scope='sequence', strict=True, denominator='kept')",
     "clip-cov(fraction=0.3, lower=0.05)",

@@ -23,6 +23,7 @@ SPECS = (
     "clip-b(mu=0.73, side='both', advantages='all', denominator='valid')",
     "clip-v(mu=0.73, max_fraction=None)",
     "clip-v(mu=0.31, max_fraction=0.2)",
+    "keep-sign(samples='all', denominator='kept')",
     "ppo-clip",
     "clip-higher(dual_clip=1.5)",
     "clip-b(mu=0.73)|clip-v(mu=0.31, max_fraction=None, statistics='kept')|ppo-clip",

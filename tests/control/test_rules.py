@@ -203,6 +203,21 @@ def test_where_clip_b_reads_p() -> None:
         mean(batch, "rollout")
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_four_conditions_share_the_tokens_out(seed: int) -> None:
+    batch = random_batch(seed)
+    rows = torch.zeros(batch.log_probs.shape, dtype=torch.long)
+    signs = {"positive": 1, "negative": -1}
+    for discriminant, sign in signs.items():
+        for samples, of_advantage in signs.items():
+            out = rule("keep-sign", discriminant=discriminant, samples=samples).apply(batch)
+            rows += out.keep_mask
+            assert (batch.scores()[out.keep_mask].sign() == sign).all()
+            assert (batch.token_advantages[out.keep_mask].sign() == of_advantage).all()
+            assert int(out.denominator) == int(batch.completion_mask.sum())
+    assert torch.equal(rows, (batch.completion_mask & (batch.scores() != 0) & (batch.token_advantages != 0)).long())
+
+
 @pytest.mark.parametrize(("spec", "counted"), [("kept", False), ("valid", True)])
 def test_denominator(spec: str, counted: bool) -> None:
     batch = random_batch(6)

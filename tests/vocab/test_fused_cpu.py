@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -172,16 +175,44 @@ def test_parts_of_the_vocabulary_add_up() -> None:
     torch.testing.assert_close(merge(parts, 0.8), whole, rtol=1e-6, atol=0)
 
 
-def test_threads_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, tokens = llm_like(40, 3000, seed=4)
+@pytest.fixture
+def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
-    one = fused(logits, tokens)
     monkeypatch.setattr(fused_cpu, "TURN_ELEMENTS", 9000)
-    try:
-        torch.set_num_threads(3)
-        assert_same(one, fused(logits, tokens), rtol=0.0)
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("own_pool", [False, True])
+def test_threads_do_not_change_the_result(own_pool: bool, three_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, tokens = llm_like(40, 3000, seed=4)
+    monkeypatch.setattr(fused_cpu, "_forked", own_pool)
+    shared = fused(logits, tokens)
+    torch.set_num_threads(1)
+    assert_same(fused(logits, tokens), shared, rtol=0.0)
+
+
+@pytest.mark.parametrize("own_pool", [False, True])
+def test_an_error_on_any_thread_is_raised(own_pool: bool, three_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_cpu, "_forked", own_pool)
+
+    def fail(part: slice) -> None:
+        if part.start > 5:
+            raise OSError(f"row {part.start}")
+
+    with pytest.raises(OSError, match="row"):
+        fused_cpu._share(fail, 40, 3000)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_has_threads_of_its_own(three_threads: None) -> None:
+    logits, tokens = llm_like(40, 3000, seed=4)
+    entropy = fused(logits, tokens).entropy
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(fused(logits, tokens).entropy, entropy) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_exponential_to_the_last_place() -> None:

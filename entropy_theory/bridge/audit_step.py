@@ -1,0 +1,416 @@
+"""One optimizer step of a real model, looked at position by position on the batch that it was made from.
+
+What the step did to the entropy of each position is set beside what the theory says it would do: the tabular theory,
+which lets every token (or every context) have logits of its own, and the first order in the parameters,
+⟨∇_θ H_t, Δθ⟩, which is exact but for the curvature. The step is taken apart as
+
+    Δθ = η κ Σ_t c_t ∇log p_t  +  η (−g − κ Σ_t c_t ∇log p_t)  +  (u + η g)  +  (Δθ − u)
+
+with c_t = ∂J/∂log p_t as the rule left it over the number of tokens, g the gradient the optimizer got, κ the factor of
+the gradient clipping, and u the update that the optimizer makes of g alone. The first part is split over t: the
+position's own token, the other tokens of its context, and the other contexts (sharing, section B.15 of the theory
+notes). The second is no policy gradient (0 but for rounding without a KL penalty), the third is preconditioning, the
+last what earlier steps left: momentum, weight decay, and the rounding of the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical
+from torch.func import functional_call, grad, jvp
+from torch.overrides import TorchFunctionMode
+
+from entropy_theory.control import TokenBatch
+from entropy_theory.errors import invalid
+from entropy_theory.vocab import token_statistics
+
+Parameters = dict[str, Tensor]
+
+LOGITS_BUDGET = 1 << 27
+"""Logits that one forward may hold, in bytes; a forward-mode derivative holds some copies of them."""
+
+PIECES = ("own", "context", "sharing", "rest", "preconditioning", "momentum")
+"""The parts of the first order at a position, in the order of the module's formula."""
+
+
+@dataclass(frozen=True, eq=False)
+class StepBatch:
+    """The tokens of a step, held fixed.
+
+    Attributes:
+        prompt_ids: (B, P), padded on the left.
+        prompt_mask: (B, P).
+        completion_ids: (B, T), padded on the right.
+        completion_mask: (B, T).
+        advantages: ∂J/∂log p_t up to the loss's denominator, after the rule, (B, T).
+        group_ids: The prompt group of each completion, (B,).
+        temperature: T of the policy π_T whose entropy is meant and whose log-probabilities the loss has.
+        trained_mask: Tokens that are trained on, (B, T); default: the completion mask.
+        contexts: Which positions have the same logits, (B, T) integers; default: those with the same tokens before.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+    advantages: Tensor
+    group_ids: Tensor
+    temperature: float = 1.0
+    trained_mask: Tensor | None = None
+    contexts: Tensor | None = None
+
+
+def measurable(model: Any, precision: str) -> nn.Module:
+    """Copy a model into one that forward-mode derivatives and the wanted precision can go through.
+
+    Args:
+        model: A causal language model of transformers.
+        precision: "float64" or "float32".
+    """
+    twin = copy.deepcopy(model).to(getattr(torch, precision)).eval().requires_grad_(False)
+    vars(twin).pop("forward", None)  # a trainer's patch of it would be bound to the model that was copied
+    if hasattr(twin, "set_attn_implementation"):
+        twin.set_attn_implementation("eager")  # the fused attention of the CPU has no forward-mode derivative
+    return twin
+
+
+def measure_step(
+    model: nn.Module,
+    before: Parameters,
+    after: Parameters,
+    gradient: Parameters,
+    batch: StepBatch,
+    *,
+    alone: Parameters | None = None,
+    positions: int = 256,
+    seed: int = 0,
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Compare what a step did to entropy with what the theory predicts, at every position of its batch.
+
+    Args:
+        model: What `measurable` returns, or any module that maps ``input_ids`` and ``attention_mask`` to ``.logits``.
+        before: The trained parameters before the step, by name.
+        after: After it.
+        gradient: g, the gradient of the loss that the optimizer got, after clipping.
+        batch: The tokens.
+        alone: u, the update that the optimizer makes of g alone; default: −η g, as plain SGD.
+        positions: Positions at which the step is taken apart; all if there are fewer.
+        seed: Of the choice of the positions.
+
+    Returns:
+        Arrays over the n valid positions in row order: ``entropy``, ``realised``; ``token_1``, ``token_2``: first and
+        second order of the tabular theory for the position's own token, at the step size η; ``context_1``,
+        ``context_2``: for all tokens of its context; ``parameters``: ⟨∇_θ H, Δθ⟩ by one Jacobian-vector product;
+        ``quadrant``, ``group``. Over the chosen ones: ``chosen``, their indices, and a piece of the first order for
+        each name of PIECES, by reverse-mode derivatives; ``output``, the part of own, context and sharing that goes
+        through the output matrix, and ``output_closed``, the same from its closed form, for a head that is a matrix.
+        Scalars: ``step_size`` η = −⟨Δθ, g⟩/‖g‖², the learning rate for plain SGD and otherwise the multiple of the
+        gradient that comes nearest to the step; ``cosine`` of Δθ with −g; ``clip_factor`` κ; ``gradient_gap``
+        ‖g + κ Σ c ∇log p‖/‖g‖; ``noise_floor``: root mean square change of H when every weight is off by half a unit in
+        its last place.
+
+    Raises:
+        ValueError: There is no valid position, or the gradient or the step is zero or not finite.
+    """
+    view = _View(model, before, batch)
+    dtype = next(iter(view.start.values())).dtype
+    delta = {name: after[name].to(dtype) - view.start[name] for name in view.start}
+    g = {name: gradient[name].to(dtype) for name in view.start}
+    norm = _dot(g, g)
+    step_size = -_dot(delta, g) / norm if norm else 0.0
+    if not step_size or not math.isfinite(step_size):
+        raise invalid("gradient", "a finite gradient and a step along it, neither zero", f"norm {norm**0.5}")
+    with _full_precision(dtype):
+        arrays = view.everywhere(delta)
+        ascent = view.ascent()  # Σ c ∇log p
+        clip = -_dot(g, ascent) / _dot(ascent, ascent)
+        arrays["realised"] = view.entropies(after) - arrays["entropy"]
+        scale = step_size * clip / batch.temperature**2
+        for kind in ("token", "context"):
+            arrays[f"{kind}_1"] *= scale
+            arrays[f"{kind}_2"] *= scale**2
+        plain = {name: -step_size * value for name, value in g.items()}
+        u = plain if alone is None else {name: alone[name].to(dtype) for name in view.start}
+        directions = {
+            "gradient": {name: step_size * clip * value for name, value in ascent.items()},
+            "rest": {name: plain[name] - step_size * clip * ascent[name] for name in plain},
+            "preconditioning": {name: u[name] - plain[name] for name in plain},
+            "momentum": {name: delta[name] - u[name] for name in plain},
+        }
+        arrays |= view.pieces(directions, step_size * clip, positions, seed)
+        noise_floor = view.noise_floor(arrays["entropy"], seed)
+    gap = directions["rest"]
+    scalars = {
+        "step_size": step_size,
+        "cosine": -_dot(delta, g) / (_dot(delta, delta) * norm) ** 0.5,
+        "clip_factor": clip,
+        "gradient_gap": (_dot(gap, gap) / _dot(plain, plain)) ** 0.5,
+        "noise_floor": noise_floor,
+        "gradient_norm": norm**0.5,
+        "update_norm": _dot(delta, delta) ** 0.5,
+    }
+    return {name: value.cpu() for name, value in arrays.items()}, scalars
+
+
+class _View:
+    """A batch seen through a model: entropies, derivatives, contexts."""
+
+    def __init__(self, model: nn.Module, before: Parameters, batch: StepBatch) -> None:
+        self.model, self.batch = model, batch
+        dtype = next(model.parameters()).dtype
+        self.start = {name: value.detach().to(dtype) for name, value in before.items()}
+        self.mask = (batch.completion_mask if batch.trained_mask is None else batch.trained_mask).bool()
+        self.count = int(self.mask.sum())
+        if not self.count:
+            raise invalid("completion_mask", "at least one valid token", "none")
+        self.ids = torch.cat([batch.prompt_ids, batch.completion_ids], dim=1)
+        self.attention = torch.cat([batch.prompt_mask.bool(), batch.completion_mask.bool()], dim=1).long()
+        self.length = batch.completion_ids.shape[1]
+        self.tokens = batch.completion_ids[self.mask]
+        self.coefficients = batch.advantages.to(dtype)[self.mask] / self.count
+        contexts = _contexts(batch) if batch.contexts is None else batch.contexts
+        self.contexts = torch.unique(contexts[self.mask], return_inverse=True)[1]
+        self._rows: int | None = None
+
+    # -- forwards -----------------------------------------------------------------------------------------------------
+
+    def _logits(self, parameters: Parameters, rows: slice) -> Tensor:
+        """Tempered logits of the policy at the completion tokens of some rows, (b, T, V)."""
+        inputs = {"input_ids": self.ids[rows], "attention_mask": self.attention[rows], "use_cache": False}
+        logits = functional_call(self.model, parameters, (), inputs).logits
+        return logits[:, -self.length - 1 : -1] / self.batch.temperature
+
+    def _blocks(self) -> Iterator[slice]:
+        if self._rows is None:
+            with torch.no_grad():
+                one = self._logits(self.start, slice(0, 1))
+            self._rows = max(1, LOGITS_BUDGET // (one.numel() * one.element_size()))
+        return (slice(i, i + self._rows) for i in range(0, self.ids.shape[0], self._rows))
+
+    @torch.no_grad()
+    def entropies(self, parameters: Parameters) -> Tensor:
+        """H at every valid position, (n,)."""
+        dtype = next(iter(self.start.values())).dtype
+        cast = {name: value.to(dtype) for name, value in parameters.items()}
+        parts = [_entropy(self._logits(cast, rows))[self.mask[rows]] for rows in self._blocks()]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def everywhere(self, delta: Parameters) -> dict[str, Tensor]:
+        """Everything that all positions get; the tabular orders for a step of 1."""
+        found: dict[str, list[Tensor]] = {name: [] for name in ("entropy", "parameters", "logits")}
+        for rows in self._blocks():
+            inside = self.mask[rows]
+
+            def heights(parameters: Parameters, rows: slice = rows) -> tuple[Tensor, Tensor]:
+                logits = self._logits(parameters, rows)
+                return _entropy(logits), logits.detach()
+
+            values: Any = jvp(heights, (self.start,), (delta,), has_aux=True)
+            for name, value in zip(found, values, strict=True):
+                found[name].append(value[inside])
+        arrays = {name: torch.cat(parts) for name, parts in found.items()}
+        logits = arrays.pop("logits")
+        statistics = token_statistics(logits, self.tokens, second_order=True, impl="eager")
+        assert statistics.grpo_curvature is not None  # asked for
+        c = self.coefficients
+        arrays["token_1"] = -c * statistics.centered_discriminant
+        arrays["token_2"] = 0.5 * c.square() * statistics.grpo_curvature
+        sums = torch.zeros(int(self.contexts.max()) + 1, dtype=c.dtype, device=c.device)
+        arrays["context_1"] = sums.index_add(0, self.contexts, arrays["token_1"])[self.contexts]
+        arrays["context_2"] = self._context_curvature(logits)
+        arrays["quadrant"] = self._quadrants(statistics)
+        arrays["group"] = self.batch.group_ids.to(self.mask.device)[:, None].expand_as(self.mask)[self.mask]
+        self.logits = logits
+        return arrays
+
+    def _context_curvature(self, logits: Tensor) -> Tensor:
+        """½ d²/dα² H(z + α Σ_t c_t (e_t − p)) with the sum over the tokens of a context, by two Jacobian products."""
+        size = int(self.contexts.max()) + 1
+        first = torch.zeros(size, dtype=torch.long, device=logits.device)
+        first[self.contexts] = torch.arange(self.count, device=logits.device)  # one position of each context
+        z = logits[first]
+        weight = torch.zeros(size, dtype=z.dtype, device=z.device).index_add(0, self.contexts, self.coefficients)
+        direction = -weight[:, None] * z.softmax(-1)
+        direction.index_put_((self.contexts, self.tokens), self.coefficients, accumulate=True)
+
+        def slope(at: Tensor) -> Tensor:
+            return jvp(_entropy, (at,), (direction,))[1]
+
+        return 0.5 * jvp(slope, (z,), (direction,))[1][self.contexts]
+
+    def _quadrants(self, statistics: Any) -> Tensor:
+        batch = TokenBatch(
+            log_probs=statistics.log_probs[None],
+            entropy=statistics.entropy[None],
+            advantages=self.coefficients[None],
+            completion_mask=torch.ones_like(statistics.log_probs[None], dtype=torch.bool),
+            centered_discriminant=statistics.centered_discriminant[None],
+        )
+        return batch.quadrants()[0]
+
+    def noise_floor(self, entropy: Tensor, seed: int) -> float:
+        """Root mean square change of H when every weight is off by half a unit in its last place."""
+        generator = torch.Generator().manual_seed(seed)
+        off = {}
+        for name, value in self.start.items():
+            sign = torch.randint(0, 2, value.shape, generator=generator).to(value) * 2 - 1
+            off[name] = value + 0.5 * torch.finfo(value.dtype).eps * sign * value
+        return float((self.entropies(off) - entropy).square().mean().sqrt())
+
+    # -- derivatives --------------------------------------------------------------------------------------------------
+
+    def ascent(self) -> Parameters:
+        """Σ_t c_t ∇_θ log p_t, the policy gradient of the batch."""
+        total = {name: torch.zeros_like(value) for name, value in self.start.items()}
+        done = 0
+        for rows in self._blocks():
+            leaves = {name: value.clone().requires_grad_() for name, value in self.start.items()}
+            inside = self.mask[rows]
+            here = slice(done, done + int(inside.sum()))
+            done = here.stop
+            log_probs = self._logits(leaves, rows)[inside].log_softmax(-1)
+            objective = self.coefficients[here] @ log_probs.gather(-1, self.tokens[here, None])[:, 0]
+            for name, part in zip(leaves, torch.autograd.grad(objective, list(leaves.values())), strict=True):
+                total[name] += part
+        return total
+
+    def pieces(
+        self, directions: Mapping[str, Parameters], scale: float, positions: int, seed: int
+    ) -> dict[str, Tensor]:
+        """Take the first order apart at some positions, one backward pass for each quantity."""
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))
+        chosen = order[:positions].sort().values.to(self.mask.device)
+        where = self.mask.nonzero()[chosen].tolist()
+        head = self._head()
+        found: dict[str, list[float]] = {name: [] for name in PIECES}
+        through_head = []
+        for place, (row, time) in zip(chosen.tolist(), where, strict=True):
+            leaves = {name: value.clone().requires_grad_() for name, value in self.start.items()}
+            end = self.batch.prompt_ids.shape[1] + time  # causal: what comes later does not matter
+            inputs = {"input_ids": self.ids[row : row + 1, :end], "attention_mask": self.attention[row : row + 1, :end]}
+            logits = functional_call(self.model, leaves, (), inputs | {"use_cache": False}).logits[0, -1]
+            logits = logits / self.batch.temperature
+            log_probs, together = logits.log_softmax(-1), self.contexts == self.contexts[place]
+            own = self.coefficients[place] * log_probs[self.tokens[place]]
+            context = self.coefficients[together] @ log_probs[self.tokens[together]]
+            slope = _gradient(_entropy(logits), leaves)
+            total = _dot(slope, directions["gradient"])
+            mine = scale * _dot(slope, _gradient(own, leaves))
+            all_here = scale * _dot(slope, _gradient(context, leaves))
+            found["own"].append(mine)
+            found["context"].append(all_here - mine)
+            found["sharing"].append(total - all_here)
+            for name in ("rest", "preconditioning", "momentum"):
+                found[name].append(_dot(slope, directions[name]))
+            if head is not None:
+                through_head.append(float((slope[head] * directions["gradient"][head]).sum()))
+        tensor = {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
+        tensor["chosen"] = chosen
+        if head is not None:
+            tensor["output"] = torch.tensor(through_head, dtype=torch.float64)
+            closed = self._through_output_matrix(chosen, head, scale)
+            if closed is not None:
+                tensor["output_closed"] = closed
+        return tensor
+
+    # -- the output matrix --------------------------------------------------------------------------------------------
+
+    def _head(self) -> str | None:
+        """Name the output matrix among the trained parameters; None if there is none of its own."""
+        model: Any = self.model
+        if not hasattr(model, "get_output_embeddings"):
+            return None
+        weight = getattr(model.get_output_embeddings(), "weight", None)
+        if weight is None or weight is getattr(model.get_input_embeddings(), "weight", None):
+            return None
+        return next((n for n, p in self.model.named_parameters() if p is weight and n in self.start), None)
+
+    @torch.no_grad()
+    def _through_output_matrix(self, chosen: Tensor, head: str, scale: float) -> Tensor | None:
+        """Predict what the gradient step on the output matrix alone does to the entropy of the chosen positions.
+
+        Section B.15 of the theory notes, h the hidden states, S^s_i = −∂H_s/∂z_i:
+
+            ΔH_s = −η Σ_t c_t ⟨h_s, h_t⟩ [S^s_{y_t} − Σ_i p_{t,i} S^s_i]
+
+        with tempered policies and η/T² in place of η. None where the logits are not the product of h and the matrix.
+        """
+        states = []
+        for rows in self._blocks():
+            with _input_of(self.model, head) as seen:
+                self._logits(self.start, rows)
+            states.append(seen[0][:, -self.length - 1 : -1][self.mask[rows]])
+        h, matrix = torch.cat(states), self.start[head]
+        error = (h[chosen] @ matrix.T / self.batch.temperature - self.logits[chosen]).abs().max()
+        if error > 1e-3 * self.logits[chosen].abs().max():
+            return None  # a bias, a soft cap or a scale comes after the matrix
+        S = -grad(lambda z: _entropy(z).sum())(self.logits[chosen])
+        bracket = S[:, self.tokens] - S @ self.logits.softmax(-1).T
+        return -scale / self.batch.temperature**2 * ((h[chosen] @ h.T) * bracket) @ self.coefficients
+
+
+class _KeepFloat64(TorchFunctionMode):
+    """Turns the float32 that models cast to inside (norms, rotary angles, the softmax of attention) into float64."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.float:
+            func = Tensor.double
+        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        return func(*args, **{k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()})
+
+
+@contextmanager
+def _full_precision(dtype: torch.dtype) -> Iterator[None]:
+    if dtype is torch.float64:
+        with _KeepFloat64():
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def _input_of(model: nn.Module, name: str) -> Iterator[list[Tensor]]:
+    """Collect what goes into the module that a parameter belongs to."""
+    seen: list[Tensor] = []
+    module = model.get_submodule(name.rpartition(".")[0])
+    hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    return Categorical(logits=logits, validate_args=False).entropy()
+
+
+def _gradient(value: Tensor, leaves: Parameters) -> Parameters:
+    parts = torch.autograd.grad(value, list(leaves.values()), retain_graph=True, materialize_grads=True)
+    return dict(zip(leaves, parts, strict=True))
+
+
+def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    return float(sum((a[name] * b[name]).sum(dtype=torch.float64) for name in a))
+
+
+def _contexts(batch: StepBatch) -> Tensor:
+    """Number the contexts: equal tokens before, padding left out."""
+    numbers: dict[bytes, int] = {}
+    rows = []
+    for ids, inside, completion in zip(
+        batch.prompt_ids.cpu(), batch.prompt_mask.bool().cpu(), batch.completion_ids.cpu(), strict=True
+    ):
+        words = torch.cat([ids[inside], completion]).numpy()
+        start = int(inside.sum())
+        keys = (words[: start + time].tobytes() for time in range(len(completion)))
+        rows.append([numbers.setdefault(key, len(numbers)) for key in keys])
+    return torch.tensor(rows, device=batch.completion_ids.device)

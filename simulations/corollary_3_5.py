@@ -1,0 +1,223 @@
+"""Corollary 3.5 along GRPO runs: the mean of S_c is zero in expectation on-policy, and is not under top-p sampling.
+
+    python simulations/corollary_3_5.py            # the recorded run, some minutes
+    python simulations/corollary_3_5.py --quick    # under a minute
+    python simulations/corollary_3_5.py --task 0/4 # a share of the tasks
+
+The mean over n tokens has the standard error √(Σ_t Var_{p_t} S)/n, computed from the policies and not from the sample
+(section B.13 of the theory notes); it is a martingale's, so it holds along sequences and along the run. The same is
+done on banks of softmax policies and with the small decoder in TRL's loop, where the tokens are those that it is
+trained on.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import sweep
+import tyro
+from grpo_runs import warmed_up
+
+
+@dataclass(frozen=True)
+class CorollaryConfig(sweep.SweepOptions):
+    """Compare the mean of S_c with zero, on-policy and under top-p sampling.
+
+    Attributes:
+        seeds: Runs of each kind.
+        top_p: The wrong sampler's share of probability.
+        steps: GRPO steps of the decoder.
+        prompts: Prompts in a generation batch.
+        generations: Completions per prompt.
+        policies: Policies of a bank.
+        tabular_steps: Steps of a bank.
+        tiny: Train a decoder that is warmed up in a second.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    top_p: float = 0.9
+    steps: int = 100
+    prompts: int = 16
+    generations: int = 16
+    policies: int = 400
+    tabular_steps: int = 100
+    tiny: bool = False
+
+
+QUICK = {
+    "seeds": (0, 1),
+    "steps": 10,
+    "prompts": 8,
+    "generations": 8,
+    "policies": 100,
+    "tabular_steps": 10,
+    "tiny": True,
+}
+
+
+@dataclass(frozen=True)
+class CenteringRun:
+    """One run of the decoder.
+
+    Attributes:
+        top_p: 1 is on-policy.
+        seed: Seed.
+        steps: GRPO steps.
+        prompts: Prompts.
+        generations: Completions per prompt.
+        tiny: Which decoder.
+    """
+
+    top_p: float
+    seed: int
+    steps: int
+    prompts: int
+    generations: int
+    tiny: bool
+
+
+@dataclass(frozen=True)
+class CenteringBank:
+    """One bank, whose tokens are drawn by both samplers.
+
+    Attributes:
+        top_p: Of the wrong one.
+        seed: Seed.
+        policies: Policies.
+        steps: Steps.
+    """
+
+    top_p: float
+    seed: int
+    policies: int
+    steps: int
+
+
+def work(task: CenteringRun | CenteringBank) -> dict[str, Any]:
+    """Do one task; a list per step of n, Σ S, Σ S_c and Σ Var S for each sampler."""
+    if isinstance(task, CenteringRun):
+        return {_name(task.top_p): sweep.rounded(_run(task), 7)}
+    from entropy_theory.dynamics import SimulationConfig, centering
+
+    config = SimulationConfig(policies=task.policies, vocab_size=100, steps=task.steps, step_size=0.02, seed=task.seed)
+    found: dict[str, Any] = {}
+    for name, one in zip((_name(1.0), _name(task.top_p)), centering(config, top_p=task.top_p), strict=True):
+        n = one.tokens_per_step
+        sums = (n * one.mean_discriminant, n * one.mean_centered, (n * one.standard_error) ** 2)
+        found[name] = sweep.rounded([[float(n), *map(float, row)] for row in np.stack(sums, axis=1)], 7)
+    return found
+
+
+def _name(top_p: float) -> str:
+    return "on-policy" if top_p == 1 else f"top-p {top_p:g}"
+
+
+def _run(task: CenteringRun) -> list[list[float]]:
+    """Train the decoder with TRL and score every token that was sampled, under the policy that sampled it."""
+    import torch
+    from transformers import PrinterCallback, ProgressCallback
+
+    from entropy_theory.bridge.trl import EntropyControlledGRPOConfig, EntropyControlledGRPOTrainer
+    from entropy_theory.dynamics import bank
+    from entropy_theory.testbed import decoder, sum_task
+
+    rows: list[list[float]] = []
+
+    class Scored(EntropyControlledGRPOTrainer):
+        def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+            output = super()._generate_and_score_completions(inputs)
+            ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+            mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+            with torch.no_grad():
+                logits = self.model(input_ids=ids, attention_mask=mask).logits
+            sampled = output["completion_mask"].bool()
+            length = sampled.shape[1]
+            policy = bank.policy_statistics(logits[:, -length - 1 : -1][sampled])
+            scores = policy.at(output["completion_ids"][sampled][:, None])
+            sums = (scores.discriminant, scores.centered_discriminant, policy.discriminant_variance())
+            rows.append([float(sampled.sum()), *(float(values.sum()) for values in sums)])
+            return output
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Scored(
+            model=str(warmed_up(task.tiny)),
+            reward_funcs=sum_task.reward,
+            args=EntropyControlledGRPOConfig(
+                output_dir=folder,
+                max_steps=task.steps,
+                per_device_train_batch_size=task.prompts * task.generations,
+                num_generations=task.generations,
+                max_completion_length=sum_task.ANSWER_LENGTH + 1,
+                top_p=task.top_p,
+                learning_rate=6e-4,
+                lr_scheduler_type="constant",
+                beta=0.0,
+                bf16=False,
+                use_cpu=not torch.cuda.is_available(),
+                report_to="none",
+                save_strategy="no",
+                disable_tqdm=True,
+                gradient_checkpointing=False,
+                model_init_kwargs={"dtype": "float32"},
+                seed=task.seed,
+            ),
+            train_dataset=sum_task.dataset(2048, task.seed),
+            processing_class=decoder.build_tokenizer(),
+        )
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
+        trainer.train()
+    return rows
+
+
+def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over all tokens of all seeds with their standard errors, by kind and sampler."""
+    summary: dict[str, Any] = {}
+    for kind, key in (("tabular", "policies"), ("real", "generations")):
+        mine = [one["result"] for one in results if key in one["task"]]
+        names = dict.fromkeys(name for one in mine for name in one)
+        summary[kind] = {name: _means([row for one in mine for row in one.get(name, [])]) for name in names}
+    return summary
+
+
+def _means(rows: list[list[float]]) -> dict[str, float]:
+    n, discriminant, centered, variance = np.array(rows).T
+    tokens, error = float(n.sum()), math.sqrt(float(variance.sum()))
+    each = np.abs(centered) / np.sqrt(variance)
+    found = {
+        "tokens": tokens,
+        "mean_discriminant": float(discriminant.sum()) / tokens,
+        "mean_centered": float(centered.sum()) / tokens,
+        "standard_error": error / tokens,
+        "z": float(centered.sum()) / error,
+        "steps_beyond_two_errors": float((each > 2).mean()),
+    }
+    return {name: float(f"{value:.6g}") for name, value in found.items()}
+
+
+def main(config: CorollaryConfig) -> dict[str, Any] | None:
+    """Run, record and print."""
+    config = sweep.settle(config, QUICK)
+    size = (config.steps, config.prompts, config.generations, config.tiny)
+    tasks: list[Any] = [CenteringBank(config.top_p, s, config.policies, config.tabular_steps) for s in config.seeds]
+    tasks += [CenteringRun(top_p, seed, *size) for top_p in (1.0, config.top_p) for seed in config.seeds]
+    record = sweep.run("corollary_3_5", config, tasks, work, summarise)
+    if record is None:
+        return None
+    for kind, title in (("tabular", "banks of softmax policies"), ("real", "the decoder, GRPO in TRL")):
+        for name, found in record["summary"][kind].items():
+            verdict = "as good as zero" if abs(found["z"]) < 3 else "not zero"
+            print(
+                f"{title}, {name}, {found['tokens']:,.0f} tokens: mean S {found['mean_discriminant']:+.2e}, mean S_c "
+                f"{found['mean_centered']:+.2e} ± {found['standard_error']:.0e} (z = {found['z']:+.1f}: {verdict}); "
+                f"{found['steps_beyond_two_errors']:.0%} of the steps beyond two standard errors"
+            )
+    return record
+
+
+if __name__ == "__main__":
+    main(tyro.cli(CorollaryConfig, description=__doc__))

@@ -1,0 +1,155 @@
+"""GRPO runs of the small decoder on the sum task, as tasks that several sweeps share."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sweep import interval, rounded, shown
+
+COLUMNS = {
+    "entropy": "entropy",
+    "reward": "reward",
+    "distinct_right": "distinct_right",
+    "dropped_share": "entropy_control/dropped_share",
+    "slope": "entropy_control/slope",
+    "mean_discriminant": "entropy_control/mean_discriminant",
+    "mean_centered_discriminant": "entropy_control/mean_centered_discriminant",
+}
+FINALS = ("entropy", "reward", "distinct_right", "dropped_share")
+POINTS = 40  # a curve is recorded as so many means over neighbouring steps
+
+
+@dataclass(frozen=True)
+class GrpoRun:
+    """One run.
+
+    Attributes:
+        rule: Entropy-control rule.
+        seed: Seed of sampling and data order; the warmed-up decoder is the same for all.
+        steps: Optimizer steps; 0 only looks at the warmed-up decoder.
+        num_iterations: Passes over one generation batch.
+        prompts: Prompts in a generation batch.
+        generations: Completions per prompt.
+        samples: Completions per sum, with which the trained policy is looked at.
+        tiny: Start from a decoder that is warmed up in a second.
+    """
+
+    rule: str
+    seed: int
+    steps: int
+    num_iterations: int = 1
+    prompts: int = 16
+    generations: int = 16
+    samples: int = 64
+    tiny: bool = False
+
+
+def train(run: GrpoRun) -> dict[str, Any]:
+    """Train, and look at the trained policy.
+
+    Returns:
+        ``curves``: means over neighbouring steps, by name; ``final``: means over the last ten steps; ``policy``: pass
+        rate and distinct right answers for each sum.
+    """
+    from entropy_theory.bridge.training import TrainConfig
+    from entropy_theory.bridge.training import train as train_with
+    from entropy_theory.records import read_lines
+
+    start = warmed_up(run.tiny)
+    if run.steps == 0:
+        return {"curves": {}, "final": {}, "policy": look(start, run)}
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(
+            model=str(start),
+            rule=run.rule,
+            steps=run.steps,
+            num_iterations=run.num_iterations,
+            prompts_per_step=run.prompts,
+            generations=run.generations,
+            max_completion_length=8,
+            learning_rate=6e-4,
+            save_every=10**6,
+            seed=run.seed,
+            out=Path(folder),
+        )
+        final = train_with(config)["final"]
+        lines = read_lines(config.out / "metrics.jsonl")
+        policy = look(config.out / "model", run)
+    curves: dict[str, Any] = {"step": thinned([line["step"] for line in lines])}
+    for name, logged in COLUMNS.items():
+        values = [line.get(logged) for line in lines]
+        if all(value is not None for value in values):
+            curves[name] = thinned(values)
+    return {"curves": curves, "final": rounded(final), "policy": policy}
+
+
+def thinned(values: Sequence[Any], points: int = POINTS) -> list[float]:
+    """Average neighbouring values, so that at most ``points`` are left."""
+    parts = np.array_split(np.array(values, dtype=float), min(points, len(values)))
+    found: list[float] = rounded([float(part.mean()) for part in parts])
+    return found
+
+
+def warmed_up(tiny: bool) -> Path:
+    """The folder of the decoder to start from."""
+    from entropy_theory.testbed import decoder
+
+    small = decoder.WarmupConfig(hidden_size=32, layers=1, heads=2, steps=250, batch_size=64, learning_rate=5e-3)
+    return decoder.cached_checkpoint(small if tiny else decoder.WarmupConfig())
+
+
+def look(model: Path, run: GrpoRun) -> dict[str, list[float]]:
+    """Sample answers to every sum: the share that is right, and the distinct right answers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from entropy_theory.testbed import decoder, sum_task
+
+    tokenizer = decoder.build_tokenizer()
+    policy = AutoModelForCausalLM.from_pretrained(model, use_safetensors=True, dtype=torch.float32).eval()
+    found: dict[str, list[float]] = {"pass_rate": [], "distinct_right": []}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(run.seed)
+        for target in sum_task.TARGETS:
+            inputs = tokenizer([sum_task.prompt(target)] * run.samples, return_tensors="pt")
+            prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            ids = policy.generate(**prompt, do_sample=True, top_k=0, max_new_tokens=sum_task.ANSWER_LENGTH + 1)
+            answers = tokenizer.batch_decode(ids[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+            right = [answer.strip() for answer in answers if sum_task.is_right(target, answer)]
+            found["pass_rate"].append(len(right) / run.samples)
+            found["distinct_right"].append(float(len(set(right))))
+    return found
+
+
+def final_intervals(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Final numbers of bank runs and real runs, by rule: means over seeds with their intervals."""
+    summary: dict[str, Any] = {}
+    for name, field in (("bank", "policies"), ("real", "prompts")):
+        rules: dict[str, list[dict[str, float]]] = {}
+        for one in results:
+            if {field, "rule"} <= one["task"].keys() and one["task"]["steps"]:
+                rules.setdefault(one["task"]["rule"], []).append(one["result"]["final"])
+        summary[name] = {
+            rule: {key: interval([one[key] for one in finals]) for key in FINALS} for rule, finals in rules.items()
+        }
+        base = rules.get("none", [])
+        for rule, finals in rules.items():
+            if len(finals) == len(base):  # the same seeds, in the same order
+                pairs = [one["entropy"] - other["entropy"] for one, other in zip(finals, base, strict=True)]
+                summary[name][rule]["entropy_over_none"] = interval(pairs)
+    return summary
+
+
+def print_finals(summary: dict[str, Any]) -> None:
+    """Print the tables of `final_intervals`."""
+    for name, words in (("bank", "bank of forking policies"), ("real", "real GRPO loop")):
+        print(f"\n{words}: means over seeds ± 95 % t-intervals")
+        keys = (*FINALS, "entropy_over_none")  # the last by seed, on the same start and draws
+        print(f"{'rule':48}" + "".join(f"{key.replace('_', ' '):>18}" for key in keys))
+        for rule, row in summary[name].items():
+            print(f"{rule:48}" + "".join(f"{shown(row[key]) if key in row else '':>18}" for key in keys))

@@ -1,0 +1,138 @@
+"""How much of a real model's entropy change does the tabular theory explain? The audit of the small decoder, recorded.
+
+    python simulations/shared_parameters.py             # the recorded run, some minutes
+    python simulations/shared_parameters.py --quick     # under a minute
+    python simulations/shared_parameters.py --task 0/3  # a share; all shares in one `runs` folder, then once without
+
+The same as `entropy-theory audit`, split into a task for each optimizer and seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sweep
+import tyro
+from grpo_runs import warmed_up
+
+
+@dataclass(frozen=True)
+class SharedParametersConfig(sweep.SweepOptions):
+    """Audit the small decoder.
+
+    Attributes:
+        arms: Optimizers, as of `entropy-theory audit`.
+        seeds: A run of each arm for each.
+        at: Steps to measure.
+        positions: Positions of each step at which it is taken apart.
+        prompts: Prompts in a generation batch.
+        generations: Completions per prompt.
+        tiny: Audit a decoder that is warmed up in a second.
+        picture: Where the figure goes; default: beside the record.
+    """
+
+    arms: tuple[str, ...] = ("sgd", "adamw", "sgd-output")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    at: tuple[int, ...] = (5, 15, 30, 60)
+    positions: int = 256
+    prompts: int = 16
+    generations: int = 16
+    tiny: bool = False
+    picture: Path | None = None
+
+
+QUICK = {"seeds": (0, 1), "at": (2, 4), "positions": 32, "prompts": 4, "generations": 8, "tiny": True}
+
+
+@dataclass(frozen=True)
+class AuditRun:
+    """One arm with one seed; the attributes are those of the configuration.
+
+    Attributes:
+        arm: Optimizer.
+        seed: Seed.
+        at: Steps.
+        positions: Positions.
+        prompts: Prompts.
+        generations: Completions per prompt.
+        tiny: Which decoder.
+        folder: Where the measured steps are kept.
+    """
+
+    arm: str
+    seed: int
+    at: tuple[int, ...]
+    positions: int
+    prompts: int
+    generations: int
+    tiny: bool
+    folder: Path
+
+
+def audit_config(run: AuditRun, config: SharedParametersConfig | None = None) -> Any:
+    """The audit that a run belongs to."""
+    from entropy_theory.bridge.audit import AuditConfig
+
+    return AuditConfig(
+        arms=(run.arm,) if config is None else config.arms,
+        seeds=(run.seed,) if config is None else config.seeds,
+        at=run.at,
+        model=str(warmed_up(run.tiny)),
+        max_completion_length=8,
+        learning_rate=6e-4,
+        prompts_per_step=run.prompts,
+        generations=run.generations,
+        positions=run.positions,
+        out=run.folder,
+    )
+
+
+def work(run: AuditRun) -> dict[str, Any]:
+    """Train one arm and measure its steps."""
+    from entropy_theory.bridge.audit import run_arm, step_rows
+
+    audit = audit_config(run)
+    run_arm(audit, run.arm, run.seed)
+    return {"steps": step_rows(audit, run.arm, run.seed)}
+
+
+def main(config: SharedParametersConfig) -> dict[str, Any] | None:
+    """Audit, record, print and draw."""
+    from rich.console import Console
+
+    from entropy_theory.bridge.audit import summarise
+    from entropy_theory.report import audit_figures, figures, findings
+    from entropy_theory.report.terminal import audit_table
+
+    config = sweep.settle(config, QUICK)
+    shape = (config.at, config.positions, config.prompts, config.generations, config.tiny)
+    folder = config.runs / ("audit-tiny" if config.tiny else "audit")
+    tasks = [AuditRun(arm, seed, *shape, folder) for arm in config.arms for seed in config.seeds]
+
+    def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
+        found = summarise(audit_config(tasks[0], config))
+        return {"findings": findings.audit(found), "arms": found["arms"]}
+
+    record = sweep.run("shared_parameters", config, tasks, work, summary)
+    if record is None:
+        return None
+    result = {
+        "arms": record["summary"]["arms"],
+        "steps": [s for one in record["results"] for s in one["result"]["steps"]],
+    }
+    console = Console()
+    console.print(audit_table(result))
+    for sentence in record["summary"]["findings"]:
+        console.print(f"• {sentence}")
+    out = config.picture or (
+        config.out or (config.runs if config.quick else sweep.RESULTS) / "shared_parameters"
+    ).with_suffix(".png")
+    figures.save(audit_figures.audit(result), out)
+    console.print(f"figure: {out}")
+    return record
+
+
+if __name__ == "__main__":
+    main(tyro.cli(SharedParametersConfig, description=__doc__))

@@ -1,0 +1,14 @@
+"""Shared by the tests of pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from inspect_rollouts import inspected
+
+
+@pytest.fixture(scope="session")
+def inspection(byte_model: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Hostile rollouts, scored once."""
+    return inspected(byte_model, tmp_path_factory.mktemp("inspect"))
