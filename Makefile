@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format slow docs figures figures-full trl-matrix clean
+.PHONY: help demo test lint format slow browser docs figures figures-full trl-matrix clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -35,6 +35,10 @@ test: lint  ## lint, then the default tests and doctests (under 10 minutes on 2 
 slow: $(STAMP)-dev  ## the tests marked slow
 	$(BIN)/python -m pytest -m slow
 
+browser: $(STAMP)-dev  ## the page tests in a real browser; needs chromium on the path
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest tests/report/test_inspect_browser.py
+
 SWEEPS := first_order_accuracy sign_phase_diagram noise_drift clipping_methods hyperparameter_sweep unified_lens \
 	four_conditions corollary_3_5 shared_parameters scaling control_comparison lens_against_realised
 
@@ -49,7 +53,7 @@ trl-matrix: $(STAMP)-dev  ## the trainer on releases of TRL, oldest to newest; w
 	$(BIN)/python tests/bridge/trl_matrix.py docs/trl_versions.md
 
 docs: $(STAMP)-docs  ## the documentation site, site/index.html; a wrong link or name is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(STAMP)-dev  ## formatting, lint rules, types
 	$(BIN)/ruff format --check .

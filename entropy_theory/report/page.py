@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
-
-_SPACED_LOG = '<mspace width="0.17em"/><mi>log</mi><mspace width="0.17em"/>'
+_NAME = re.compile(r"<m([io])>([A-Za-z]{2,})</m\1>")
+_BAR = '<mo stretchy="false">&#x0007C;</mo>'
 
 
 def mathml(latex: str, display: bool = False) -> Markup:
@@ -44,8 +44,9 @@ def mathml(latex: str, display: bool = False) -> Markup:
     for command, replacement in known.items():
         latex = latex.replace(command, replacement)
     converted = convert(latex, display="block" if display else "inline")
-    # It sets no space around the name of a function.
-    return Markup(re.sub(r"(?<!<msub>)(?<!<msup>)<mi>log</mi>", _SPACED_LOG, converted))
+    # It spaces the names of functions and the bars of |x| as if they stood between two operands, or not at all.
+    converted = _NAME.sub(r'<mo lspace="0.17em" rspace="0.17em">\2</mo>', converted)
+    return Markup(converted.replace(_BAR, _BAR.replace("<mo", '<mo lspace="0em" rspace="0em"')))
 
 
 def picture(draw: Callable[..., Figure], *arguments: Any, alt: str, **options: Any) -> Markup:
