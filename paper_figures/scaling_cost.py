@@ -16,7 +16,7 @@ def caption() -> str:
     config = style.read("scaling")["configuration"]
     return (
         "(a) Processor time of all token statistics per logit, one thread, gaussian logits of deviation 1 to 12, "
-        f"{config['batches'][-2]} tokens, float32 (solid) and bfloat16 (dashed), mean of {len(config['seeds'])} "
+        f"{config['batches'][-1]} tokens, float32 (solid) and bfloat16 (dashed), mean of {len(config['seeds'])} "
         "seeds, 95 % t-intervals. (b) Largest relative error of S_c against float64 over all batches and seeds. "
         "Times are those of one machine with other work on it: take the ratios."
     )
@@ -27,7 +27,7 @@ def draw() -> Figure:
     record = style.read("scaling")
     config, summary = record["configuration"], record["summary"]
     figure, (left, right) = style.new(columns=2, width=style.PAGE, height=2.4)
-    sizes, tokens = config["vocab_sizes"], config["batches"][-2]
+    sizes, tokens = config["vocab_sizes"], config["batches"][-1]
     for impl, label, color in IMPLEMENTATIONS:
         for dtype, dashes in (("float32", "-"), ("bfloat16", "--")):
             times = [summary[f"V={size}, B={tokens}, {dtype}"][impl]["ns_per_logit"] for size in sizes]

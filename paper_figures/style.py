@@ -98,10 +98,14 @@ def difference(found: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
 
 
 def points(axis: Axes, x: Sequence[float], ys: Sequence[dict[str, Any]], color: str, **mark: Any) -> None:
-    """Draw recorded means with their intervals along a line."""
+    """Draw recorded means along a line: with their intervals, or for fewer than three seeds with the seeds as dots."""
     settings: dict[str, Any] = {"marker": "o", "markersize": 3, "capsize": 2, "linewidth": 0.9}
-    means, halves = [y["mean"] for y in ys], [y["half_width"] or 0.0 for y in ys]
-    axis.errorbar(list(x), means, halves, color=color, **settings | mark)
+    few = len(ys[0]["values"]) < 3
+    halves = [0.0 if few else y["half_width"] for y in ys]
+    axis.errorbar(list(x), [y["mean"] for y in ys], halves, color=color, **settings | mark)
+    if few:
+        dots = [(place, value) for place, y in zip(x, ys, strict=True) for value in y["values"]]
+        axis.plot(*zip(*dots, strict=True), ".", color=color, markersize=2.5)
 
 
 NAMES = {
@@ -185,6 +189,15 @@ def modules() -> list[ModuleType]:
     return [importlib.import_module(name) for name in ORDER]
 
 
+def shrink(path: Path) -> None:
+    """Write a PNG with a palette, at a third of its size."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    small.save(path, optimize=True)
+
+
 def make(module: ModuleType) -> list[Path]:
     """Draw a figure as vector PDF and PNG for print, and as PNG for the gallery."""
     name = Path(str(module.__file__)).stem
@@ -197,6 +210,8 @@ def make(module: ModuleType) -> list[Path]:
             metadata = {"CreationDate": None, "ModDate": None} if path.suffix == ".pdf" else {"Software": None}
             with records.written_whole(path) as temporary:
                 figure.savefig(temporary, dpi=dpi, facecolor="white", metadata=metadata)
+                if path.parent == GALLERY:
+                    shrink(temporary)
     return list(targets)
 
 

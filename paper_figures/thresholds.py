@@ -24,10 +24,10 @@ def caption() -> str:
         "Final entropy (a) and reward (b) against μ, Clip_V without its cap: filled, a bank of forking policies, "
         f"{len(config['seeds'])} seeds, {config['steps']} steps; open, the real GRPO loop, "
         f"{len(config['real_seeds'])} seeds, {config['real_steps']} steps; dotted, no control on the bank "
-        f"({style.said(bank['none']['entropy'])} nats) and in the real loop ({style.said(real['none']['entropy'])}); "
-        f"bars, 95 % t-intervals. (c) Tokens with A < 0 dropped from one batch against its size, V = {VOCABULARY}, "
-        f"mean of 3 seeds. The official thresholds drop {row['clip-b(mu=2.5)']:g} (Clip_B, μ = 2.5) and "
-        f"{row['clip-v(mu=8.5)']:g} (Clip_V, μ = 8.5) of 102,400."
+        f"({style.said(bank['none']['entropy'])} nats) and in the real loop ({real['none']['entropy']['mean']:.2f}). "
+        "Bars are 95 % t-intervals, small dots the seeds of the real loop. (c) Tokens with A < 0 dropped from one "
+        f"batch against its size, V = {VOCABULARY}, mean of 3 seeds. The official thresholds drop "
+        f"{row['clip-b(mu=2.5)']:g} (Clip_B, μ = 2.5) and {row['clip-v(mu=8.5)']:g} (Clip_V, μ = 8.5) of 102,400."
     )
 
 

@@ -60,7 +60,7 @@ class ThresholdConfig(sweep.SweepOptions):
         (1_000, 10_240),
     )
     real_rules: tuple[str, ...] = REAL_RULES
-    real_seeds: tuple[int, ...] = (0, 1, 2)
+    real_seeds: tuple[int, ...] = (0, 1)
     real_steps: int = 200
     tiny: bool = False
 

@@ -59,7 +59,7 @@ class LensConfig(sweep.SweepOptions):
     clip_rules: tuple[str, ...] = ("none", "clip-low", "ppo-clip", "clip-higher")
     shares: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
     weights: tuple[float, ...] = (1.0, 1.5, 2.0, 4.0)
-    real_shares: tuple[float, ...] = (0.2, 0.5, 1.0)
+    real_shares: tuple[float, ...] = (0.2, 1.0)
     real_weights: tuple[float, ...] = (1.0, 2.0)
     real_seeds: tuple[int, ...] = (0, 1, 2)
     real_steps: int = 200

@@ -153,7 +153,8 @@ def inspect(config: InspectConfig, progress: Progress | None = None) -> Inspecti
         progress: Called with (done, in all, words).
 
     Raises:
-        ValueError: The rollouts, the model, the tokenizer or a rule cannot be used; said before any scoring.
+        ValueError: The rollouts, the model, the tokenizer or a rule cannot be used, said before any scoring; or a rule
+            that was asked for lacks what the rollouts do not have, such as rewards.
         ImportError: The extra ``train`` is not installed.
     """
     chosen = [rule(spec) for spec in config.rule or RULES]

@@ -21,16 +21,17 @@ def metrics_of_batch(batch: TokenBatch, advantages: Tensor, reducer: Reducer) ->
         reducer: The collectives.
 
     Returns:
-        ``entropy``, ``slope`` = −mean(g S_c), ``mean_discriminant``, ``mean_centered_discriminant``, in nats.
+        ``entropy`` and ``mean_discriminant``, and where S_c is at hand ``slope`` = −mean(g S_c) and
+        ``mean_centered_discriminant``, in nats.
     """
     mask = batch.completion_mask
-    centered = batch.centered_scores()
-    gradient = torch.where(mask, advantages, 0.0).double() * centered.double()
-    values = (batch.entropy, -gradient, batch.scores(), centered)
-    sums = [torch.where(mask, value.double(), 0.0).sum() for value in values]
+    values = {"entropy": batch.entropy, "mean_discriminant": batch.scores()}
+    if batch.available("centered_discriminant"):
+        centered = values["mean_centered_discriminant"] = batch.centered_scores()
+        values["slope"] = -torch.where(mask, advantages, 0.0).double() * centered.double()
+    sums = [torch.where(mask, value.double(), 0.0).sum() for value in values.values()]
     totals = reducer.sum(torch.stack([*sums, mask.sum().double()]))
-    names = ("entropy", "slope", "mean_discriminant", "mean_centered_discriminant")
-    return dict(zip(names, (totals[:-1] / totals[-1]).tolist(), strict=True))
+    return dict(zip(values, (totals[:-1] / totals[-1]).tolist(), strict=True))
 
 
 def save_gathered(batch: TokenBatch, accelerator: Any, folder: Path, step: int) -> None:

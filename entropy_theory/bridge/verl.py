@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from entropy_theory.bridge.batches import PREFIX, SealedBatch, batch_metrics, effective_advantages
+from entropy_theory.bridge.trl_batches import metrics_of_batch
+from entropy_theory.bridge.verl_batches import PREFIX, SealedBatch, effective_advantages
 from entropy_theory.control import LocalReducer, Reducer, Rule, TokenBatch
 from entropy_theory.control import rule as build_rule
 from entropy_theory.errors import invalid
@@ -187,7 +188,7 @@ def advantages_under_rule(
     result = effective_advantages(output, mask, loss_agg_mode, reducer)
     metrics = dict(output.metrics)
     if entropy is not None:
-        metrics |= batch_metrics(batch, result, reducer)
+        metrics |= metrics_of_batch(batch, result, reducer)
     for one in watched:
         again = None if generator is None or drawn is None else torch.Generator(generator.device).set_state(drawn)
         metrics[f"observed/{one}/dropped_share"] = one.apply(batch, reducer, again).metrics["dropped_share"]
@@ -199,8 +200,8 @@ def apply_to_batch(rule: str | Rule, data: Any, **options: Any) -> RuleAdvantage
 
     Reads `old_log_probs`, `advantages`, `response_mask` and, where present, `entropy` (or `entropys`),
     `rollout_log_probs`, `baseline`, `discriminant`, `centered_discriminant`, `sum_squared_discriminant`; the rewards of
-    W-REINFORCE from `rm_scores` or `token_level_rewards`, prompts from `uid`. Padded (B, T) or jagged nested tensors;
-    the advantages come back in the form that they had.
+    W-REINFORCE from `rm_scores`, `token_level_scores` or `token_level_rewards`, prompts from `uid`. Padded (B, T) or
+    jagged nested tensors; the advantages come back in the form that they had.
 
     Args:
         rule: A rule or its specification.
@@ -228,7 +229,9 @@ def apply_to_batch(rule: str | Rule, data: Any, **options: Any) -> RuleAdvantage
             raise invalid(name, "a field of the batch", f"only {', '.join(sorted(map(str, present)))}")
     lengths = tensors["response_mask"].offsets().diff() if tensors["response_mask"].is_nested else None
     uid = getattr(data, "non_tensor_batch", {}).get("uid", tensors["uid"] if "uid" in present else None)
-    scores = next((tensors[name] for name in ("token_level_rewards", "rm_scores") if name in present), None)
+    # before a KL penalty where it can be had: W-REINFORCE asks which answers are right
+    raw = ("rm_scores", "token_level_scores", "token_level_rewards")
+    scores = next((tensors[name] for name in raw if name in present), None)
     entropy = next((tensors[name] for name in ("entropy", "entropys") if name in present), None)
     device = tensors["old_log_probs"].device
     optional: dict[str, Any] = {name: _padded(tensors[name]) for name in _OPTIONAL if name in present}

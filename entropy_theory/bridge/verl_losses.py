@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entropy_theory.bridge.batches import PREFIX, SealedBatch
+from entropy_theory.bridge.verl_batches import PREFIX, SealedBatch
 from entropy_theory.control import Context, Flow, Pipe, Rule, TokenBatch
 from entropy_theory.control import rule as build_rule
 from entropy_theory.control.reducers import LOCAL

@@ -75,7 +75,7 @@ OPTIONS = "entropy_theory"
 CHECKPOINT = "entropy_control.json"
 RULES_VARIABLE = "ENTROPY_THEORY_RULES"
 STATISTICS = ("baseline", "discriminant", "centered_discriminant")
-_FIELDS = ("uid", "response_mask", "rm_scores", "token_level_rewards", "rollout_log_probs", "old_log_probs", "entropy")
+_FIELDS = ("uid", "response_mask", "rm_scores", "rollout_log_probs", "old_log_probs", "entropy")
 
 
 class EntropyControlMixin(_Trainer):

@@ -45,12 +45,15 @@ def audit(result: Mapping[str, Any]) -> Figure:
     _pieces(axes[3], arms)
     _by_quadrant(axes[4], arms, colours)
     _by_entropy(axes[5], arms, colours)
-    marks = [axes[0].plot([], [], "o", color=colour, markersize=5)[0] for colour in colours.values()]
-    names = [ARMS.get(arm, arm) for arm in arms]
-    for prediction, mark in _MARKS.items():
-        marks.append(axes[0].plot([], [], mark, color=COLOURS[0], markersize=4, fillstyle=_fill(prediction))[0])
-        names.append(PREDICTIONS[prediction])
-    figure.legend(marks, names, loc="outside upper center", ncols=3)
+    legend = [(ARMS.get(arm, arm), {"marker": "o", "color": colour}) for arm, colour in colours.items()]
+    legend += [("", {})] * (len(PREDICTIONS) - len(legend))
+    # columns are filled first: arms come out in the upper row, predictions in the lower
+    marks, names = [], []
+    for (arm, look), (prediction, label) in zip(legend, PREDICTIONS.items(), strict=True):
+        mark = {"marker": _MARKS[prediction], "color": COLOURS[0], "fillstyle": _fill(prediction)}
+        marks += [axes[0].plot([], [], linestyle="", markersize=4.5, **each)[0] for each in (look, mark)]
+        names += [arm, label]
+    figure.legend(marks, names, loc="outside upper center", ncols=len(PREDICTIONS))
     return figure
 
 

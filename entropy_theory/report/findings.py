@@ -183,14 +183,15 @@ def _audited(found: Mapping[str, Any], result: Mapping[str, Any], arm: str) -> s
     (low, worst), (high, best) = ranked[0], ranked[-1]
     rows = [row for row in result["steps"] if row["arm"] == arm]
     right = sum(row["mean_token"] * row["mean_realised"] > 0 for row in rows)
+    fell = sum(row["mean_realised"] < 0 for row in rows)
     return (
         f"what a token does to its own position has the sign of the tabular prediction at "
         f"{shown('token', 'sign_agreement', 'own_effect')} of the positions (rank correlation "
         f"{shown('token', 'rank_correlation', 'own_effect', '.2f')}), and is {shown('own', 'share', 'pieces')} of the "
         f"first-order change there; sharing with other contexts is {shown('sharing', 'share', 'pieces')}, earlier "
-        f"steps are {shown('momentum', 'share', 'pieces')}. The prediction has the sign of the whole realised change at "
-        f"{shown('token', 'sign_agreement')}{chance} (R² {shown('token', 'r2_fitted')} with a fitted step), best at "
-        f"{best} ({high:.0%}), worst at {worst} ({low:.0%}), and the sign of the batch mean at {right} of {len(rows)} "
-        f"steps; the first order in the parameters has the sign at {shown('parameters', 'sign_agreement')} "
-        f"(R² {shown('parameters', 'r2_fitted')})."
+        f"steps are {shown('momentum', 'share', 'pieces')}. The prediction has the sign of the whole realised change "
+        f"at {shown('token', 'sign_agreement')}{chance} (R² {shown('token', 'r2_fitted')} with a fitted step), best at "
+        f"{best} ({high:.0%}), worst at {worst} ({low:.0%}), and the sign of the batch mean, which fell at {fell} of "
+        f"{len(rows)} steps, at {right}; the first order in the parameters has the sign at "
+        f"{shown('parameters', 'sign_agreement')} (R² {shown('parameters', 'r2_fitted')})."
     )

@@ -168,18 +168,19 @@ def audit_table(result: Mapping[str, Any]) -> Table:
 
     from entropy_theory.report.audit_figures import ARMS, PREDICTIONS
 
-    def cell(found: Mapping[str, float] | None, form: str) -> str:
+    def cell(found: Mapping[str, float] | None, form: str, interval: bool = True) -> str:
         if found is None:
             return "—"
-        return f"{found['value']:{form}}\n\\[{found['low']:{form}}, {found['high']:{form}}]"
+        value = format(found["value"], form)
+        return f"{value}\n\\[{found['low']:{form}}, {found['high']:{form}}]" if interval else value
 
     names = PREDICTIONS | {"token_2": "own token, 2nd order", "context_2": "own context, 2nd order"}
     table = Table(title="predicted against realised ΔH, position by position", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("prediction", max_width=16)
-    for name in ("sign right", "slope", "R², fitted", "R², actual", "rank corr."):
+    for name in ("sign right", "slope", "R², fitted", "actual", "rank corr."):
         table.add_column(name, justify="right", no_wrap=True)
     for arm, found in result["arms"].items():
-        table.add_row(f"[bold]{ARMS.get(arm, arm)}[/]", end_section=False)
+        table.add_row(f"[bold]{ARMS.get(arm, arm)}[/]")
         for name in ("token", "token_2", "context", "context_2", "parameters"):
             row = found["predictors"].get(name)
             if row is None:
@@ -187,15 +188,16 @@ def audit_table(result: Mapping[str, Any]) -> Table:
             table.add_row(
                 names[name],
                 cell(row["sign_agreement"], ".0%"),
-                cell(row["slope"], ".3g"),
+                cell(row["slope"], ".2g", interval=False),
                 cell(row["r2_fitted"], ".2f"),
-                cell(row["r2_actual"], ".2f"),
+                cell(row["r2_actual"], ".2f", interval=False),
                 cell(row["rank_correlation"], ".2f"),
                 end_section=name == "parameters",
             )
     positions = ", ".join(f"{ARMS.get(arm, arm)} {found['positions']:,}" for arm, found in result["arms"].items())
     table.caption = (
         f"positions: {positions}; 95 % intervals resample steps and prompt groups; slope: of the realised change on "
-        "the predicted one at the actual step size"
+        "the predicted one at the actual step size, the learning rate of SGD or the multiple of the gradient that is "
+        "nearest to AdamW's step; actual: R² at that step; 2nd orders are at the fitted one"
     )
     return table

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from entropy_theory.bridge import audit_step
-from entropy_theory.bridge.audit import _update_of_the_gradient_alone
+from entropy_theory.bridge.audit_run import _update_of_the_gradient_alone
 from entropy_theory.bridge.audit_step import PIECES, StepBatch, measure_step
 from entropy_theory.testbed import decoder
 

@@ -34,10 +34,11 @@ def keep_mask(spec: str, batch: TokenBatch, **changed: float) -> torch.Tensor:
 
 
 def test_every_mask_fixed_once_per_batch_has_a_threshold() -> None:
-    needs_more = {"random-mask", "lopti"}  # one has it with a fraction; the other is a pass, not a threshold
+    # one has it once a fraction is given; a sign and a pass have nothing to move
+    without = {"random-mask", "keep-sign", "lopti"}
     for name in rule_names():
         cls = rule_class(name)
-        if "mask" in cls.kind and cls.phase == "batch" and name not in needs_more:
+        if "mask" in cls.kind and cls.phase == "batch" and name not in without:
             assert cls().threshold_parameter in cls.__dataclass_fields__, name
     assert rule("random-mask(match='clip-b')").threshold_parameter == rule("steer").threshold_parameter == ""
 

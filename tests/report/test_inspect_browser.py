@@ -15,6 +15,7 @@ import pytest
 import torch
 from inspect_rollouts import RULES, rollout_lines
 
+from entropy_theory import cli
 from entropy_theory.bridge.inspection import Inspection, RuleView, effects
 from entropy_theory.bridge.inspection_data import page_data
 from entropy_theory.control import lens, rule
@@ -329,3 +330,25 @@ def test_order_filter_and_search(page: Page, inspection: Inspection) -> None:
     page.page.wait_for_selector("#place:text-is('page 1 of 2, 30 completions')")
     page.page.click("#next")
     assert "page 2 of 2" in page.page.text_content("#place")
+
+
+def test_the_completions_of_a_run_of_the_demos_task(browser: Any, tiny_decoder: Path, tmp_path: Path) -> None:
+    """From training to the opened page by the two commands of the documentation."""
+    pytest.importorskip("trl", reason="the extra train is not installed")
+    run, out = tmp_path / "run", tmp_path / "page.html"
+    train = ["train", "--model", str(tiny_decoder), "--steps", "2", "--save-every", "1", "--log-completions"]
+    assert cli.main([*train, "--out", str(run)]) == 0
+    words = ["inspect", str(run), "--model", str(run / "trainer" / "checkpoint-1"), "--max-completion-length", "8"]
+    assert cli.main([*words, "--out", str(out)]) == 0
+    opened = Page(browser, out.as_uri())
+    assert opened.complaints == []
+    assert "256 completions" in opened.page.text_content("#place")
+    assert opened.page.locator("#list.short .completion").count() == 60
+    for rule_spec in opened.page.eval_on_selector_all("#rule option", "options => options.map((o) => o.value)"):
+        opened.choose(rule_spec)
+        row = opened.page.locator(f'.lens tr[data-rule="{rule_spec}"] td').first
+        if row.count():  # rules that change nothing share a line below the table
+            shown_there = 1000 * opened.value("#slope")
+            assert float(row.text_content().replace("−", "-")) == pytest.approx(shown_there, abs=0.0051)
+    assert opened.complaints == []
+    opened.context.close()
