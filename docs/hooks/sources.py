@@ -75,5 +75,5 @@ def source_page(path: str) -> str:
         lexer = get_lexer_for_filename(path)
     except ClassNotFound:
         lexer = TextLexer()
-    code = highlight(text, lexer, HtmlFormatter(cssclass="highlight", wrapcode=True, lineanchors="L"))
+    code = highlight(text, lexer, HtmlFormatter(cssclass="highlight", wrapcode=True, lineanchors="L", linespans="line"))
     return f"---\nsearch: {{exclude: true}}\nhide: [navigation, toc]\n---\n# {path}\n\n{code}"
