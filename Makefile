@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format slow docs figures figures-full trl-matrix clean
+.PHONY: help demo test lint format slow browser docs figures figures-full trl-matrix clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -34,6 +34,10 @@ test: lint  ## lint, then the default tests and doctests (under 10 minutes on 2 
 
 slow: $(STAMP)-dev  ## the tests marked slow
 	$(BIN)/python -m pytest -m slow
+
+browser: $(STAMP)-dev  ## the page tests in a real browser; needs chromium on the path
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest tests/report/test_inspect_browser.py
 
 SWEEPS := first_order_accuracy sign_phase_diagram noise_drift clipping_methods hyperparameter_sweep unified_lens \
 	four_conditions corollary_3_5 shared_parameters scaling control_comparison lens_against_realised
