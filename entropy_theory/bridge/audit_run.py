@@ -84,9 +84,14 @@ def _build(config: AuditConfig, arm: Arm, run: training.TrainConfig, progress: A
     else:
         data = training.load_prompts(run.dataset, run.dataset_split)
         reward = training.load_reward(str(run.reward))
+
+    def warming(done: int, total: int, words: str) -> None:
+        if progress is not None:
+            progress(0, f"warm-up: {done}/{total}, {words}")
+
     tokenizer = decoder.build_tokenizer() if run.model is None else training._tokenizer(run.model, run)
     trainer = Audited(
-        model=run.model or str(decoder.cached_checkpoint()),
+        model=run.model or str(decoder.cached_checkpoint(progress=warming)),
         reward_funcs=reward,
         args=EntropyControlledGRPOConfig(**arguments),
         train_dataset=data,
