@@ -64,5 +64,5 @@ format: $(STAMP)-dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:  ## remove the environment and caches (runs/ stays)
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove the environment, the site and caches (runs/ stays)
+	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -186,7 +186,10 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         return self._rewards
 
     def _groups(self, rows: int) -> dict[str, Tensor]:
-        """Rewards and groups of this rank's rows, where a rule reads them or a batch is saved."""
+        """Rewards and groups of this rank's rows, where a rule reads them or a batch is saved.
+
+        A completion that no reward function would judge is left out of the batch; TRL gives it no advantage.
+        """
         wanted = {"rewards", "group_ids"} & {name for one in (self.rule, *self.observed) for name in one.needs}
         if self._rewards is None or not (wanted or self._saves_now()):
             return {}
@@ -194,14 +197,16 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         weights = self.reward_weights.to(self._rewards.device).unsqueeze(0)
         rewards = (self._rewards * weights).nansum(dim=1)[first : first + rows]
         group_ids = torch.arange(first, first + rows, device=rewards.device) // self.num_generations
-        return {CARRIED + "batch_rewards": rewards.float(), CARRIED + "batch_group_ids": group_ids}
+        found = {CARRIED + "batch_rewards": rewards.float(), CARRIED + "batch_group_ids": group_ids}
+        judged = ~self._rewards.isnan().all(dim=1)[first : first + rows]
+        return found | {CARRIED + "rewarded": judged.unsqueeze(1)}
 
     def _saves_now(self) -> bool:
         return bool(self._save_every) and self._generations % self._save_every == 0
 
     def _control(self, output: dict[str, Any], statistics: TokenStatistics | None) -> None:
         """Apply the rule to a whole batch and write what follows into TRL's dictionary."""
-        mask = valid_tokens(output)
+        mask = valid_tokens(output) & output.get(CARRIED + "rewarded", True)
         reducer = self._reducer()
         if not reducer.sum(mask.sum().double()) > 0:
             # Nothing to learn from and nothing to control: TRL's loss is zero on this batch.

@@ -24,6 +24,7 @@ from entropy_theory.control.rule import Pipe
 from entropy_theory.errors import invalid
 
 CARRIED = "entropy_control_"
+MASK = CARRIED + "batch_completion_mask"
 
 # Live rules that look at one token or one sequence at a time. Any other, also one of a user's own, is given all tokens
 # of the optimizer step at once.
@@ -342,7 +343,7 @@ class LiveLoss:
         trainer, inputs = self._trainer, self._inputs
         if needs_window(trainer.rule) or needs_scores(trainer.rule):
             return self._decide_together(log_probs, entropy)
-        mask, reducer, first = valid_tokens(inputs), trainer._reducer(), unpack(inputs)[1]
+        mask, reducer, first = inputs[MASK], trainer._reducer(), unpack(inputs)[1]
         counted = inputs["num_items_in_batch"] if first is None else first.denominator
         settings = (inputs.get(CARRIED + "scale"), counted, trainer.args.steps_per_generation)
         if not reducer.sum(mask.sum()) > 0:
@@ -369,7 +370,7 @@ class LiveLoss:
     def _decide_window(self, window: Sequence[dict[str, Any]], log_probs: Tensor, entropy: Tensor) -> list[Any]:
         trainer, reducer = self._trainer, self._trainer._reducer()
         inputs, order = sorted_window(window)
-        mask = valid_tokens(inputs)
+        mask = inputs[MASK]
         sizes = [part["completion_ids"].shape[0] for part in window]
         if not reducer.sum(mask.sum()) > 0:
             self._report({}, whole=True)
@@ -417,7 +418,7 @@ class LiveLoss:
         trainer = self._trainer
         observed = [one for one in trainer.observed if one.phase == "live"]
         reducer = trainer._reducer()
-        if not observed or not reducer.sum(valid_tokens(self._inputs).sum()) > 0:
+        if not observed or not reducer.sum(self._inputs[MASK].sum()) > 0:
             return
         batch = present_batch(self._inputs, log_probs, entropy)
         for one in observed:
