@@ -91,6 +91,8 @@ def _exists(code: str) -> bool:
 
 def _has_file(name: str, definition: str | None) -> bool:
     path = ROOT / name
+    if name in (ROOT / ".gitignore").read_text().splitlines():  # what commands write
+        return definition is None
     if definition is None or not path.is_file():
         return path.exists() and definition is None
     return re.search(rf"^(async )?(def|class) {definition}\b", path.read_text(), re.MULTILINE) is not None
