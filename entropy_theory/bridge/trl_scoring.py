@@ -38,6 +38,8 @@ class Scorer:
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
+        self._wrapped: Any = None
+        self._base: Any = None
         self._obstacle: str | None = None  # why the output layer cannot be read as a matrix; "" when it can
 
     # -- what the model is --------------------------------------------------------------------------------------------
@@ -45,8 +47,11 @@ class Scorer:
     @property
     def base(self) -> Any:
         """The language model inside wrappers and adapters."""
-        model = self._trainer.accelerator.unwrap_model(self._trainer.model)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+        wrapped = self._trainer.model
+        if wrapped is not self._wrapped:  # unwrapping walks all modules; it is wrapped once, when training begins
+            model = self._trainer.accelerator.unwrap_model(wrapped)
+            self._wrapped, self._base = wrapped, model.get_base_model() if hasattr(model, "get_base_model") else model
+        return self._base
 
     @property
     def vocab_size(self) -> int:

@@ -27,6 +27,9 @@ SIZE = ["--prompts-per-step", "4", "--generations", "4", "--save-every", "3"]
 
 # The last one remembers: its weights move at every generation.
 RULE = "clip-b(mu=0.5)|random-mask(fraction=0.1)|stare(target=2.0, adaptive=True)"
+# Inside the loss, with a coefficient that moves at every step.
+LIVE = "adaptive-entropy(variant='trl', target=2.0, step=0.02)|clip-higher"
+CASES = pytest.mark.parametrize(("iterations", "rule"), [("1", RULE), ("2", LIVE)], ids=["one pass", "two passes"])
 
 
 def words(model: Path, out: Path, *more: str, rule: str = RULE) -> list[str]:
@@ -66,23 +69,23 @@ def run_until_killed(command: list[str], path: Path, lines: int, delay: float = 
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("iterations", ["1", "2"])
-def test_killed_and_started_again(tiny_decoder: Path, tmp_path: Path, iterations: str) -> None:
+@CASES
+def test_killed_and_started_again(tiny_decoder: Path, tmp_path: Path, iterations: str, rule: str) -> None:
     more = ["--steps", "10", "--num-iterations", iterations]
-    assert main(words(tiny_decoder, tmp_path / "whole", *more)) == 0
+    assert main(words(tiny_decoder, tmp_path / "whole", *more, rule=rule)) == 0
     broken = tmp_path / "broken"
-    run_until_killed(words(tiny_decoder, broken, *more), broken / "metrics.jsonl", lines=5)
+    run_until_killed(words(tiny_decoder, broken, *more, rule=rule), broken / "metrics.jsonl", lines=5)
     assert not (broken / "result.json").exists()
     # What a kill in the middle of a line and of a checkpoint leaves behind.
     with (broken / "metrics.jsonl").open("a") as file:
         file.write('{"step": 99, "entr')
     (broken / "trainer" / ".staging" / "checkpoint-9").mkdir(parents=True)
-    assert main(words(tiny_decoder, broken, *more)) == 0
+    assert main(words(tiny_decoder, broken, *more, rule=rule)) == 0
     assert_same(tmp_path / "whole", broken)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("iterations", "rule"), [("1", RULE), ("2", RULE)], ids=["one pass", "two passes"])
+@CASES
 def test_killed_at_twenty_random_moments(tiny_decoder: Path, tmp_path: Path, iterations: str, rule: str) -> None:
     more = ["--steps", "60", "--num-iterations", iterations]
     assert main(words(tiny_decoder, tmp_path / "whole", *more, rule=rule)) == 0

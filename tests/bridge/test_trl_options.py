@@ -87,12 +87,14 @@ def test_bf16_under_a_mask_rule(tiny_decoder: Path, tmp_path: Path) -> None:
     assert found[True]["entropy_control/dropped_share"] > 0
 
 
-def test_example_for_eight_gpus_is_what_accelerate_reads() -> None:
+def test_examples_for_eight_gpus_are_what_accelerate_reads() -> None:
     text = (ROOT / "docs" / "examples" / "accelerate_fsdp2.yaml").read_text(encoding="utf-8")
     assert yaml.safe_load(text)["fsdp_config"]["fsdp_version"] == 2
     config = ClusterConfig.from_yaml_file(ROOT / "docs" / "examples" / "accelerate_fsdp2.yaml")
     assert (config.num_processes, config.mixed_precision) == (8, "bf16")
     assert config.distributed_type == "FSDP"
+    config = ClusterConfig.from_yaml_file(ROOT / "docs" / "examples" / "accelerate_ddp.yaml")
+    assert (config.num_processes, config.mixed_precision, config.distributed_type) == (8, "bf16", "MULTI_GPU")
 
 
 def test_plain_trl_moves_under_the_options(tiny_decoder: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ takes of what it needs (first row: the oldest), and writes this table.
 {rows}
 
 Outside `{range}` the trainer refuses to start, with the range in the message; plain GRPO of 1.15 fails on a CPU.
-Before 1.14 TRL imports `requests` without asking for it, so the extra `train` does.
+TRL 1.13 and older import `requests` without asking for it, so the extra `train` does.
 """
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
