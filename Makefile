@@ -45,7 +45,7 @@ SWEEPS := first_order_accuracy sign_phase_diagram noise_drift clipping_methods h
 figures: $(STAMP)-train  ## draw all paper figures from the committed results (under 2 minutes)
 	$(BIN)/python paper_figures/gallery.py
 
-figures-full: $(STAMP)-train  ## run all simulations again (an hour or so on 2 cores), then draw
+figures-full: $(STAMP)-train  ## run all simulations again, then draw
 	for sweep in $(SWEEPS); do $(BIN)/python simulations/$$sweep.py || exit; done
 	$(MAKE) figures
 
@@ -64,5 +64,5 @@ format: $(STAMP)-dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:  ## remove the environment and caches (runs/ stays)
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove the environment, the site and caches (runs/ stays)
+	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .hypothesis

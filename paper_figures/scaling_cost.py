@@ -42,15 +42,15 @@ def draw() -> Figure:
                     for size in sizes
                 ]
                 right.plot(sizes, errors, dashes, color=color, marker="o", markersize=3)
-    left.set(xscale="log", yscale="log", xlabel="vocabulary size V", ylabel="ns per logit")
+    left.set(xscale="log", yscale="log", xlabel="vocabulary size V", ylabel="ns per logit", ylim=(0.02, 900))
     right.set(
         xscale="log",
         yscale="log",
         xlabel="vocabulary size V",
         ylabel="worst relative error of S$_c$",
-        ylim=(1e-8, 1e-5),
+        ylim=(1e-8, 2e-4),
     )
-    left.legend(loc="upper right")
+    left.legend(loc="upper right", ncols=3, columnspacing=1.0)
     style.letters((left, right))
     return figure
 

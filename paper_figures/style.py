@@ -205,7 +205,7 @@ def make(module: ModuleType) -> list[Path]:
         figure = module.draw()
         width, _ = figure.get_size_inches()
         assert width in (COLUMN, PAGE), f"{name} is {width} in wide"
-        targets = {OUT / f"{name}.pdf": 300, OUT / f"{name}.png": 300, GALLERY / f"{name}.png": 120}
+        targets = {OUT / f"{name}.pdf": 300, OUT / f"{name}.png": 300, GALLERY / f"{name}.png": 150}
         for path, dpi in targets.items():
             metadata = {"CreationDate": None, "ModDate": None} if path.suffix == ".pdf" else {"Software": None}
             with records.written_whole(path) as temporary:

@@ -39,7 +39,7 @@ class FourConditionsConfig(sweep.SweepOptions):
         tiny: Train a decoder that is warmed up in a second.
     """
 
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     steps: int = 60
     prompts: int = 16
     generations: int = 16

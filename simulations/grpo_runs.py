@@ -127,29 +127,40 @@ def look(model: Path, run: GrpoRun) -> dict[str, list[float]]:
 
 
 def final_intervals(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Final numbers of bank runs and real runs, by rule: means over seeds with their intervals."""
+    """Final numbers by rule, means over seeds with their intervals: bank runs, real runs, real runs of live ratios."""
     summary: dict[str, Any] = {}
-    for name, field in (("bank", "policies"), ("real", "prompts")):
+    for name, belongs in (
+        ("bank", lambda task: "policies" in task),
+        ("real", lambda task: task.get("num_iterations") == 1),
+        ("live", lambda task: task.get("num_iterations", 1) > 1),
+    ):
         rules: dict[str, list[dict[str, float]]] = {}
         for one in results:
-            if {field, "rule"} <= one["task"].keys() and one["task"]["steps"]:
+            if "rule" in one["task"] and one["task"]["steps"] and belongs(one["task"]):
                 rules.setdefault(one["task"]["rule"], []).append(one["result"]["final"])
         summary[name] = {
             rule: {key: interval([one[key] for one in finals]) for key in FINALS} for rule, finals in rules.items()
         }
-        base = rules.get("none", [])
+        base = rules.get("none") or next(iter(rules.values()), [])
         for rule, finals in rules.items():
             if len(finals) == len(base):  # the same seeds, in the same order
                 pairs = [one["entropy"] - other["entropy"] for one, other in zip(finals, base, strict=True)]
-                summary[name][rule]["entropy_over_none"] = interval(pairs)
+                summary[name][rule]["entropy_over_base"] = interval(pairs)
     return summary
 
 
 def print_finals(summary: dict[str, Any]) -> None:
     """Print the tables of `final_intervals`."""
-    for name, words in (("bank", "bank of forking policies"), ("real", "real GRPO loop")):
+    places = (
+        ("bank", "bank of forking policies"),
+        ("real", "real GRPO loop"),
+        ("live", "real loop, two updates a batch"),
+    )
+    for name, words in places:
+        if not summary.get(name):
+            continue
         print(f"\n{words}: means over seeds ± 95 % t-intervals")
-        keys = (*FINALS, "entropy_over_none")  # the last by seed, on the same start and draws
+        keys = (*FINALS, "entropy_over_base")  # the last by seed, over no control, or else over the first rule
         print(f"{'rule':48}" + "".join(f"{key.replace('_', ' '):>18}" for key in keys))
         for rule, row in summary[name].items():
             print(f"{rule:48}" + "".join(f"{shown(row[key]) if key in row else '':>18}" for key in keys))

@@ -58,7 +58,7 @@ def statement_block(one: Statement, up: str) -> str:
             "",
             f'<p class="source"><code>{one.identifier}</code> {one.source}</p>',
             "",
-            one.text.replace("e^{-H}", "$e^{-H}$"),
+            re.sub(r"e\^\{[^}]*\}", r"$\g<0>$", one.text),
             "",
             *(f"$$\n{formula.strip()}\n$$\n" for formula in formulas),
             f"Assumes: {'; '.join(one.assumptions)}.".replace("<", "&lt;"),

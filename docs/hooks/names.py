@@ -91,6 +91,8 @@ def _exists(code: str) -> bool:
 
 def _has_file(name: str, definition: str | None) -> bool:
     path = ROOT / name
+    if name in (ROOT / ".gitignore").read_text().splitlines():  # what commands write
+        return definition is None
     if definition is None or not path.is_file():
         return path.exists() and definition is None
     return re.search(rf"^(async )?(def|class) {definition}\b", path.read_text(), re.MULTILINE) is not None
@@ -154,11 +156,23 @@ def _command_problem(command: str) -> str | None:
 
             known = any([first, *rest][: name.count(" ") + 1] == name.split() for name in COMMANDS)
             return None if known else f"no such command: {command}"
-        case ["python", script, *_] if script.endswith(".py") and "/" in script and not script.startswith("/"):
-            return None if (ROOT / script).is_file() else f"no {script}"
+        case ["python", script, *options] if script.endswith(".py") and "/" in script and not script.startswith("/"):
+            return _script_problem(ROOT / script, options)
         case [("pip" | "python"), *_]:
             extras = re.findall(r"(?:entropy-theory|\.)\[([\w,]+)\]", command)
             text = (ROOT / "pyproject.toml").read_text()
             unknown = [e for e in ",".join(extras).split(",") if e and not re.search(rf"^{e} = \[", text, re.MULTILINE)]
             return f"no extra {', '.join(unknown)}: {command}" if unknown else None
+    return None
+
+
+def _script_problem(script: Path, options: list[str]) -> str | None:
+    """Look for a script, and for its options among the fields that it and its neighbours define."""
+    if not script.is_file():
+        return f"no {script.relative_to(ROOT)}"
+    text = "".join(path.read_text() for path in script.parent.glob("*.py"))
+    for option in (word for word in options if word.startswith("--")):
+        name = option[2:].partition("=")[0].removeprefix("no-").replace("-", "_")
+        if option not in text and not re.search(rf"\b{name}: ", text):
+            return f"{script.relative_to(ROOT)} has no {option}"
     return None

@@ -18,6 +18,7 @@ from pygments.lexers import TextLexer, get_lexer_for_filename
 from pygments.util import ClassNotFound
 
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#L\d+)?(?=\))")
+BINARY = (".png", ".pdf", ".svg", ".npz", ".safetensors")
 LONGEST = 300_000
 
 
@@ -31,7 +32,10 @@ def on_files(files: Any, config: Any) -> Any:
         if (target := outside(match[1], file.src_uri))
     }
     for target in sorted(targets):
-        files.append(File.generated(config, f"source/{target}.md", content=source_page(target)))
+        if Path(target).suffix in BINARY:
+            files.append(File.generated(config, place(target), content=(ROOT / target).read_bytes()))
+        else:
+            files.append(File.generated(config, place(target), content=source_page(target)))
     return files
 
 
@@ -44,7 +48,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         if target is None:
             return match[0]
         line = match[2].replace("#L", "#L-") if match[2] else ""
-        return relpath(f"source/{target}.md", str(Path(here).parent)) + line
+        return relpath(place(target), str(Path(here).parent)) + line
 
     return LINK.sub(replacement, markdown)
 
@@ -57,6 +61,11 @@ def outside(link: str, page: str) -> str | None:
     return path if not path.startswith("docs/") and (ROOT / path).is_file() else None
 
 
+def place(path: str) -> str:
+    """Say where in the site a file of the repository is: as a page, or as it is."""
+    return f"source/{path}" if Path(path).suffix in BINARY else f"source/{path}.md"
+
+
 def source_page(path: str) -> str:
     """Write the page of a file: raw HTML, because mkdocs finds the anchors of that only."""
     text = (ROOT / path).read_text()
@@ -66,5 +75,5 @@ def source_page(path: str) -> str:
         lexer = get_lexer_for_filename(path)
     except ClassNotFound:
         lexer = TextLexer()
-    code = highlight(text, lexer, HtmlFormatter(cssclass="highlight", wrapcode=True, lineanchors="L"))
+    code = highlight(text, lexer, HtmlFormatter(cssclass="highlight", wrapcode=True, lineanchors="L", linespans="line"))
     return f"---\nsearch: {{exclude: true}}\nhide: [navigation, toc]\n---\n# {path}\n\n{code}"

@@ -38,6 +38,7 @@ def run_arm(config: AuditConfig, arm: Arm, seed: int, progress: Callable[[int, s
         return
     try:
         import transformers
+        import trl  # noqa: F401  (a missing one is named before any work)
         from transformers import PrinterCallback, ProgressCallback
     except ImportError as error:
         raise missing_extra(error.name or "trl", "train") from None
@@ -83,9 +84,14 @@ def _build(config: AuditConfig, arm: Arm, run: training.TrainConfig, progress: A
     else:
         data = training.load_prompts(run.dataset, run.dataset_split)
         reward = training.load_reward(str(run.reward))
+
+    def warming(done: int, total: int, words: str) -> None:
+        if progress is not None:
+            progress(0, f"warm-up: {done}/{total}, {words}")
+
     tokenizer = decoder.build_tokenizer() if run.model is None else training._tokenizer(run.model, run)
     trainer = Audited(
-        model=run.model or str(decoder.cached_checkpoint()),
+        model=run.model or str(decoder.cached_checkpoint(progress=warming)),
         reward_funcs=reward,
         args=EntropyControlledGRPOConfig(**arguments),
         train_dataset=data,

@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 
 from entropy_theory.control import TokenBatch
 from entropy_theory.errors import invalid
-from entropy_theory.vocab import token_statistics
+from entropy_theory.vocab import TokenStatistics, token_statistics
 
 Parameters = dict[str, Tensor]
 
@@ -188,26 +188,35 @@ class _View:
         logits = functional_call(self.model, parameters, (), inputs).logits
         return logits[:, -self.length - 1 : -1] / self.batch.temperature
 
-    def _blocks(self) -> Iterator[slice]:
+    def _blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Rows that one forward may hold, and where their positions are among all."""
         if self._rows is None:
             with torch.no_grad():
                 one = self._logits(self.start, slice(0, 1))
             self._rows = max(1, LOGITS_BUDGET // (one.numel() * one.element_size()))
-        return (slice(i, i + self._rows) for i in range(0, self.ids.shape[0], self._rows))
+        done = 0
+        for start in range(0, self.ids.shape[0], self._rows):
+            rows = slice(start, start + self._rows)
+            here = slice(done, done + int(self.mask[rows].sum()))
+            done = here.stop
+            yield rows, here
 
     @torch.no_grad()
     def entropies(self, parameters: Parameters) -> Tensor:
         """H at every valid position, (n,)."""
         dtype = next(iter(self.start.values())).dtype
         cast = {name: value.to(dtype) for name, value in parameters.items()}
-        parts = [_entropy(self._logits(cast, rows))[self.mask[rows]] for rows in self._blocks()]
+        parts = [_entropy(self._logits(cast, rows))[self.mask[rows]] for rows, _ in self._blocks()]
         return torch.cat(parts)
 
     @torch.no_grad()
     def everywhere(self, delta: Parameters) -> dict[str, Tensor]:
         """Everything that all positions get; the tabular orders for a step of 1."""
-        found: dict[str, list[Tensor]] = {name: [] for name in ("entropy", "parameters", "logits")}
-        for rows in self._blocks():
+        names = ("entropy", "parameters", "token_1", "token_2", "quadrant")
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
+        shared = torch.bincount(self.contexts)[self.contexts] > 1
+        of_shared: dict[int, Tensor] = {}  # logits of the contexts with several tokens; the vocabulary may be large
+        for rows, here in self._blocks():
             inside = self.mask[rows]
 
             def heights(parameters: Parameters, rows: slice = rows) -> tuple[Tensor, Tensor]:
@@ -215,47 +224,31 @@ class _View:
                 return _entropy(logits), logits.detach()
 
             values: Any = jvp(heights, (self.start,), (delta,), has_aux=True)
-            for name, value in zip(found, values, strict=True):
-                found[name].append(value[inside])
+            entropy, slope, logits = (value[inside] for value in values)
+            c = self.coefficients[here]
+            statistics = token_statistics(logits, self.tokens[here], second_order=True, impl="eager")
+            assert statistics.grpo_curvature is not None  # asked for
+            first, second = -c * statistics.centered_discriminant, 0.5 * c.square() * statistics.grpo_curvature
+            quadrant = _quadrants(statistics, c)
+            for name, value in zip(names, (entropy, slope, first, second, quadrant), strict=True):
+                found[name].append(value)
+            for place in shared[here].nonzero()[:, 0].tolist():
+                of_shared.setdefault(int(self.contexts[here][place]), logits[place].clone())
         arrays = {name: torch.cat(parts) for name, parts in found.items()}
-        logits = arrays.pop("logits")
-        statistics = token_statistics(logits, self.tokens, second_order=True, impl="eager")
-        assert statistics.grpo_curvature is not None  # asked for
-        c = self.coefficients
-        arrays["token_1"] = -c * statistics.centered_discriminant
-        arrays["token_2"] = 0.5 * c.square() * statistics.grpo_curvature
-        sums = torch.zeros(int(self.contexts.max()) + 1, dtype=c.dtype, device=c.device)
+        sums = torch.zeros(int(self.contexts.max()) + 1, dtype=arrays["token_1"].dtype, device=self.contexts.device)
         arrays["context_1"] = sums.index_add(0, self.contexts, arrays["token_1"])[self.contexts]
-        arrays["context_2"] = self._context_curvature(logits)
-        arrays["quadrant"] = self._quadrants(statistics)
+        arrays["context_2"] = arrays["token_2"].clone()
+        for context, logits in of_shared.items():
+            together = self.contexts == context
+            arrays["context_2"][together] = self._context_curvature(logits, together)
         arrays["group"] = self.batch.group_ids.to(self.mask.device)[:, None].expand_as(self.mask)[self.mask]
-        self.logits = logits
         return arrays
 
-    def _context_curvature(self, logits: Tensor) -> Tensor:
-        """½ d²/dα² H(z + α Σ_t c_t (e_t − p)) with the sum over the tokens of a context, by two Jacobian products."""
-        size = int(self.contexts.max()) + 1
-        first = torch.zeros(size, dtype=torch.long, device=logits.device)
-        first[self.contexts] = torch.arange(self.count, device=logits.device)  # one position of each context
-        z = logits[first]
-        weight = torch.zeros(size, dtype=z.dtype, device=z.device).index_add(0, self.contexts, self.coefficients)
-        direction = -weight[:, None] * z.softmax(-1)
-        direction.index_put_((self.contexts, self.tokens), self.coefficients, accumulate=True)
-
-        def slope(at: Tensor) -> Tensor:
-            return jvp(_entropy, (at,), (direction,))[1]
-
-        return 0.5 * jvp(slope, (z,), (direction,))[1][self.contexts]
-
-    def _quadrants(self, statistics: Any) -> Tensor:
-        batch = TokenBatch(
-            log_probs=statistics.log_probs[None],
-            entropy=statistics.entropy[None],
-            advantages=self.coefficients[None],
-            completion_mask=torch.ones_like(statistics.log_probs[None], dtype=torch.bool),
-            centered_discriminant=statistics.centered_discriminant[None],
-        )
-        return batch.quadrants()[0]
+    def _context_curvature(self, z: Tensor, together: Tensor) -> Tensor:
+        """½ d²/dα² H(z + α Σ_t c_t (e_t − p)) over the tokens of a context, by two Jacobian-vector products."""
+        c = self.coefficients[together]
+        direction = (-c.sum() * z.softmax(-1)).index_add(0, self.tokens[together], c)
+        return 0.5 * jvp(lambda at: jvp(_entropy, (at,), (direction,))[1], (z,), (direction,))[1]
 
     def noise_floor(self, entropy: Tensor, seed: int) -> float:
         """Root mean square change of H when every weight is off by half a unit in its last place."""
@@ -271,13 +264,9 @@ class _View:
     def ascent(self) -> Parameters:
         """Σ_t c_t ∇_θ log p_t, the policy gradient of the batch."""
         total = {name: torch.zeros_like(value) for name, value in self.start.items()}
-        done = 0
-        for rows in self._blocks():
+        for rows, here in self._blocks():
             leaves = {name: value.clone().requires_grad_() for name, value in self.start.items()}
-            inside = self.mask[rows]
-            here = slice(done, done + int(inside.sum()))
-            done = here.stop
-            log_probs = self._logits(leaves, rows)[inside].log_softmax(-1)
+            log_probs = self._logits(leaves, rows)[self.mask[rows]].log_softmax(-1)
             objective = self.coefficients[here] @ log_probs.gather(-1, self.tokens[here, None])[:, 0]
             for name, part in zip(leaves, torch.autograd.grad(objective, list(leaves.values())), strict=True):
                 total[name] += part
@@ -344,18 +333,22 @@ class _View:
 
         with tempered policies and η/T² in place of η. None where the logits are not the product of h and the matrix.
         """
-        states = []
-        for rows in self._blocks():
+        states, matrix, T = [], self.start[head], self.batch.temperature
+        for rows, _ in self._blocks():
             with _input_of(self.model, head) as seen:
-                self._logits(self.start, rows)
+                logits = self._logits(self.start, rows)
             states.append(seen[0][:, -self.length - 1 : -1][self.mask[rows]])
-        h, matrix = torch.cat(states), self.start[head]
-        error = (h[chosen] @ matrix.T / self.batch.temperature - self.logits[chosen]).abs().max()
-        if error > 1e-3 * self.logits[chosen].abs().max():
-            return None  # a bias, a soft cap or a scale comes after the matrix
-        S = -grad(lambda z: _entropy(z).sum())(self.logits[chosen])
-        bracket = S[:, self.tokens] - S @ self.logits.softmax(-1).T
-        return -scale / self.batch.temperature**2 * ((h[chosen] @ h.T) * bracket) @ self.coefficients
+            logits = logits[self.mask[rows]]
+            if (states[-1] @ matrix.T / T - logits).abs().max() > 1e-3 * logits.abs().max():
+                return None  # a bias, a soft cap or a scale comes after the matrix
+        h = torch.cat(states)
+        mine = h[chosen]
+        S = -grad(lambda z: _entropy(z).sum())(mine @ matrix.T / T)
+        total = torch.zeros_like(mine[:, 0])
+        for _, here in self._blocks():
+            bracket = S[:, self.tokens[here]] - S @ (h[here] @ matrix.T / T).softmax(-1).T
+            total += ((mine @ h[here].T) * bracket) @ self.coefficients[here]
+        return -scale / T**2 * total
 
 
 class _KeepFloat64(TorchFunctionMode):
@@ -391,6 +384,17 @@ def _input_of(model: nn.Module, name: str) -> Iterator[list[Tensor]]:
 
 def _entropy(logits: Tensor) -> Tensor:
     return Categorical(logits=logits, validate_args=False).entropy()
+
+
+def _quadrants(statistics: TokenStatistics, coefficients: Tensor) -> Tensor:
+    batch = TokenBatch(
+        log_probs=statistics.log_probs[None],
+        entropy=statistics.entropy[None],
+        advantages=coefficients[None],
+        completion_mask=torch.ones_like(coefficients[None], dtype=torch.bool),
+        centered_discriminant=statistics.centered_discriminant[None],
+    )
+    return batch.quadrants()[0]
 
 
 def _gradient(value: Tensor, leaves: Parameters) -> Parameters:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from entropy_theory.bridge import checkpoints
 from entropy_theory.bridge.trl_batches import metrics_of_batch, save_gathered
+from entropy_theory.bridge.trl_carried import CARRIED, pack, valid_tokens
 from entropy_theory.bridge.trl_checks import (
     CONSTANT,
     SUPPORTED_LOSSES,
@@ -38,7 +38,8 @@ from entropy_theory.bridge.trl_checks import (
     check_trl_version,
     warn_untested,
 )
-from entropy_theory.bridge.trl_live import CARRIED, LiveLoss, pack, shrinkage, valid_tokens
+from entropy_theory.bridge.trl_config import OPTIONS, EntropyControlledGRPOConfig
+from entropy_theory.bridge.trl_live import LiveLoss, shrinkage
 from entropy_theory.bridge.trl_scoring import Scorer
 from entropy_theory.control import DistributedReducer, LocalReducer, Rule, TokenBatch
 from entropy_theory.control import rule as build_rule
@@ -68,37 +69,6 @@ __all__ = [
 PREFIX = "entropy_control/"
 
 _SECOND_ORDER = {"sum_squared_discriminant", "grpo_curvature"}
-
-
-@dataclass
-class EntropyControlledGRPOConfig(GRPOConfig):
-    """TRL's GRPOConfig with the rule and what is measured about it; works with ``TrlParser``.
-
-    Attributes:
-        rule: The rule's specification, such as ``clip-b(mu=1)`` or ``clip-b|random-mask(fraction=0.01)``.
-        rule_seed: Seed of rules that draw at random; every rank draws the same numbers.
-        realised_change_every: Measure the realised change of entropy on the batch's own tokens at every k-th
-            generation, at the price of one more forward; 0 never does.
-        observe: Rules that are asked what they would drop, and change nothing.
-        scoring: "batch" scores each generation batch before its updates; "one-pass" inside the training forward, with
-            one process and one micro-batch per generation only.
-        save_batches: Save the token statistics of every k-th generation batch, gathered over ranks, to
-            ``OUTPUT_DIR/batches`` for ``entropy-theory lens``; 0 never does.
-    """
-
-    rule: str = field(default="none", metadata={"help": "Entropy-control rule, e.g. 'clip-b(mu=1)'."})
-    rule_seed: int = field(default=0, metadata={"help": "Seed of rules that draw at random."})
-    realised_change_every: int = field(
-        default=0, metadata={"help": "Measure the realised entropy change every k generations; 0: never."}
-    )
-    observe: list[str] = field(
-        default_factory=list, metadata={"help": "Rules that are asked what they would drop, and change nothing."}
-    )
-    scoring: str = field(default="batch", metadata={"help": "'batch', or 'one-pass' where that is exact."})
-    save_batches: int = field(default=0, metadata={"help": "Save every k-th generation batch for the lens; 0: never."})
-
-
-OPTIONS = tuple(f.name for f in fields(EntropyControlledGRPOConfig) if f not in fields(GRPOConfig))
 
 
 class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
@@ -186,7 +156,10 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         return self._rewards
 
     def _groups(self, rows: int) -> dict[str, Tensor]:
-        """Rewards and groups of this rank's rows, where a rule reads them or a batch is saved."""
+        """Rewards and groups of this rank's rows, where a rule reads them or a batch is saved.
+
+        A completion that no reward function would judge is left out of the batch; TRL gives it no advantage.
+        """
         wanted = {"rewards", "group_ids"} & {name for one in (self.rule, *self.observed) for name in one.needs}
         if self._rewards is None or not (wanted or self._saves_now()):
             return {}
@@ -194,14 +167,16 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         weights = self.reward_weights.to(self._rewards.device).unsqueeze(0)
         rewards = (self._rewards * weights).nansum(dim=1)[first : first + rows]
         group_ids = torch.arange(first, first + rows, device=rewards.device) // self.num_generations
-        return {CARRIED + "batch_rewards": rewards.float(), CARRIED + "batch_group_ids": group_ids}
+        found = {CARRIED + "batch_rewards": rewards.float(), CARRIED + "batch_group_ids": group_ids}
+        judged = ~self._rewards.isnan().all(dim=1)[first : first + rows]
+        return found | {CARRIED + "rewarded": judged.unsqueeze(1)}
 
     def _saves_now(self) -> bool:
         return bool(self._save_every) and self._generations % self._save_every == 0
 
     def _control(self, output: dict[str, Any], statistics: TokenStatistics | None) -> None:
         """Apply the rule to a whole batch and write what follows into TRL's dictionary."""
-        mask = valid_tokens(output)
+        mask = valid_tokens(output) & output.get(CARRIED + "rewarded", True)
         reducer = self._reducer()
         if not reducer.sum(mask.sum().double()) > 0:
             # Nothing to learn from and nothing to control: TRL's loss is zero on this batch.

@@ -64,6 +64,10 @@ def check_supported(rule: Rule, args: GRPOConfig, installed: str, scoring: str =
     if rule.entropy_term and Version(installed) < Version("1.8"):
         raise invalid("trl", f"1.8 or newer for {str(rule)!r}: before, entropies carry no gradient", installed)
     if rule.split()[1] is not None:
+        if args.loss_type == "luspo" and Version(installed) < Version("1.10"):
+            raise invalid(
+                "trl", f"1.10 or newer for luspo beside {str(rule)!r}: before, it divided otherwise", installed
+            )
         _check_live(rule, args)
     _check_scoring(rule, args, scoring)
 

@@ -33,12 +33,13 @@ def mathml(latex: str, display: bool = False) -> Markup:
     from latex2mathml.converter import convert
     from markupsafe import Markup
 
-    # The converter does not know these; the first two ask for sizes that the page sets by itself.
+    # What the converter does not know, sizes that the page sets by itself, and what it would set too narrow or slanted.
     known = {
         r"\tfrac": r"\frac",
         r"\textstyle": "",
         r"\Big": "",
         r"\not\Rightarrow": r"\nRightarrow",
+        r"\iff": r"\;\iff\;",
         "_{rest}": r"_{\mathrm{rest}}",
     }
     for command, replacement in known.items():

@@ -23,11 +23,7 @@ def verification_table(report: Mapping[str, Any]) -> Table:
     from rich.table import Table
 
     results = report["results"]
-    checks = [check for result in results for check in result["checks"]]
-    failed = sum(not check["passed"] for check in checks)
-    outcome = "all passed" if not failed else f"{failed} failed"
-    caption = f"{len(results)} statements, {len(checks)} checks, {outcome}, {report['seconds']:.1f} s"
-    table = Table(caption=caption, expand=False)
+    table = Table(caption=_outcome(report), expand=False)
     table.add_column("statement", no_wrap=True)
     table.add_column("check")
     table.add_column("verdict")
@@ -51,11 +47,8 @@ def verification_summary(report: Mapping[str, Any]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    checks = [check for result in report["results"] for check in result["checks"]]
-    failed = sum(not check["passed"] for check in checks)
-    outcome = "all passed" if not failed else f"{failed} failed"
     table = Table(
-        caption=f"{len(report['results'])} statements, {len(checks)} checks, {outcome}, {report['seconds']:.1f} s",
+        caption=_outcome(report),
         padding=(0, 1, 0, 0),
     )
     table.add_column("statement", no_wrap=True)
@@ -201,3 +194,11 @@ def audit_table(result: Mapping[str, Any]) -> Table:
         "nearest to AdamW's step; actual: R² at that step; 2nd orders are at the fitted one"
     )
     return table
+
+
+def _outcome(report: Mapping[str, Any]) -> str:
+    checks = [check for result in report["results"] for check in result["checks"]]
+    failed = sum(not check["passed"] for check in checks)
+    counts = ((len(report["results"]), "statement"), (len(checks), "check"))
+    counted = ", ".join(f"{number} {noun}{'' if number == 1 else 's'}" for number, noun in counts)
+    return f"{counted}, {f'{failed} failed' if failed else 'all passed'}, {report['seconds']:.1f} s"

@@ -12,6 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl_runs import arguments, build, parameters_after
 
 from entropy_theory.bridge import trl as bridge
+from entropy_theory.control import rule as build_rule
 
 
 def test_neutral_rule_equals_plain_trl_exactly(tiny_decoder: Path, tmp_path: Path) -> None:
@@ -209,6 +210,28 @@ def test_refusals_come_before_any_work(
     with pytest.raises(ValueError, match=message):
         # The model does not exist: an attempt to load it would raise OSError.
         build(bridge.EntropyControlledGRPOTrainer, tmp_path / "nowhere", config, rule=rule)
+
+
+@pytest.mark.parametrize(
+    ("rule", "loss_type", "release", "message"),
+    [
+        (
+            "entropy-bonus",
+            "dapo",
+            "1.7.0",
+            "trl: expected 1.8 or newer for 'entropy-bonus': before, entropies carry no",
+        ),
+        ("ppo-clip", "luspo", "1.9.2", "trl: expected 1.10 or newer for luspo beside 'ppo-clip'"),
+    ],
+)
+def test_what_older_releases_cannot_carry(
+    tmp_path: Path, rule: str, loss_type: str, release: str, message: str
+) -> None:
+    config = GRPOConfig(**arguments(tmp_path, loss_type=loss_type))
+    with pytest.raises(ValueError, match=message):
+        bridge.check_supported(build_rule(rule), config, release)
+    bridge.check_supported(build_rule("clip-b"), config, release)
+    bridge.check_supported(build_rule(rule), config, "1.16.0")
 
 
 @pytest.mark.parametrize("release", ["0.29.1", "1.15.0", "1.15.2", "2.0.0"])

@@ -123,6 +123,38 @@ def test_rules_of_the_rewards(tiny_decoder: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(seen["output"]["advantages"][mask], expected[mask])
 
 
+@pytest.mark.parametrize("spec", ["w-reinforce", "w-reinforce|ppo-clip(dual_clip=None)"])
+def test_a_completion_without_reward_teaches_nothing(tiny_decoder: Path, tmp_path: Path, spec: str) -> None:
+    def half(completions: list[str], **_: Any) -> list[float | None]:
+        return [None if place % 2 else float(place % 4 == 0) for place in range(len(completions))]
+
+    options = arguments(tmp_path, optim="sgd", max_grad_norm=0.0, learning_rate=1.0)
+    trainer = build(
+        bridge.EntropyControlledGRPOTrainer, tiny_decoder, GRPOConfig(**options), rule=spec, reward_funcs=half
+    )
+    prepare, seen = trainer._generate_and_score_completions, {}
+
+    def after(inputs: Any) -> Any:
+        seen.update(prepare(inputs))
+        return seen
+
+    trainer._generate_and_score_completions = after
+    start = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
+    update = parameters_after(trainer) - start
+    # The oracle: TRL's token mean counts every token; the unjudged half has no gradient.
+    model = build(GRPOTrainer, tiny_decoder, GRPOConfig(**options)).model
+    ids = torch.cat([seen["prompt_ids"], seen["completion_ids"]], dim=1)
+    mask = torch.cat([seen["prompt_mask"], seen["completion_mask"]], dim=1)
+    length = seen["completion_ids"].shape[1]
+    log_p = model(input_ids=ids, attention_mask=mask).logits[:, -length - 1 : -1].log_softmax(-1)
+    picked = log_p.gather(-1, seen["completion_ids"].unsqueeze(-1)).squeeze(-1)
+    gradient = torch.tensor([0.1, 0.0, -1.0, 0.0]).repeat(len(picked) // 4)  # λ = .1, unjudged, wrong, unjudged
+    valid = seen["completion_mask"].bool()
+    (-(gradient.unsqueeze(1) * picked)[valid].sum() / valid.sum()).backward()
+    expected = -torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert torch.linalg.norm(update - expected) < 2e-5 * torch.linalg.norm(expected)  # float32 sums in another order
+
+
 def test_live_rules_are_observed_at_the_live_ratio(tiny_decoder: Path, tmp_path: Path) -> None:
     options = arguments(tmp_path, num_iterations=2, max_steps=4, learning_rate=2e-2)
     plain = parameters_after(build(GRPOTrainer, tiny_decoder, GRPOConfig(**options), reward_funcs=closeness))

@@ -111,3 +111,86 @@ def test_entropy_terms_equal_trls(
     assert log[0]["loss"] < -0.05 or "adaptive" in rule  # the logged loss has the term in it
     without, _ = run(GRPOTrainer, tiny_decoder, arguments(tmp_path, **(REUSE | shared)))
     assert torch.linalg.norm(without - plain) > 1e-2 * torch.linalg.norm(plain - start)
+
+
+def test_state_of_both_parts_survives_a_checkpoint(tiny_decoder: Path, tmp_path: Path) -> None:
+    adaptive = "adaptive-entropy(variant='trl', initial=0.2, target=1.2, step=0.1)"
+    rule = f"clip-b(mu=0.5)|{adaptive}|clip-higher|{adaptive}"
+    options = REUSE | {"max_steps": 8, "save_strategy": "steps", "save_steps": 4}
+    whole = build(
+        bridge.EntropyControlledGRPOTrainer,
+        tiny_decoder,
+        GRPOConfig(**arguments(tmp_path, **options)),
+        rule=rule,
+        reward_funcs=closeness,
+    )
+    expected = parameters_after(whole)
+    # The batch part moved at four generation batches, the live part at eight optimizer steps.
+    assert set(whole.rule_state) == {"1", "3"}
+    assert whole.rule_state["3"]["coefficient"] != whole.rule_state["1"]["coefficient"]
+    again = build(
+        bridge.EntropyControlledGRPOTrainer,
+        tiny_decoder,
+        GRPOConfig(**arguments(tmp_path, **options)),
+        rule=rule,
+        reward_funcs=closeness,
+    )
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert torch.equal(torch.cat([p.detach().flatten() for p in again.model.parameters()]), expected)
+    assert again.rule_state == whole.rule_state
+
+
+def test_kl_cov_against_plain_torch(tiny_decoder: Path, tmp_path: Path) -> None:
+    """The second step on a batch, in four micro-batches, from the rule's definition and autograd."""
+    options = arguments(tmp_path, num_iterations=2, max_steps=2, optim="sgd", max_grad_norm=0.0, learning_rate=0.5)
+    options |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}
+    trainer = build(
+        bridge.EntropyControlledGRPOTrainer,
+        tiny_decoder,
+        GRPOConfig(**options),
+        rule="kl-cov(fraction=0.1, beta=0.5)",
+        reward_funcs=closeness,
+    )
+    points: list[dict[str, torch.Tensor]] = []
+
+    class Watch(bridge.TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            points.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if len(points) == 2:
+                points.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    batch = {
+        name: torch.cat([part[name] for part in trainer._buffered_inputs])
+        for name, value in trainer._buffered_inputs[0].items()
+        if value.dim()
+    }
+    mask = batch["completion_mask"].bool()
+
+    def log_probs() -> torch.Tensor:
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        logits = trainer.model(input_ids=ids, attention_mask=attention).logits[:, -mask.shape[1] - 1 : -1]
+        return logits.log_softmax(-1).gather(-1, batch["completion_ids"].unsqueeze(-1)).squeeze(-1)
+
+    def at(point: dict[str, torch.Tensor]) -> torch.Tensor:
+        trainer.model.load_state_dict(point, strict=False)
+        trainer.model.zero_grad()
+        return log_probs()
+
+    old = at(points[0]).detach()
+    now = at(points[1])
+    advantages = batch["advantages"].unsqueeze(1).expand(mask.shape)
+    a, p = advantages[mask], now.detach()[mask]
+    covariance = (a - a.mean()) * (p - p.mean())
+    chosen = torch.zeros_like(mask)
+    chosen[mask] = covariance >= covariance.sort().values[-int(0.1 * len(a))]
+    objective = (now - old).exp() * advantages - 0.5 * torch.where(chosen, (now - old).abs(), 0.0)
+    (-objective[mask].sum() / mask.sum()).backward()
+    expected = -0.5 * torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+    update = torch.cat([(points[2][n] - points[1][n]).flatten() for n, _ in trainer.model.named_parameters()])
+    # Differences of float32 parameters of order 1 that moved by about 1e-2.
+    assert torch.linalg.norm(update - expected) < 1e-4 * torch.linalg.norm(expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -56,3 +57,12 @@ def test_hostile_text_stays_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(jinja2.UndefinedError):  # a hole in a page is an error, not an empty place
         page.write_page(tmp_path / "out" / "q.html", "t.html", {})
     assert not (tmp_path / "out" / "q.html").exists()
+
+
+def test_formulas_are_spaced_as_tex_would() -> None:
+    formula = ElementTree.fromstring(page.mathml(r"|p| \log p - \operatorname{Cov}_p(p, q)"))
+    bars, names = ([e for e in formula.iter() if e.text == text] for text in ("|", "log"))
+    assert [bar.get("lspace") for bar in bars] == ["0em", "0em"]
+    assert names[0].get("lspace") == "0.17em"
+    subscripted = next(e for e in formula.iter() if e.tag.endswith("msub"))
+    assert [child.text for child in subscripted] == ["Cov", "p"]  # it must keep two children

@@ -1,0 +1,38 @@
+"""The configuration of a controlled trainer: TRL's own with the rule and what is measured about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from trl import GRPOConfig
+
+
+@dataclass
+class EntropyControlledGRPOConfig(GRPOConfig):
+    """TRL's GRPOConfig with the rule and what is measured about it; works with ``TrlParser``.
+
+    Attributes:
+        rule: The rule's specification, such as ``clip-b(mu=1)`` or ``clip-b|random-mask(fraction=0.01)``.
+        rule_seed: Seed of rules that draw at random; every rank draws the same numbers.
+        realised_change_every: Measure the realised change of entropy on the batch's own tokens at every k-th
+            generation, at the price of one more forward; 0 never does.
+        observe: Rules that are asked what they would drop, and change nothing.
+        scoring: "batch" scores each generation batch before its updates; "one-pass" inside the training forward, with
+            one process and one micro-batch per generation only.
+        save_batches: Save the token statistics of every k-th generation batch, gathered over ranks, to
+            ``OUTPUT_DIR/batches`` for ``entropy-theory lens``; 0 never does.
+    """
+
+    rule: str = field(default="none", metadata={"help": "Entropy-control rule, e.g. 'clip-b(mu=1)'."})
+    rule_seed: int = field(default=0, metadata={"help": "Seed of rules that draw at random."})
+    realised_change_every: int = field(
+        default=0, metadata={"help": "Measure the realised entropy change every k generations; 0: never."}
+    )
+    observe: list[str] = field(
+        default_factory=list, metadata={"help": "Rules that are asked what they would drop, and change nothing."}
+    )
+    scoring: str = field(default="batch", metadata={"help": "'batch', or 'one-pass' where that is exact."})
+    save_batches: int = field(default=0, metadata={"help": "Save every k-th generation batch for the lens; 0: never."})
+
+
+OPTIONS = tuple(f.name for f in fields(EntropyControlledGRPOConfig) if f not in fields(GRPOConfig))
