@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -185,7 +185,8 @@ class Scorer:
             for start in range(0, ids.shape[0], rows):
                 block = slice(start, start + rows)
                 tokens = batch["completion_ids"][block]
-                with self.watch() as seen, trainer.accelerator.autocast():
+                watched: AbstractContextManager[list[Tensor]] = self.watch() if avoid_logits else nullcontext([])
+                with watched as seen, trainer.accelerator.autocast():
                     logits = trainer.model(
                         input_ids=ids[block],
                         attention_mask=attention_mask[block],

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
-from trl import GRPOConfig
 from trl_runs import arguments, build, closeness
 
-from entropy_theory.bridge.trl import EntropyControlledGRPOTrainer
+from entropy_theory.bridge.trl import EntropyControlledGRPOConfig, EntropyControlledGRPOTrainer
 from entropy_theory.control import rule as build_rule
 
 PROMPTS, GENERATIONS = 8, 8
@@ -39,8 +38,11 @@ def trainer_for(model: str, folder: Path, accumulation: int, rule: str) -> Entro
         "max_grad_norm": 0.0,
         "shuffle_dataset": False,
     }
-    args = GRPOConfig(**arguments(folder / "trainer", **changes))
-    return build(EntropyControlledGRPOTrainer, Path(model), args, rule=rule, reward_funcs=closeness)
+    changes["save_batches"] = int(rule == "none")
+    args = EntropyControlledGRPOConfig(**arguments(folder / "trainer", **changes))
+    trainer = build(EntropyControlledGRPOTrainer, Path(model), args, rule=rule, reward_funcs=closeness)
+    trainer.batches_folder = folder / f"batches{WORLD}x{accumulation}"
+    return trainer
 
 
 def record(model: str, path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from entropy_theory.bridge.trl_live import members
+from entropy_theory.control import TokenBatch, rule_names
 from entropy_theory.control import rule as build_rule
-from entropy_theory.control import rule_names
 
 REPLAY = Path(__file__).with_name("replay.py")
 LAYOUTS = [(1, 4), (2, 1), (2, 4)]  # ranks and micro-batches; held against one rank with the whole batch of 64
@@ -78,8 +78,13 @@ def updates_of(rules: list[str], layouts: list[tuple[int, int]], model: Path, fo
 
 
 @pytest.fixture(scope="module")
-def few(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Updates:
-    return updates_of(FEW, [(1, 1), (2, 4)], tiny_decoder, tmp_path_factory.mktemp("few"))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("few")
+
+
+@pytest.fixture(scope="module")
+def few(tiny_decoder: Path, folder: Path) -> Updates:
+    return updates_of(FEW, [(1, 1), (2, 4)], tiny_decoder, folder)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +113,17 @@ def test_the_rules_under_test_do_something(few: Updates, rule: str) -> None:
     if build_rule(rule).phase == "batch" and not build_rule(rule).entropy_term:  # one step, as "none" takes
         plain, _ = few[1, 1]["none"]
         assert torch.linalg.norm(update - plain) > 1e-3 * torch.linalg.norm(plain)
+
+
+def test_saved_batches_are_gathered_over_ranks(few: Updates, folder: Path) -> None:
+    whole, parts = (TokenBatch.load(folder / f"batches{name}" / "batch-000000.safetensors") for name in ("1x1", "2x4"))
+    assert torch.equal(whole.completion_mask, parts.completion_mask)
+    assert torch.equal(whole.group_ids, parts.group_ids)
+    for name in ("rewards", "advantages", "log_probs", "entropy", "centered_discriminant", "grpo_curvature"):
+        one, other = getattr(whole, name), getattr(parts, name)
+        if one.dim() == 2:
+            one, other = one[whole.completion_mask], other[whole.completion_mask]
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)  # forwards of other shapes, in float32
 
 
 @pytest.mark.slow

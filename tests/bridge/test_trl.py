@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from trl import GRPOConfig, GRPOTrainer
 from trl_runs import arguments, build, parameters_after
 
 from entropy_theory.bridge import trl as bridge
+from entropy_theory.bridge.trl_checks import warn_untested
 from entropy_theory.control import rule as build_rule
 
 
@@ -232,6 +235,15 @@ def test_what_older_releases_cannot_carry(
         bridge.check_supported(build_rule(rule), config, release)
     bridge.check_supported(build_rule("clip-b"), config, release)
     bridge.check_supported(build_rule(rule), config, "1.16.0")
+
+
+def test_untested_options_are_said(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warn_untested(GRPOConfig(**arguments(tmp_path)), accelerator)
+    with pytest.warns(UserWarning, match="use_vllm: accepted, and untested with entropy control"):
+        warn_untested(GRPOConfig(**arguments(tmp_path, use_vllm=True)), accelerator)
 
 
 @pytest.mark.parametrize("release", ["0.29.1", "1.15.0", "1.15.2", "2.0.0"])
