@@ -83,7 +83,7 @@ def _verify(config: VerifyConfig, console: Console) -> int:
 class LensConfig:
     """Ask which control rule would do what to entropy, on a batch of your own and before any training.
 
-    Reads a TokenBatch file (TokenBatch.save; simulations/record_batch.py records one from a GRPO run) and predicts for
+    Reads a TokenBatch file (TokenBatch.save; entropy-theory train --save-batches K records them) and predicts for
     each rule the change of entropy of the gradient that it lets through. Examples:
 
       entropy-theory lens batch.safetensors

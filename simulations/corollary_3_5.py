@@ -13,14 +13,13 @@ trained on.
 from __future__ import annotations
 
 import math
-import tempfile
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import sweep
 import tyro
-from grpo_runs import warmed_up
+from grpo_runs import train_observed
 
 
 @dataclass(frozen=True)
@@ -119,11 +118,9 @@ def _name(top_p: float) -> str:
 def _run(task: CenteringRun) -> list[list[float]]:
     """Train the decoder with TRL and score every token that was sampled, under the policy that sampled it."""
     import torch
-    from transformers import PrinterCallback, ProgressCallback
 
-    from entropy_theory.bridge.trl import EntropyControlledGRPOConfig, EntropyControlledGRPOTrainer
+    from entropy_theory.bridge.trl import EntropyControlledGRPOTrainer
     from entropy_theory.dynamics import bank
-    from entropy_theory.testbed import decoder, sum_task
 
     rows: list[list[float]] = []
 
@@ -142,35 +139,15 @@ def _run(task: CenteringRun) -> list[list[float]]:
             rows.append([float(sampled.sum()), *(float(values.sum()) for values in sums)])
             return output
 
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Scored(
-            model=str(warmed_up(task.tiny)),
-            reward_funcs=sum_task.reward,
-            args=EntropyControlledGRPOConfig(
-                output_dir=folder,
-                max_steps=task.steps,
-                per_device_train_batch_size=task.prompts * task.generations,
-                num_generations=task.generations,
-                max_completion_length=sum_task.ANSWER_LENGTH + 1,
-                top_p=task.top_p,
-                learning_rate=6e-4,
-                lr_scheduler_type="constant",
-                beta=0.0,
-                bf16=False,
-                use_cpu=not torch.cuda.is_available(),
-                report_to="none",
-                save_strategy="no",
-                disable_tqdm=True,
-                gradient_checkpointing=False,
-                model_init_kwargs={"dtype": "float32"},
-                seed=task.seed,
-            ),
-            train_dataset=sum_task.dataset(2048, task.seed),
-            processing_class=decoder.build_tokenizer(),
-        )
-        for callback in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(callback)
-        trainer.train()
+    train_observed(
+        Scored,
+        tiny=task.tiny,
+        steps=task.steps,
+        prompts=task.prompts,
+        generations=task.generations,
+        seed=task.seed,
+        top_p=task.top_p,
+    )
     return rows
 
 

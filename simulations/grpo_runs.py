@@ -88,6 +88,61 @@ def train(run: GrpoRun) -> dict[str, Any]:
     return {"curves": curves, "final": rounded(final), "policy": policy}
 
 
+def train_observed(
+    kind: type[Any], *, tiny: bool, steps: int, prompts: int, generations: int, seed: int, **options: Any
+) -> Any:
+    """Train the decoder on the sum task with a GRPO trainer of one's own, which looks on; nothing is kept on disk.
+
+    Args:
+        kind: The trainer's class.
+        tiny: Which decoder.
+        steps: Optimizer steps.
+        prompts: Prompts in a generation batch.
+        generations: Completions per prompt.
+        seed: Seed of sampling and data order.
+        **options: Further options of TRL's configuration.
+
+    Returns:
+        The trainer.
+    """
+    import torch
+    from transformers import PrinterCallback, ProgressCallback
+
+    from entropy_theory.bridge.trl import EntropyControlledGRPOConfig
+    from entropy_theory.testbed import decoder, sum_task
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = kind(
+            model=str(warmed_up(tiny)),
+            reward_funcs=sum_task.reward,
+            args=EntropyControlledGRPOConfig(
+                output_dir=folder,
+                max_steps=steps,
+                per_device_train_batch_size=prompts * generations,
+                num_generations=generations,
+                max_completion_length=sum_task.ANSWER_LENGTH + 1,
+                learning_rate=6e-4,
+                lr_scheduler_type="constant",
+                beta=0.0,
+                bf16=False,
+                use_cpu=not torch.cuda.is_available(),
+                report_to="none",
+                save_strategy="no",
+                disable_tqdm=True,
+                gradient_checkpointing=False,
+                model_init_kwargs={"use_safetensors": True, "dtype": "float32"},
+                seed=seed,
+                **options,
+            ),
+            train_dataset=sum_task.dataset(2048, seed),
+            processing_class=decoder.build_tokenizer(),
+        )
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
+        trainer.train()
+    return trainer
+
+
 def thinned(values: Sequence[Any], points: int = POINTS) -> list[float]:
     """Average neighbouring values, so that at most ``points`` are left."""
     parts = np.array_split(np.array(values, dtype=float), min(points, len(values)))

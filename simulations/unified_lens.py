@@ -11,7 +11,6 @@ entropy; (3) training on the share ρ of tokens with the highest entropy alone a
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -202,10 +201,9 @@ def clipped_in_bank(task: ClippedInBank) -> dict[str, Any]:
 def clipped_in_model(task: ClippedInModel) -> dict[str, Any]:
     """Train with TRL, whose own loss is PPO's, and look at the batch's tokens before every update but its first."""
     import torch
-    from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from transformers import TrainerCallback
+    from trl import GRPOTrainer
 
-    from entropy_theory.testbed import decoder, sum_task
     from entropy_theory.vocab import TokenStatistics, token_statistics
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -213,6 +211,10 @@ def clipped_in_model(task: ClippedInModel) -> dict[str, Any]:
 
     class Watched(GRPOTrainer):
         """Keeps the batch it trains on, with log p before the first update."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.add_callback(Watch(self))
 
         def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
             output: dict[str, Any] = super()._generate_and_score_completions(inputs)
@@ -233,7 +235,11 @@ def clipped_in_model(task: ClippedInModel) -> dict[str, Any]:
     class Watch(TrainerCallback):
         """Looks after each update, unless the batch is used up."""
 
+        def __init__(self, trainer: Any) -> None:
+            self._trainer = trainer
+
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            trainer = self._trainer
             trainer.updates += 1
             if trainer.updates == task.iterations:
                 return
@@ -242,36 +248,15 @@ def clipped_in_model(task: ClippedInModel) -> dict[str, Any]:
             A = trainer.advantages.unsqueeze(1).expand_as(ratio)
             cut.see(*(x[valid] for x in (now.log_probs.exp(), ratio, A, now.centered_discriminant)))
 
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Watched(
-            model=str(grpo_runs.warmed_up(task.tiny)),
-            reward_funcs=sum_task.reward,
-            args=GRPOConfig(
-                output_dir=folder,
-                max_steps=task.steps,
-                per_device_train_batch_size=task.prompts * task.generations,
-                num_generations=task.generations,
-                num_iterations=task.iterations,
-                max_completion_length=sum_task.ANSWER_LENGTH + 1,
-                learning_rate=6e-4,
-                lr_scheduler_type="constant",
-                beta=0.0,
-                bf16=False,
-                use_cpu=not torch.cuda.is_available(),
-                report_to="none",
-                save_strategy="no",
-                disable_tqdm=True,
-                gradient_checkpointing=False,
-                model_init_kwargs={"use_safetensors": True, "dtype": "float32"},
-                seed=task.seed,
-            ),
-            train_dataset=sum_task.dataset(2048, task.seed),
-            processing_class=decoder.build_tokenizer(),
-            callbacks=[Watch()],
-        )
-        for callback in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(callback)
-        trainer.train()
+    grpo_runs.train_observed(
+        Watched,
+        tiny=task.tiny,
+        steps=task.steps,
+        prompts=task.prompts,
+        generations=task.generations,
+        seed=task.seed,
+        num_iterations=task.iterations,
+    )
     return cut.result()
 
 

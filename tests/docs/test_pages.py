@@ -112,7 +112,7 @@ def test_what_a_page_names_exists(page: Path) -> None:
         "```bash\nmake no-such\n```",
         "```bash\nentropy-theory verfy\n```",
         "```bash\npython simulations/no_such.py --quick\n```",
-        "```bash\npython simulations/record_batch.py --stepps 20\n```",
+        "```bash\npython simulations/scaling.py --stepps 20\n```",
         "```bash\npip install -e '.[no-such,train]'\n```".replace("no-such", "nosuch"),
     ],
 )
