@@ -191,5 +191,5 @@ class AdaptiveEntropy(_EntropyTerm):
         entropy = masked_mean(values, flow.valid, context.reducer)
         below = entropy < self.target if skywork else entropy <= self.target
         moved = min(max(now["coefficient"] + (step if below else -step), low), high)
-        metrics = {"coefficient": used, "entropy": entropy, "next_coefficient": moved}
+        metrics = {"coefficient": used, "controlled_entropy": entropy, "next_coefficient": moved}
         return self._bonus(flow, context, used), metrics, {"coefficient": moved, "enabled": below}
