@@ -60,7 +60,9 @@ def test_entropy_is_that_of_all_micro_batches(source: str) -> None:
         mask = torch.from_numpy(masks.reshape(H.shape))
         batches.append(TokenBatch(-H, H, torch.ones(H.shape[0]), mask))
     found = trajectory(one, batches, "coefficient", "next_coefficient", "controlled_entropy")
-    np.testing.assert_allclose(found["controlled_entropy"], data[f"{key}.world_entropy"], rtol=2e-7)  # float32 sums officially
+    np.testing.assert_allclose(
+        found["controlled_entropy"], data[f"{key}.world_entropy"], rtol=2e-7
+    )  # float32 sums officially
     np.testing.assert_allclose(found["next_coefficient"], data[f"{key}.coef_after"], rtol=0, atol=1e-14)
     for micro in range(2):
         np.testing.assert_allclose(found["coefficient"], data[f"{key}.coef_used"][:, micro], rtol=0, atol=1e-14)
