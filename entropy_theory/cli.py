@@ -132,6 +132,7 @@ def _train(config: Any, console: Console) -> int:
 
     with progress_bar(console) as progress:
         result = train(config, progress)
+    _leave_ranks()
     if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks for all
         return 0
     final = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in result.get("final", {}).items())
@@ -178,6 +179,15 @@ def _audit(config: Any, console: Console) -> int:
     figures.save(audit_figures.audit(result), config.out / "audit.png")
     console.print(f"written: {config.out / 'audit.json'}, {config.out / 'audit.png'}")
     return 0
+
+
+def _leave_ranks() -> None:
+    """End the process group of a finished run: left to the interpreter, its threads may outlive what they use."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def _simulate(config: Any, console: Console) -> int:

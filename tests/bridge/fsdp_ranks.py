@@ -76,3 +76,5 @@ def main(model: str, out: Path, kind: str, rules: list[str]) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4:])
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()  # left to the interpreter, its threads may outlive what they use

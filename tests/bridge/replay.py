@@ -113,3 +113,6 @@ if __name__ == "__main__":
         record(sys.argv[1], place / "completions.json")
     for parts in map(int, sys.argv[3].split(",")):
         replay(sys.argv[1], place, parts, specifications)
+    if torch.distributed.is_initialized():  # left to the interpreter, its threads may outlive what they use
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
