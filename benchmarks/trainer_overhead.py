@@ -332,7 +332,11 @@ def main(config: OverheadConfig) -> None:
                     console.print(f"{name} {setting} {rule}: {row['wall']['overhead']:+.1%}", highlight=False)
     console.print(table_of(rows))
     if config.out is not None:
-        content = {"configuration": replace(config, out=None), "environment": records.environment(), "measurements": rows}
+        content = {
+            "configuration": replace(config, out=None),
+            "environment": records.environment(),
+            "measurements": rows,
+        }
         records.write_json(config.out / f"trainer_overhead_{config.device}.json", content)
 
 
