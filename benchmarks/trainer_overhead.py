@@ -150,8 +150,9 @@ def check_exactness(config: OverheadConfig, name: ModelName, setting: str, folde
     plain, ours = ended
     size = sum(float(a.double().square().sum()) for a in plain) ** 0.5
     apart = sum(float((a - b).double().square().sum()) for a, b in zip(plain, ours, strict=True)) ** 0.5
-    # AdamW's first steps have the size of the rate whatever the gradient's: rounding turns some of the smallest around.
-    if not size > 0 or apart > (0.0 if demo else 1e-2 * size):
+    # Only where old log-probabilities are ours does rounding differ: 8e-6 of the update was measured.
+    exact = demo or setting == "extra"
+    if not size > 0 or apart > (0.0 if exact else 1e-4 * size):
         raise SystemExit(f"{name}, {setting}: with the rule none the update is {apart / size:.1e} off plain TRL's")
     return apart / size
 

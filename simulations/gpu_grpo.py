@@ -91,35 +91,14 @@ QUICK: dict[str, Any] = {
 }
 
 
-def build_model(config: GpuGrpoConfig, vocab_size: int) -> Any:
-    """Build the decoder with random weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=2 * config.hidden_size,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.heads,
-            max_position_embeddings=256,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-            tie_word_embeddings=False,
-        )
-    )
-
-
 def warm_up(config: GpuGrpoConfig, folder: Path, console: Console) -> None:
     """Train on demonstrations and save model and tokenizer; the folder appears whole or not at all."""
     if folder.exists():
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = decoder.build_tokenizer()
-    model = build_model(config, len(tokenizer)).to(device).train()
+    sizes = decoder.WarmupConfig(hidden_size=config.hidden_size, layers=config.layers, heads=config.heads)
+    model = decoder.build_model(sizes, len(tokenizer), positions=256).to(device).train()
     console.print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}", highlight=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.warmup_rate)
     rising = max(1, config.warmup_steps // 20)

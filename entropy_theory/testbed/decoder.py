@@ -82,8 +82,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(config: WarmupConfig, vocab_size: int) -> PreTrainedModel:
-    """Build the decoder with random weights from the configuration's seed."""
+def build_model(config: WarmupConfig, vocab_size: int, positions: int = 64) -> PreTrainedModel:
+    """Build the decoder with random weights from the configuration's seed, for sequences of up to so many positions."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with torch.random.fork_rng(devices=[]):
@@ -96,7 +96,7 @@ def build_model(config: WarmupConfig, vocab_size: int) -> PreTrainedModel:
                 num_hidden_layers=config.layers,
                 num_attention_heads=config.heads,
                 num_key_value_heads=config.heads,
-                max_position_embeddings=64,
+                max_position_embeddings=positions,
                 pad_token_id=0,
                 bos_token_id=1,
                 eos_token_id=2,
