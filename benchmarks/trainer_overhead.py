@@ -8,18 +8,20 @@ from round to round; so a slow moment of the machine hits both. Both start every
 learn at rate 0, so they write, score and differentiate the same tokens for ever: what differs is the control. Exactness
 comes first: with the rule ``none`` the update must be plain TRL's, at a rate that is not 0.
 
-The settings: `old`, two passes over a batch, where TRL computes old log-probabilities anyway; `extra`, one pass, where
-control adds a forward; `live`, two passes with a rule of the live ratio, whose loss replaces TRL's.
+The settings: `old`, two passes over a batch, where TRL computes old log-probabilities anyway; `one-pass`, where the
+training forward serves; `extra`, two micro-batches and one pass over them, where control adds a forward; `live`, two
+passes with a rule of the live ratio, whose loss replaces TRL's.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import random
 import tempfile
-import threading
 import time
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -32,6 +34,7 @@ import tyro
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import binom
 from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -41,8 +44,10 @@ from entropy_theory.bridge.trl import EntropyControlledGRPOTrainer
 from entropy_theory.testbed import decoder, sum_task
 
 ModelName = Literal["demo", "vocab"]
-PASSES = {"old": 2, "extra": 1, "live": 2}
-BAR = {"old": 0.03, "extra": 0.15}  # of the time of a plain step
+PASSES = {"old": 2, "one-pass": 1, "extra": 1, "live": 2}
+MICRO_BATCHES = {"extra": 2}
+PLAIN = "plain TRL again"  # a measurement of nothing: how far off this benchmark is
+BAR = {"old": 0.03, "one-pass": 0.03, "extra": 0.15}  # of the time of a plain step
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ class OverheadConfig:
     Attributes:
         models: demo: the demo's decoder, 85k parameters, 256 completions; vocab: V = 151,936, d = 896, 2 layers, 8
             completions; both with random weights.
-        settings: old, extra, live; see above.
-        rules: Rules of the settings old and extra.
+        settings: old, one-pass, extra, live; see above.
+        rules: Rules of all settings but live.
         live_rules: Rules of the setting live.
         rounds: Turns of each trainer with the demo model.
         vocab_rounds: The same with the other one.
@@ -66,7 +71,7 @@ class OverheadConfig:
     """
 
     models: tuple[ModelName, ...] = ("demo", "vocab")
-    settings: tuple[Literal["old", "extra", "live"], ...] = ("old", "extra", "live")
+    settings: tuple[Literal["old", "one-pass", "extra", "live"], ...] = ("old", "one-pass", "extra", "live")
     rules: tuple[str, ...] = ("none", "clip-b", "clip-v", "high-entropy", "random-mask(match='clip-b')")
     live_rules: tuple[str, ...] = ("ppo-clip", "kl-cov")
     rounds: int = 40
@@ -95,6 +100,12 @@ def reward(completion_ids: list[list[int]], **_: object) -> list[float]:
     return [float(sum(ids) % 2) for ids in completion_ids]
 
 
+def prompts(units: int, each: int) -> Any:
+    """The same few prompts for every generation batch."""
+    few = sum_task.dataset(each, 0)
+    return few.select([row for _ in range(units) for row in range(each)])
+
+
 def build_trainer(
     config: OverheadConfig, name: ModelName, setting: str, rule: str | None, folder: str, units: int, **changes: Any
 ) -> GRPOTrainer:
@@ -103,7 +114,8 @@ def build_trainer(
     changes = {"model": changes.pop("model", None)} | {"args": changes}
     options: dict[str, Any] = {
         "output_dir": folder,
-        "per_device_train_batch_size": 256 if demo else 8,
+        "per_device_train_batch_size": (256 if demo else 8) // MICRO_BATCHES.get(setting, 1),
+        "gradient_accumulation_steps": MICRO_BATCHES.get(setting, 1),
         "num_generations": 16 if demo else 4,
         "max_completion_length": sum_task.ANSWER_LENGTH + 1 if demo else config.completion_length,
         "num_iterations": PASSES[setting],
@@ -117,12 +129,13 @@ def build_trainer(
         "logging_steps": 1,
         "save_strategy": "no",
         "disable_tqdm": True,
+        "shuffle_dataset": False,
     }
     trainer = (GRPOTrainer if rule is None else EntropyControlledGRPOTrainer)(
         model=changes["model"] or build_model(name, config.device),
         reward_funcs=reward,
         args=GRPOConfig(**(options | changes["args"])),
-        train_dataset=sum_task.dataset(2048, 0),
+        train_dataset=prompts(units, 16 if demo else 2),
         processing_class=decoder.build_tokenizer(),
         **({} if rule is None else {"rule": rule}),
     )
@@ -161,94 +174,84 @@ def check_exactness(config: OverheadConfig, name: ModelName, setting: str, folde
 
 
 class Turns(TrainerCallback):
-    """Lets a trainer that runs in its own thread do one generation batch whenever it is its turn."""
+    """Makes one trainer plain TRL's for one generation batch and a controlled one for another, and times each.
 
-    def __init__(self, trainer: GRPOTrainer, config: OverheadConfig) -> None:
-        self.period, self.threads, self.device = boundary(trainer.args), config.threads, config.device
-        self.wall: list[float] = []
-        self.process: list[float] = []
-        self.peak: list[int] = []
-        self.error: BaseException | None = None
-        self._turn, self._over = threading.Semaphore(0), threading.Semaphore(0)
-        self._running = False
+    The class changes between generation batches, so both share weights, optimizer, threads and heap, and take turns
+    over the same prompts from the same random state: what differs is the control. Each pair is in random order.
+    """
+
+    def __init__(self, trainer: GRPOTrainer, classes: Sequence[type], device: str) -> None:
+        self.trainer, self.classes, self.device = trainer, classes, device
+        self.period = boundary(trainer.args)
+        self.wall: list[list[float]] = [[], []]
+        self.process: list[list[float]] = [[], []]
+        self.peak: list[list[int]] = [[], []]
+        self._order = random.Random(0)
+        self._arms: list[int] = []
+        self._arm: int | None = None
         trainer.add_callback(self)
-        self.thread = threading.Thread(target=self._train, args=(trainer,), daemon=True)
-
-    def _train(self, trainer: GRPOTrainer) -> None:
-        torch.set_num_threads(self.threads)  # counts per thread
-        try:
-            trainer.train()
-        except BaseException as error:
-            self.error = error
-            self._over.release()
-
-    def take(self) -> None:
-        """Let the trainer do a generation batch, logging and all, and wait for it."""
-        self._turn.release()
-        self._over.acquire()
-        if self.error is not None:
-            raise self.error
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Before a generation batch: the last one is over; wait for the next turn."""
+        """Between generation batches: stop one clock, start the other."""
         if state.global_step % self.period:
             return
         self._end()
-        self._turn.acquire()
-        torch.manual_seed(state.global_step)  # the same for both
+        if not self._arms:
+            self._arms = self._order.sample([0, 1], 2)
+        self._arm = self._arms.pop()
+        self.trainer.__class__ = self.classes[self._arm]
+        torch.manual_seed(len(self.wall[self._arm]))  # the same for both
+        gc.collect()  # what one left behind is not the other's to clear
+        gc.freeze()
         if self.device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-        self._running, self._start = True, (time.perf_counter(), time.process_time())
+        self._start = time.perf_counter(), time.process_time()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After the last batch."""
         self._end()
 
     def _end(self) -> None:
-        if not self._running:
+        if self._arm is None:
             return
         if self.device == "cuda":
             torch.cuda.synchronize()
-            self.peak.append(torch.cuda.max_memory_allocated())
-        self.wall.append(time.perf_counter() - self._start[0])
-        self.process.append(time.process_time() - self._start[1])
-        self._running = False
-        self._over.release()
+            self.peak[self._arm].append(torch.cuda.max_memory_allocated())
+        self.wall[self._arm].append(time.perf_counter() - self._start[0])
+        self.process[self._arm].append(time.process_time() - self._start[1])
+        self._arm = None
 
 
 def measure(config: OverheadConfig, name: ModelName, setting: str, rule: str, folder: str) -> dict[str, Any]:
-    """Time a plain and a controlled trainer turn by turn."""
-    rounds = config.rounds if name == "demo" else config.vocab_rounds
-    warm = 2
-    # At rate 0 they can share the weights, which leaves room for two optimizers.
-    model = build_model(name, config.device)
-    arms = [
-        Turns(build_trainer(config, name, setting, one, folder, rounds + warm, model=model), config)
-        for one in (None, rule)
-    ]
-    for arm in arms:
-        arm.thread.start()
-    for turn in range(rounds + warm):
-        for arm in arms if turn % 2 else reversed(arms):
-            arm.take()
-    for arm in arms:
-        arm.thread.join()
-    plain, ours = arms
+    """Time plain and controlled generation batches, turn by turn."""
+    rounds, warm = config.rounds if name == "demo" else config.vocab_rounds, 3
+    trainer = build_trainer(config, name, setting, "none" if rule == PLAIN else rule, folder, 2 * (rounds + warm))
+    ours = GRPOTrainer if rule == PLAIN else type(trainer)
+    turns = Turns(trainer, (GRPOTrainer, ours), config.device)
+    trainer.train()
     result: dict[str, Any] = {"model": name, "setting": setting, "rule": rule, "rounds": rounds}
     for clock in ("wall", "process"):
-        before, after = getattr(plain, clock)[warm:], getattr(ours, clock)[warm:]
+        before, after = (times[warm:] for times in getattr(turns, clock))
         ratios = [b / a - 1 for a, b in zip(before, after, strict=True)]
         low, _, high = quantiles(ratios, n=4)
         result[clock] = {
-            "plain": median(before) / plain.period,
-            "controlled": median(after) / plain.period,
+            "plain": median(before) / turns.period,
+            "controlled": median(after) / turns.period,
             "overhead": median(ratios),
+            "interval": median_interval(ratios),
             "quartiles": [low, high],
         }
     if config.device == "cuda":
-        result["memory"] = {"plain": max(plain.peak[warm:]), "controlled": max(ours.peak[warm:])}
+        result["memory"] = {"plain": max(turns.peak[0][warm:]), "controlled": max(turns.peak[1][warm:])}
     return result
+
+
+def median_interval(values: Sequence[float]) -> list[float]:
+    """Order statistics between which the median lies with 95 % confidence, whatever the distribution."""
+    low, high = binom.interval(0.95, len(values), 0.5)
+    ordered = sorted(values)
+    return [ordered[max(int(low) - 1, 0)], ordered[min(int(high), len(values) - 1)]]
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------

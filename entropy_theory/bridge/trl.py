@@ -6,7 +6,7 @@ Three seams, chosen by the rule:
    the current policy, the rule is applied to the batch of all ranks and micro-batches at once, and per-token advantages
    are handed back to TRL. They survive TRL's shuffle and split, so the statistics are global and fixed before the
    updates, and TRL's own loss, clipping, KL and logging stay as they are.
-2. ``scoring="one-pass"``: the same inside the loss, from the training forward itself, where that is exact.
+2. One pass: the same inside the loss, from the training forward itself; taken where that is exact.
 3. Rules of the live ratio and entropy terms: inside the loss at every micro-batch; see `bridge.trl_live`.
 """
 
@@ -34,6 +34,7 @@ from entropy_theory.bridge.trl_checks import (
     SUPPORTED_LOSSES,
     SUPPORTED_TRL,
     TOKEN_MEAN,
+    against_one_pass,
     check_supported,
     check_trl_version,
     warn_untested,
@@ -108,8 +109,9 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         """Read the rule and the options, and refuse what cannot be done: before any model is loaded."""
         self.rule = build_rule(rule if rule is not None else getattr(config, "rule", "none"))
         self.observed = [build_rule(one) for one in getattr(config, "observe", [])]
-        self._one_pass = getattr(config, "scoring", "batch") == "one-pass"
-        check_supported(self.rule, config, version("trl"), getattr(config, "scoring", "batch"))
+        self._scoring = getattr(config, "scoring", "auto")
+        check_supported(self.rule, config, version("trl"), self._scoring)
+        self._one_pass = self._scoring != "batch" and against_one_pass(self.rule, config) is None
         for name in ("realised_change_every", "save_batches"):
             if int(getattr(config, name, 0)) < 0:
                 raise invalid(name, "an integer >= 0", getattr(config, name))
@@ -131,7 +133,11 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         self._scorer = Scorer(self)
         self._live = LiveLoss(self, rescaled=Version(version("trl")) >= Version("1.9.1"))
         if self._one_pass and (name := self._scorer.dropout()):
-            raise invalid("scoring", "'batch', or a model without dropout (disable_dropout)", f"'one-pass' with {name}")
+            if self._scoring == "one-pass":
+                raise invalid(
+                    "scoring", "'batch', or a model without dropout (disable_dropout)", f"'one-pass' with {name}"
+                )
+            self._one_pass = False
         if self._realised_every:
             self.add_callback(_RealisedChange(self))
 
@@ -144,8 +150,11 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         finally:
             self._stage = ""
         if self.model.training:
-            output |= self._groups(output["completion_ids"].shape[0])
-            if not self._one_pass:
+            rows = output["completion_ids"]
+            output |= self._groups(len(rows))
+            if self._one_pass:
+                output[CARRIED + "rows"] = torch.arange(len(rows), device=rows.device)
+            else:
                 captured = self._captured if "old_per_token_logps" in output else None
                 self._control(output, captured)
         self._captured = self._rewards = None

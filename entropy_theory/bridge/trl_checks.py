@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from packaging.version import Version
 from trl import GRPOConfig
@@ -20,7 +20,7 @@ SEQUENCE_MEAN = frozenset({"grpo", "sapo"})
 CONSTANT = frozenset({"dr_grpo", "luspo"})
 SUPPORTED_LOSSES = TOKEN_MEAN | SEQUENCE_MEAN | CONSTANT
 
-Scoring = Literal["batch", "one-pass"]
+Scoring = Literal["auto", "batch", "one-pass"]
 
 
 def check_trl_version(installed: str) -> None:
@@ -42,14 +42,14 @@ def check_trl_version(installed: str) -> None:
         raise invalid("trl", f"a release in {SUPPORTED_TRL}", installed)
 
 
-def check_supported(rule: Rule, args: GRPOConfig, installed: str, scoring: str = "batch") -> None:
+def check_supported(rule: Rule, args: GRPOConfig, installed: str, scoring: str = "auto") -> None:
     """Refuse what cannot be carried exactly, before any work.
 
     Args:
         rule: The control rule.
         args: The trainer's configuration.
         installed: TRL's release.
-        scoring: "batch" or "one-pass".
+        scoring: "auto", "batch" or "one-pass".
 
     Raises:
         ValueError: The loss would ignore per-token advantages; an option replaces the code that reads them; the live
@@ -99,24 +99,28 @@ def _check_live(rule: Rule, args: GRPOConfig) -> None:
 
 
 def _check_scoring(rule: Rule, args: GRPOConfig, scoring: str) -> None:
-    """One pass sees one micro-batch at a time: exact only where that is the whole optimizer step, and never again."""
-    if scoring not in ("batch", "one-pass"):
-        raise invalid("scoring", "'batch' or 'one-pass'", repr(scoring))
-    if scoring == "batch":
-        return
+    if scoring not in get_args(Scoring):
+        raise invalid("scoring", "'auto', 'batch' or 'one-pass'", repr(scoring))
+    if scoring == "one-pass" and (found := against_one_pass(rule, args)):
+        raise invalid("scoring", found[0], f"'one-pass' with {found[1]}")
+
+
+def against_one_pass(rule: Rule, args: GRPOConfig) -> tuple[str, str] | None:
+    """Say why the training forward cannot serve to score the batch: what is expected, and what is there instead.
+
+    It sees one micro-batch at a time: exact only where that is the rank's whole generation batch, and never again.
+    """
     if rule.phase == "live":
-        raise invalid("scoring", f"'batch' for {str(rule)!r}: in one pass the ratio is always 1", repr(scoring))
-    for name, value in (
-        ("processes", args.world_size),
-        ("gradient_accumulation_steps", args.gradient_accumulation_steps),
-        ("steps_per_generation", args.steps_per_generation),
-        ("num_iterations", args.num_iterations),
-    ):
-        if value != 1:
-            reason = "'batch': one pass is exact only with one process and one micro-batch per generation, used once"
-            raise invalid("scoring", reason, f"'one-pass' with {name} = {value}")
+        return "'batch' for a rule of the live ratio, which in one pass is always 1", repr(str(rule))
+    for name in ("gradient_accumulation_steps", "steps_per_generation", "num_iterations"):
+        if (value := getattr(args, name)) != 1:
+            reason = "'batch': one pass is exact only with one micro-batch per generation and rank, used once"
+            return reason, f"{name} = {value}"
     if args.use_vllm:
-        raise invalid("scoring", "'batch' with vLLM, where TRL computes old log-probabilities anyway", repr(scoring))
+        return "'batch' where TRL computes old log-probabilities anyway", "vLLM"
+    if args.torch_compile:
+        return "'batch': what reads the logits would be compiled again at every step", "torch_compile"
+    return None
 
 
 def warn_untested(args: GRPOConfig, accelerator: Any) -> None:

@@ -18,7 +18,7 @@ class EntropyControlledGRPOConfig(GRPOConfig):
             generation, at the price of one more forward; 0 never does.
         observe: Rules that are asked what they would drop, and change nothing.
         scoring: "batch" scores each generation batch before its updates; "one-pass" inside the training forward, with
-            one process and one micro-batch per generation only.
+            one micro-batch per generation and rank only; "auto" in one pass where that is exact.
         save_batches: Save the token statistics of every k-th generation batch, gathered over ranks, to
             ``OUTPUT_DIR/batches`` for ``entropy-theory lens``; 0 never does.
     """
@@ -31,7 +31,7 @@ class EntropyControlledGRPOConfig(GRPOConfig):
     observe: list[str] = field(
         default_factory=list, metadata={"help": "Rules that are asked what they would drop, and change nothing."}
     )
-    scoring: str = field(default="batch", metadata={"help": "'batch', or 'one-pass' where that is exact."})
+    scoring: str = field(default="auto", metadata={"help": "'batch', 'one-pass', or one pass where exact: 'auto'."})
     save_batches: int = field(default=0, metadata={"help": "Save every k-th generation batch for the lens; 0: never."})
 
 

@@ -198,21 +198,33 @@ class LiveLoss:
         return tuple(None if value is None else value.detach() for value in self._found)
 
     def _one_pass(self, forward: Callable[[], Any]) -> Any:
+        """Score and decide during the forward, on rows in the order in which they were sampled."""
         trainer, inputs = self._trainer, self._inputs
-        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-        attention_mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-        if obstacle := trainer._scorer.obstacle(ids, attention_mask):
+        batch, order = sorted_window([inputs])
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        attention_mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        obstacle = trainer._scorer.obstacle(ids, attention_mask)
+        if obstacle and trainer._scoring == "one-pass":
             raise invalid("scoring", f"'batch': {obstacle}", "'one-pass'")
         with trainer._scorer.watch() as seen:
             output = forward()
-        hidden, tokens = seen[-1], inputs["completion_ids"]
-        trainer._control(inputs, trainer._scorer.from_hidden(hidden, tokens, trainer._second_order()))
+        statistics = None  # scored apart
+        if not obstacle:
+            tokens = batch["completion_ids"]
+            hidden = seen[-1][order, -tokens.shape[1] - 1 : -1]
+            statistics = trainer._scorer.from_hidden(hidden, tokens, trainer._second_order())
+        decided = dict(batch)
+        trainer._control(decided, statistics)
+        back = order.argsort()
+        for name, value in decided.items():
+            if value is not batch.get(name):
+                inputs[name] = value[back] if value.dim() else value
         return output
 
     def finish(self, loss: Tensor) -> Tensor:
         """Turn TRL's loss into the controlled one."""
         trainer, inputs = self._trainer, self._inputs
-        if CARRIED + "rows" not in inputs:
+        if MASK not in inputs:
             return loss
         log_probs, entropy, *rest = self._found
         self._observe(log_probs.detach(), entropy.detach())

@@ -150,10 +150,9 @@ class Scorer:
 
     @torch.no_grad()
     def from_hidden(self, hidden: Tensor, tokens: Tensor, second_order: bool = False) -> TokenStatistics:
-        """Score tokens from the hidden states of the whole sequences that end with them."""
-        length = tokens.shape[1]
+        """Score tokens from the hidden states before them, (B, T, d)."""
         with self._trainer.accelerator.autocast():  # which decides the dtype of the product
-            states, matrix, bias = self._operands(hidden[:, -length - 1 : -1])
+            states, matrix, bias = self._operands(hidden)
         return token_statistics_from_hidden(
             states,
             matrix,
@@ -173,11 +172,12 @@ class Scorer:
             second_order: Also Σ S² and the curvature.
         """
         trainer = self._trainer
-        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-        attention_mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        # Nothing follows the last token, so it need not be read.
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"][:, :-1]], dim=1)
+        attention_mask = torch.cat([batch["prompt_mask"], batch["completion_mask"][:, :-1]], dim=1)
         length = batch["completion_ids"].shape[1]
         avoid_logits = self.vocab_size >= LARGE_VOCABULARY and not self.obstacle(ids, attention_mask)
-        keep = 1 if avoid_logits else length + 1
+        keep = 1 if avoid_logits else length
         takes_keep = "logits_to_keep" in inspect.signature(self.base.forward).parameters
         rows = self._rows(ids.device, keep if takes_keep else ids.shape[1])
         parts = []
@@ -194,19 +194,22 @@ class Scorer:
                         **({"logits_to_keep": keep} if takes_keep else {}),
                     ).logits
                 if avoid_logits:
-                    parts.append(self.from_hidden(seen[-1], tokens, second_order))
+                    parts.append(self.from_hidden(seen[-1][:, -length:], tokens, second_order))
                 else:
                     temperature = float(trainer.temperature)
-                    kept = logits[:, -length - 1 : -1]
+                    kept = logits[:, -length:]
                     parts.append(token_statistics(kept, tokens, temperature=temperature, second_order=second_order))
                 del seen, logits
         return joined(parts)
 
     def _rows(self, device: torch.device, positions: int) -> int:
-        """Rows of a block, the same on every rank whatever its completions: wrapped models meet in a forward."""
+        """Rows of a block, the same on every rank whatever its completions: wrapped models meet in a forward.
+
+        Two micro-batches at a time: without a gradient they need less memory than one with it.
+        """
         accelerator = self._trainer.accelerator
         budget = LOGITS_BUDGET // (4 * self.vocab_size * positions)
-        rows = max(1, min(self._trainer.args.per_device_train_batch_size, budget))
+        rows = max(1, min(2 * self._trainer.args.per_device_train_batch_size, budget))
         if accelerator.num_processes > 1:
             rows = int(accelerator.gather(torch.tensor([rows], device=device)).min())
         return rows
@@ -240,7 +243,9 @@ class Scorer:
             for hidden in seen:
                 rows.append(rows[-1] + hidden.shape[0])
             blocks = zip(seen, rows, rows[1:], strict=False)
-            return output, joined([self.from_hidden(h, tokens[a:b], second_order) for h, a, b in blocks])
+            return output, joined(
+                [self.from_hidden(h[:, -length - 1 : -1], tokens[a:b], second_order) for h, a, b in blocks]
+            )
         split = {
             "prompt_ids": ids[:, :-length],
             "completion_ids": ids[:, -length:],

@@ -105,7 +105,7 @@ class _FromHidden(torch.autograd.Function):
         tiles = _Tiles(flat, matrix.detach(), bias if bias is None else bias.detach(), softcap)
         for rows, start, logits in tiles:
             part = sums[rows]
-            result = module.accumulate(logits, temperature, second_order, into=part)
+            result = module.accumulate(logits, temperature, second_order, into=part if start else None)
             if result is not part:
                 part.copy_(result)
             local = ids[rows] - start
