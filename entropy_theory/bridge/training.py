@@ -57,7 +57,7 @@ class TrainConfig:
         bf16: Mixed precision with bfloat16.
         gradient_checkpointing: Recompute activations in the backward pass.
         realised_every: Measure the realised entropy change on the same tokens every k generations; 0: never.
-        scoring: "batch", or "one-pass" to score inside the training forward where that is exact.
+        scoring: "auto" scores inside the training forward where that is exact; "batch" never, "one-pass" always.
         save_batches: Save the token statistics of every k-th generation batch to OUT/batches, for the lens; 0: never.
         save_every: Steps between checkpoints; a run that was killed goes on from the last one and ends with the same
             numbers. Rounded up to whole generation batches.
@@ -86,7 +86,7 @@ class TrainConfig:
     bf16: bool = False
     gradient_checkpointing: bool = False
     realised_every: int = 0
-    scoring: Literal["batch", "one-pass"] = "batch"
+    scoring: Literal["auto", "batch", "one-pass"] = "auto"
     save_batches: int = 0
     save_every: int = 50
     log_completions: bool = False

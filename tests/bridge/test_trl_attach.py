@@ -65,7 +65,7 @@ def test_configuration_from_yaml_and_command_line(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(sys, "argv", words)
     script, config = TrlParser((ScriptArguments, bridge.EntropyControlledGRPOConfig)).parse_args_and_config()
     assert script.dataset_name == "mine"
-    assert (config.rule, config.save_batches, config.scoring) == ("clip-b(mu=1)|clip-higher", 7, "batch")
+    assert (config.rule, config.save_batches, config.scoring) == ("clip-b(mu=1)|clip-higher", 7, "auto")
     assert config.observe == ["clip-v", "random-mask(fraction=0.1)"]
 
 
@@ -97,7 +97,7 @@ def test_rules_of_the_rewards(tiny_decoder: Path, tmp_path: Path) -> None:
     trainer = build(
         bridge.EntropyControlledGRPOTrainer,
         tiny_decoder,
-        GRPOConfig(**arguments(tmp_path)),
+        bridge.EntropyControlledGRPOConfig(**arguments(tmp_path, scoring="batch")),
         rule="w-reinforce",
     )
     seen = {}

@@ -50,29 +50,33 @@ def assert_same(found: TokenStatistics, expected: TokenStatistics, mask: torch.T
             torch.testing.assert_close(a[mask], b[mask], rtol=2e-5, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+# Where TRL scores the batch itself; where its training forward serves; where control needs a forward of its own.
+ROUTES = {"old": {"num_iterations": 2}, "one-pass": {}, "extra": {"gradient_accumulation_steps": 2}}
+
+
 @pytest.mark.parametrize("large", [False, True], ids=["small vocabulary", "large vocabulary"])
-@pytest.mark.parametrize("iterations", [1, 2])
+@pytest.mark.parametrize("route", ROUTES)
 def test_statistics_by_every_route(
-    tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, iterations: int, large: bool
+    tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str, large: bool
 ) -> None:
     if large:
         monkeypatch.setattr(trl_scoring, "LARGE_VOCABULARY", 8)
-    options = arguments(tmp_path, num_iterations=iterations, temperature=1.2, learning_rate=0.0, save_batches=1)
+    options = arguments(tmp_path, temperature=1.2, learning_rate=0.0, save_batches=1, **ROUTES[route])
     trainer = build(Counting, tiny_decoder, bridge.EntropyControlledGRPOConfig(**options))
     trainer.train()
-    # Where TRL computes old log-probabilities, the statistics come with them ...
-    assert (trainer.given is not None) == (iterations == 2)
-    if iterations == 2:
+    # Where TRL computes old log-probabilities or trains on the whole batch, the statistics come with them ...
+    assert (trainer.given is None) == (route == "extra")
+    if route == "old":
         assert torch.equal(trainer.batch["old_per_token_logps"], trainer.found.log_probs) == large
     # ... and they are what one plain forward gives.
     assert_same(trainer.found, from_logits(trainer), trainer.batch["completion_mask"].bool())
 
 
-@pytest.mark.parametrize("iterations", [1, 2])
-def test_forwards_of_the_policy(tiny_decoder: Path, tmp_path: Path, iterations: int) -> None:
+@pytest.mark.parametrize("route", ROUTES)
+def test_forwards_of_the_policy(tiny_decoder: Path, tmp_path: Path, route: str) -> None:
     counts = {}
     for kind in (GRPOTrainer, Counting):
-        options = arguments(tmp_path, num_iterations=iterations)
+        options = arguments(tmp_path, **ROUTES[route])
         trainer = build(kind, tiny_decoder, GRPOConfig(**options), reward_funcs=closeness)
         seen: list[int] = []
 
@@ -83,8 +87,7 @@ def test_forwards_of_the_policy(tiny_decoder: Path, tmp_path: Path, iterations: 
         trainer.model.model.register_forward_hook(count, with_kwargs=True)
         trainer.train()
         counts[kind] = sum(rows > 1 for rows in seen)
-    # One more where TRL does not score the batch itself, none where it does.
-    assert counts[Counting] - counts[GRPOTrainer] == (1 if iterations == 1 else 0)
+    assert counts[Counting] - counts[GRPOTrainer] == (1 if route == "extra" else 0)
 
 
 def test_large_vocabulary_updates_agree_with_plain_trl(
@@ -165,9 +168,32 @@ def test_dropout_is_scored_apart(tmp_path: Path) -> None:
     assert_same(trainer.found, from_logits(trainer), trainer.batch["completion_mask"].bool())
     with pytest.raises(ValueError, match=r"a model without dropout \(disable_dropout\), received 'one-pass' with"):
         build(Counting, model, bridge.EntropyControlledGRPOConfig(**arguments(tmp_path, scoring="one-pass")))
+    by_itself = build(Counting, model, GRPOConfig(**arguments(tmp_path, learning_rate=0.0, model_init_kwargs=None)))
+    by_itself.train()
+    assert by_itself.given is None
 
 
-@pytest.mark.parametrize("rule", ["none", "clip-b(mu=0.5)", "clip-v(mu=0.5, max_fraction=None)|entropy-bonus"])
+def test_one_pass_with_an_unreadable_output_layer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = granite()
+    options = arguments(tmp_path, learning_rate=0.0, model_init_kwargs=None)
+    with pytest.raises(ValueError, match=r"scoring: expected 'batch': the logits of Granite.* received 'one-pass'"):
+        build(Counting, model, bridge.EntropyControlledGRPOConfig(**options, scoring="one-pass")).train()
+    trainer = build(Counting, model, GRPOConfig(**options))
+    trainer.train()
+    assert trainer.given is None
+    assert_same(trainer.found, from_logits(trainer), trainer.batch["completion_mask"].bool())
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "none",
+        "clip-b(mu=0.5)",
+        "clip-v(mu=0.5, max_fraction=None)|entropy-bonus",
+        "random-mask(fraction=0.3)",  # draws by row: TRL's shuffle must not matter
+    ],
+)
 def test_one_pass_equals_the_batch(tiny_decoder: Path, tmp_path: Path, rule: str) -> None:
     results = {}
     for scoring in ("batch", "one-pass"):
