@@ -4,8 +4,8 @@
     python benchmarks/trainer_overhead.py --quick                    # the demo model, a few steps
 
 One trainer is TRL's own class for one generation batch and the controlled class for another, in pairs of random order,
-so a slow moment of the machine hits both. Every turn starts from the same random state and learns at rate 0, so that both
-write, score and differentiate the same tokens: what differs is the control. Exactness comes first: with the rule
+so a slow moment of the machine hits both. Every turn starts from the same random state and learns at rate 0, so that
+both write, score and differentiate the same tokens: what differs is the control. Exactness comes first: with the rule
 ``none`` the update must be plain TRL's, at a rate that is not 0. The row "plain TRL again" measures nothing, and says
 how far off the others may be.
 
