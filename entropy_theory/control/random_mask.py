@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
+import torch
+
 from entropy_theory.control.discriminator_clipping import Advantages, selected_advantages
 from entropy_theory.control.flow import Context, Flow, State, Statistics
 from entropy_theory.control.reducers import masked_count, masked_top_k, uniform_keys
@@ -101,9 +103,9 @@ class RandomMask(Rule):
         eligible = flow.population(self.statistics) & selected_advantages(flow.unmasked_advantages, self.advantages)
         leave = 0
         if self.match is not None:
-            matched = rule(self.match).apply(context.batch, reducer, context.generator, state)
-            number, state = int(matched.metrics["dropped"]), matched.state
-            leave = context.valid_tokens - int(matched.denominator.item())
+            matched, _, state = rule(self.match).transform(Flow.start(context.batch), context, state)
+            gone = torch.stack([(flow.valid & ~left).sum() for left in (matched.kept, matched.counted)])
+            number, leave = (int(count) for count in reducer.sum(gone).tolist())
         else:
             number = round((self.fraction or 0.0) * masked_count(eligible, reducer))
         keys = uniform_keys(flow.valid, context.generator, reducer)

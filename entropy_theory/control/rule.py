@@ -27,8 +27,6 @@ Phase = Literal["batch", "live"]
 Step = tuple[Flow, dict[str, float], State | None]
 """What `transform` returns: the changed flow, metrics of the rule's own, and its next state."""
 
-_GROUPS = ("positive", "negative", "q1", "q2", "q3", "q4")
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -208,26 +206,27 @@ def _members(one: Rule) -> tuple[Rule, ...]:
 
 def _drop_metrics(flow: Flow, context: Context) -> dict[str, float]:
     """Count what was dropped, by sign of A and by quadrant, in one collective."""
-    batch = context.batch
-    advantages = batch.token_advantages.detach()
+    batch, valid = context.batch, flow.valid
     classified = batch.available("centered_discriminant")
-    groups = [flow.valid & (advantages > 0), flow.valid & (advantages < 0)]
+    sign = batch.token_advantages.detach()[valid].sign().long() + 1
+    quadrant = batch.quadrants()[valid] if classified else torch.zeros_like(sign)
+    # one number for each of 3 signs, 5 quadrants (0 for none) and 2 fates
+    numbers = 10 * sign + 2 * quadrant + ~flow.kept[valid]
+    table = context.reducer.sum(torch.bincount(numbers, minlength=30)).view(3, 5, 2).cpu()
+    by_sign, by_quadrant = table.sum(1).tolist(), table.sum(0).tolist()
+    groups = {"positive": by_sign[2], "negative": by_sign[0]}
     if classified:
-        numbers = batch.quadrants()
-        groups += [numbers == q for q in (1, 2, 3, 4)]
-    dropped = flow.valid & ~flow.kept
-    counts = [dropped.sum(), *(g.sum() for g in groups), *((g & dropped).sum() for g in groups)]
-    total, *rest = (float(c) for c in context.reducer.sum(torch.stack(counts)).tolist())
-    sizes, losses = rest[: len(groups)], rest[len(groups) :]
+        groups |= {f"q{q}": by_quadrant[q] for q in (1, 2, 3, 4)}
+    total = float(sum(lost for _, lost in by_sign))
     metrics = {
         "valid_tokens": float(context.valid_tokens),
         "dropped": total,
         "dropped_share": total / context.valid_tokens,
     }
-    for name, size, lost in zip(_GROUPS, sizes, losses, strict=False):
-        metrics[f"dropped_share_{name}"] = lost / size if size else 0.0
+    for name, (left, lost) in groups.items():
+        metrics[f"dropped_share_{name}"] = lost / (left + lost) if lost else 0.0
         if name.startswith("q"):
-            metrics[f"quadrant_share_{name}"] = size / context.valid_tokens
+            metrics[f"quadrant_share_{name}"] = (left + lost) / context.valid_tokens
     return metrics
 
 
