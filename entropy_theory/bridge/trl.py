@@ -37,6 +37,7 @@ from entropy_theory.bridge.trl_checks import (
     against_one_pass,
     check_supported,
     check_trl_version,
+    own_seam,
     warn_untested,
 )
 from entropy_theory.bridge.trl_config import OPTIONS, EntropyControlledGRPOConfig
@@ -112,6 +113,8 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         self._scoring = getattr(config, "scoring", "auto")
         check_supported(self.rule, config, version("trl"), self._scoring)
         self._one_pass = self._scoring != "batch" and against_one_pass(self.rule, config) is None
+        if self._scoring == "auto" and own_seam(type(self)):
+            self._one_pass = False  # whoever works on the batch finds it controlled
         for name in ("realised_change_every", "save_batches"):
             if int(getattr(config, name, 0)) < 0:
                 raise invalid(name, "an integer >= 0", getattr(config, name))

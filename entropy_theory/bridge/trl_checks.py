@@ -123,6 +123,26 @@ def against_one_pass(rule: Rule, args: GRPOConfig) -> tuple[str, str] | None:
     return None
 
 
+def own_seam(trainer: type) -> str | None:
+    """Name a method, of those that one pass reaches through, that a trainer of somebody's own puts before TRL's.
+
+    Example:
+        >>> from trl import GRPOTrainer
+        >>> class Mine(GRPOTrainer):
+        ...     def _compute_loss(self, model, inputs): ...
+        >>> own_seam(Mine), own_seam(GRPOTrainer)
+        ('Mine._compute_loss', None)
+    """
+    for kind in trainer.__mro__:
+        package = kind.__module__.partition(".")[0]
+        if package in ("trl", "transformers") or kind.__module__ == "entropy_theory.bridge.trl":
+            continue
+        for name in ("_generate_and_score_completions", "_get_per_token_logps_and_entropies", "_compute_loss"):
+            if name in vars(kind):
+                return f"{kind.__name__}.{name}"
+    return None
+
+
 def warn_untested(args: GRPOConfig, accelerator: Any) -> None:
     """Say once which accepted options no test has run."""
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)

@@ -18,7 +18,8 @@ class EntropyControlledGRPOConfig(GRPOConfig):
             generation, at the price of one more forward; 0 never does.
         observe: Rules that are asked what they would drop, and change nothing.
         scoring: "batch" scores each generation batch before its updates; "one-pass" inside the training forward, with
-            one micro-batch per generation and rank only; "auto" in one pass where that is exact.
+            one micro-batch per generation and rank only; "auto" in one pass where that is exact and the trainer's
+            methods are TRL's own.
         save_batches: Save the token statistics of every k-th generation batch, gathered over ranks, to
             ``OUTPUT_DIR/batches`` for ``entropy-theory lens``; 0 never does.
     """

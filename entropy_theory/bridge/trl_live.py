@@ -224,6 +224,8 @@ class LiveLoss:
     def finish(self, loss: Tensor) -> Tensor:
         """Turn TRL's loss into the controlled one."""
         trainer, inputs = self._trainer, self._inputs
+        if trainer._one_pass and not self._found:
+            raise invalid("scoring", "'batch' for a trainer whose loss does not run TRL's forward", "'one-pass'")
         if MASK not in inputs:
             return loss
         log_probs, entropy, *rest = self._found

@@ -209,3 +209,36 @@ def test_one_pass_equals_the_batch(tiny_decoder: Path, tmp_path: Path, rule: str
         key = bridge.PREFIX + name
         assert [line[key] for line in one_log] == pytest.approx([line[key] for line in log], abs=1e-5)
     assert rule == "none" or log[0][bridge.PREFIX + "dropped_share"] > 0
+
+
+class WithALossOfItsOwn(Counting):
+    """Looks at the batch before TRL's loss does."""
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        self.controlled = inputs["advantages"].ndim == 2
+        return super()._compute_loss(model, inputs)
+
+
+class Deaf(GRPOTrainer):
+    """A loss that runs the model by itself."""
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        return model(input_ids=inputs["completion_ids"]).logits.mean()
+
+
+class ControlledDeaf(bridge.EntropyControlMixin, Deaf):
+    pass
+
+
+def test_a_trainer_with_a_loss_of_its_own_finds_the_batch_controlled(tiny_decoder: Path, tmp_path: Path) -> None:
+    rule = "clip-b(mu=0.1, advantages='all')"
+    trainer = build(
+        WithALossOfItsOwn, tiny_decoder, GRPOConfig(**arguments(tmp_path)), rule=rule, reward_funcs=closeness
+    )
+    trainer.train()
+    assert trainer.given is None
+    assert trainer.controlled
+    build(ControlledDeaf, tiny_decoder, GRPOConfig(**arguments(tmp_path)), rule=rule).train()
+    config = bridge.EntropyControlledGRPOConfig(**arguments(tmp_path), scoring="one-pass")
+    with pytest.raises(ValueError, match="'batch' for a trainer whose loss does not run TRL's forward"):
+        build(ControlledDeaf, tiny_decoder, config, rule=rule).train()
