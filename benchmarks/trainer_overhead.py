@@ -67,7 +67,8 @@ class OverheadConfig:
         vocab_rounds: The same with the other one.
         completion_length: Tokens per completion of the model vocab; the demo's has 8.
         threads: Threads on a CPU.
-        memory: Measure peak memory with the first rule, on a CPU in processes of their own.
+        memory: Runs of each trainer for its peak memory with the first rule, on a CPU in processes of their own; one
+            with the model vocab. 0: none.
         device: "cpu" or "cuda".
         quick: The demo model alone, few rounds.
         out: Folder for trainer_overhead_DEVICE.json; no file if omitted.
@@ -82,7 +83,7 @@ class OverheadConfig:
     vocab_rounds: int = 8
     completion_length: int = 32
     threads: int = 2
-    memory: bool = True
+    memory: int = 5
     device: Literal["cpu", "cuda"] = "cpu"
     quick: bool = False
     out: Path | None = None
@@ -292,7 +293,7 @@ def measure_memory(config: OverheadConfig, name: ModelName, setting: str, rule: 
         peaks = {
             arm: [
                 pool.submit(peak_of_process, config, name, setting, *how).result()
-                for _ in range(1 if name == "vocab" else 5)
+                for _ in range(1 if name == "vocab" else config.memory)
             ]
             for arm, how in arms.items()
         }
@@ -346,7 +347,7 @@ def main(config: OverheadConfig) -> None:
     """Check, time, print, and record if asked."""
     _be_quiet()
     if config.quick:
-        config = replace(config, models=("demo",), rules=("clip-b",), live_rules=("ppo-clip",), rounds=6, memory=False)
+        config = replace(config, models=("demo",), rules=("clip-b",), live_rules=("ppo-clip",), rounds=6, memory=1)
     torch.set_num_threads(config.threads)
     console, rows = Console(), []
     with tempfile.TemporaryDirectory() as folder:

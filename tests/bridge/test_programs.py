@@ -40,10 +40,13 @@ def test_overhead_is_measured_and_recorded(tmp_path: Path) -> None:
     record = records.read_json(tmp_path / "trainer_overhead_cpu.json")
     assert [(row["setting"], row["rule"]) for row in record["measurements"]] == [
         ("old", "clip-b"),
+        ("old", "plain TRL again"),
         ("live", "ppo-clip"),
     ]
     for row in record["measurements"]:
         assert row["neutral_rule_off"] == 0
         assert row["wall"]["quartiles"][0] <= row["wall"]["overhead"] <= row["wall"]["quartiles"][1]
         # Two processes that ran the same program: a second copy of anything large would show.
-        assert row["memory"]["controlled"] < 1.1 * row["memory"]["plain"]
+        if "memory" in row:
+            assert row["memory"]["controlled"] < 1.1 * row["memory"]["plain"]
+    assert ["memory" in row for row in record["measurements"]] == [True, False, True]
