@@ -119,7 +119,7 @@ def against_one_pass(rule: Rule, args: GRPOConfig) -> tuple[str, str] | None:
     if args.use_vllm:
         return "'batch' where TRL computes old log-probabilities anyway", "vLLM"
     if args.torch_compile:
-        return "'batch': what reads the logits would be compiled again at every step", "torch_compile"
+        return "'batch': what reads the hidden states would be compiled again at every step", "torch_compile"
     return None
 
 

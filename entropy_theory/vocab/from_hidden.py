@@ -105,7 +105,8 @@ class _FromHidden(torch.autograd.Function):
         tiles = _Tiles(flat, matrix.detach(), bias if bias is None else bias.detach(), softcap)
         for rows, start, logits in tiles:
             part = sums[rows]
-            result = module.accumulate(logits, temperature, second_order, into=part if start else None)
+            before = part if start else None  # the first tile of a row has nothing to be merged with
+            result = module.accumulate(logits, temperature, second_order, into=before)
             if result is not part:
                 part.copy_(result)
             local = ids[rows] - start
