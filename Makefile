@@ -37,7 +37,7 @@ slow: $(STAMP)-dev  ## the tests marked slow
 
 browser: $(STAMP)-dev  ## the page tests in a real browser; needs chromium on the path
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'
-	$(BIN)/python -m pytest tests/report/test_inspect_browser.py
+	$(BIN)/python -m pytest tests/report/pages/test_inspect_browser.py
 
 SWEEPS := first_order_accuracy sign_phase_diagram noise_drift clipping_methods hyperparameter_sweep unified_lens \
 	four_conditions corollary_3_5 shared_parameters scaling control_comparison lens_against_realised
@@ -50,7 +50,7 @@ figures-full: $(STAMP)-train  ## run all simulations again, then draw
 	$(MAKE) figures
 
 trl-matrix: $(STAMP)-dev  ## the trainer on releases of TRL, oldest to newest; writes docs/trl_versions.md
-	$(BIN)/python tests/bridge/trl_matrix.py docs/trl_versions.md
+	$(BIN)/python tests/bridge/trl/trl_matrix.py docs/trl_versions.md
 
 docs: $(STAMP)-docs  ## the documentation site, site/index.html; a wrong link or name is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

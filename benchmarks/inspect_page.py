@@ -20,12 +20,12 @@ import torch
 import tyro
 
 from entropy_theory import records
-from entropy_theory.bridge.inspection import RULES, InspectConfig, Inspection, RuleView, token_batch
-from entropy_theory.bridge.inspection_data import page_data
-from entropy_theory.bridge.rollouts import Rollout, Rollouts, Tokenised, advantages_of
 from entropy_theory.control import lens, rule
 from entropy_theory.control.thresholds import scan_threshold
-from entropy_theory.report.inspect_page import save_inspect_page
+from entropy_theory.inspection.inspect import RULES, InspectConfig, Inspection, RuleView, token_batch
+from entropy_theory.inspection.page_data import page_data
+from entropy_theory.inspection.rollouts import Rollout, Rollouts, Tokenised, advantages_of
+from entropy_theory.report.pages.inspect import save_inspect_page
 from entropy_theory.vocab import token_statistics
 from entropy_theory.vocab.statistics import FIELDS
 

@@ -40,8 +40,8 @@ from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, Trainer
 from trl import GRPOConfig, GRPOTrainer
 
 from entropy_theory import records
-from entropy_theory.bridge.checkpoints import boundary
 from entropy_theory.bridge.trl import EntropyControlledGRPOTrainer
+from entropy_theory.bridge.trl.checkpoints import boundary
 from entropy_theory.testbed import decoder, sum_task
 from entropy_theory.vocab import token_statistics
 

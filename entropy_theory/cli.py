@@ -56,7 +56,7 @@ class VerifyConfig:
 
 def _verify(config: VerifyConfig, console: Console) -> int:
     from entropy_theory.errors import invalid
-    from entropy_theory.report.terminal import verification_table
+    from entropy_theory.report.tables import verification_table
     from entropy_theory.theory.verification import verify
 
     if config.quick and config.thorough:
@@ -68,9 +68,9 @@ def _verify(config: VerifyConfig, console: Console) -> int:
     console.print(verification_table(report.to_dict()))
     if config.out is not None:
         from entropy_theory.report import figures
-        from entropy_theory.report.theory_figures import one_sided_sign_theorem
-        from entropy_theory.report.verification_page import save_verification_page
-        from entropy_theory.theory.rays import sample_rays
+        from entropy_theory.report.figures.theory import one_sided_sign_theorem
+        from entropy_theory.report.pages.verification import save_verification_page
+        from entropy_theory.theory.verification.rays import sample_rays
 
         report.save(config.out / "verification.json")
         save_verification_page(report.to_dict(), config.out / "verification.html")
@@ -109,7 +109,7 @@ class LensConfig:
 def _lens(config: LensConfig, console: Console) -> int:
     from entropy_theory import records
     from entropy_theory.control import TokenBatch, lens
-    from entropy_theory.report.terminal import lens_table
+    from entropy_theory.report.tables import lens_table
 
     batch = TokenBatch.load(config.batch)
     table = lens(
@@ -119,16 +119,17 @@ def _lens(config: LensConfig, console: Console) -> int:
     for name, reason in table["skipped"].items():
         console.print(f"left out {name}: {reason}", markup=False, highlight=False)
     if config.out is not None:
-        from entropy_theory.report import figures, lens_figures
+        from entropy_theory.report import figures
+        from entropy_theory.report.figures.lens import lens_figure
 
         records.write_json(config.out / "lens.json", table)
-        figures.save(lens_figures.lens(table), config.out / "lens.png")
+        figures.save(lens_figure(table), config.out / "lens.png")
         console.print(f"written: {config.out / 'lens.json'}, {config.out / 'lens.png'}")
     return 0
 
 
 def _train(config: Any, console: Console) -> int:
-    from entropy_theory.bridge.training import train
+    from entropy_theory.training.run import train
 
     with progress_bar(console) as progress:
         result = train(config, progress)
@@ -142,15 +143,15 @@ def _train(config: Any, console: Console) -> int:
 
 
 def _inspect(config: Any, console: Console) -> int:
-    from entropy_theory.bridge.inspection import inspect
-    from entropy_theory.bridge.inspection_data import page_data, write_table
+    from entropy_theory.inspection.inspect import inspect
+    from entropy_theory.inspection.page_data import page_data, write_table
 
     with progress_bar(console) as progress:
         found = inspect(config, progress)
     for warning in found.warnings:
         console.print(f"careful: {warning}", markup=False, highlight=False)
     if config.out.suffix == ".html":
-        from entropy_theory.report.inspect_page import save_inspect_page, verdict
+        from entropy_theory.report.pages.inspect import save_inspect_page, verdict
 
         console.print(verdict(found.lens), markup=False)
         save_inspect_page(page_data(found), config.out)
@@ -165,9 +166,10 @@ def _inspect(config: Any, console: Console) -> int:
 
 def _audit(config: Any, console: Console) -> int:
     from entropy_theory import records
-    from entropy_theory.bridge.audit import audit
-    from entropy_theory.report import audit_figures, figures, findings
-    from entropy_theory.report.terminal import audit_table
+    from entropy_theory.audit.config import audit
+    from entropy_theory.report import figures, findings
+    from entropy_theory.report.figures.audit import audit_figure
+    from entropy_theory.report.tables import audit_table
 
     with progress_bar(console) as progress:
         result = audit(config, progress)
@@ -176,7 +178,7 @@ def _audit(config: Any, console: Console) -> int:
     for sentence in sentences:
         console.print(f"• {sentence}")
     records.write_json(config.out / "audit.json", {"findings": sentences, **result})
-    figures.save(audit_figures.audit(result), config.out / "audit.png")
+    figures.save(audit_figure(result), config.out / "audit.png")
     console.print(f"written: {config.out / 'audit.json'}, {config.out / 'audit.png'}")
     return 0
 
@@ -192,14 +194,14 @@ def _leave_ranks() -> None:
 
 def _simulate(config: Any, console: Console) -> int:
     from entropy_theory.dynamics import run, torchrun_ranks
-    from entropy_theory.report import figures, terminal
+    from entropy_theory.report import figures, tables
 
     with torchrun_ranks() as ranks, progress_bar(console) as progress:
         result = run(config, progress, ranks)
         speaks = ranks.rank == 0  # under torchrun one process speaks for all
     if not speaks:
         return 0
-    console.print(terminal.simulation_table(result.summary))
+    console.print(tables.simulation_table(result.summary))
     path = config.out / "simulation.png"
     figures.save(figures.simulation(result.steps, result.pairs), path)
     console.print(f"figure: {path}; arrays and configuration beside it")
@@ -241,13 +243,13 @@ COMMANDS = {
     ),
     "inspect": Command(
         "which tokens of your rollouts move entropy, and what each rule would do to them",
-        "entropy_theory.bridge.inspection:InspectConfig",
+        "entropy_theory.inspection.inspect:InspectConfig",
         _inspect,
     ),
-    "train": Command("GRPO with an entropy-control rule", "entropy_theory.bridge.training:TrainConfig", _train),
+    "train": Command("GRPO with an entropy-control rule", "entropy_theory.training.run:TrainConfig", _train),
     "audit": Command(
         "how well the theory predicts what optimizer steps do to your model's entropy",
-        "entropy_theory.bridge.audit:AuditConfig",
+        "entropy_theory.audit.config:AuditConfig",
         _audit,
     ),
 }

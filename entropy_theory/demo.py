@@ -88,7 +88,8 @@ def run_demo(config: DemoConfig, console: Console, bar: Bar) -> int:
 
 
 def _run_demo(config: DemoConfig, console: Console, bar: Bar) -> int:
-    from entropy_theory.report import findings, terminal, verification_page
+    from entropy_theory.report import findings, tables
+    from entropy_theory.report.pages import verification
     from entropy_theory.testbed import decoder
     from entropy_theory.theory.verification import verify
 
@@ -96,9 +97,9 @@ def _run_demo(config: DemoConfig, console: Console, bar: Bar) -> int:
     console.rule("1. The theory, checked")
     with bar(console) as progress:
         report = verify(budget="quick", progress=progress)
-    console.print(terminal.verification_summary(report.to_dict()))
+    console.print(tables.verification_summary(report.to_dict()))
     report.save(config.out / "verification.json")
-    verification_page.save_verification_page(report.to_dict(), config.out / "verification.html")
+    verification.save_verification_page(report.to_dict(), config.out / "verification.html")
     if not report.passed:
         return 1
 
@@ -127,7 +128,7 @@ def _run_demo(config: DemoConfig, console: Console, bar: Bar) -> int:
     }
     records.write_json(config.out / "result.json", result)
     _write_report(config, report.to_dict(), tabular, runs, finals)
-    console.print(terminal.arms_table(finals, ARMS))
+    console.print(tables.arms_table(finals, ARMS))
     for sentence in findings.arms(finals):
         console.print(f"• {sentence}")
     console.print(f"\nreport: {config.out / 'report.html'}   ({time.monotonic() - start:.0f} s)")
@@ -323,8 +324,9 @@ def _write_report(
     runs: list[dict[str, Any]],
     finals: dict[str, dict[str, Interval]],
 ) -> None:
-    from entropy_theory.bridge.training import LAST, TrainConfig
-    from entropy_theory.report import figures, findings, page
+    from entropy_theory.report import figures, findings
+    from entropy_theory.report.pages import page
+    from entropy_theory.training.run import LAST, TrainConfig
 
     bars = {a: {n: {"mean": i.mean, "half_width": i.half_width} for n, i in m.items()} for a, m in finals.items()}
     base = [run for run in runs if ARMS[run["arm"]] == "none"]

@@ -134,7 +134,7 @@ def warm_up(config: GpuGrpoConfig, folder: Path, console: Console) -> None:
 
 def run_arm(config: GpuGrpoConfig, rule: str, seed: int, warm: Path, prompts: Path, out: Path) -> dict[str, Any]:
     """Run one arm, or take it up, and return what it wrote."""
-    from entropy_theory.bridge.training import TrainConfig, train
+    from entropy_theory.training.run import TrainConfig, train
 
     final = train(
         TrainConfig(

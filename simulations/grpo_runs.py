@@ -56,9 +56,9 @@ def train(run: GrpoRun) -> dict[str, Any]:
         ``curves``: means over neighbouring steps, by name; ``final``: means over the last ten steps; ``policy``: pass
         rate and distinct right answers for each sum.
     """
-    from entropy_theory.bridge.training import TrainConfig
-    from entropy_theory.bridge.training import train as train_with
     from entropy_theory.records import read_lines
+    from entropy_theory.training.run import TrainConfig
+    from entropy_theory.training.run import train as train_with
 
     start = warmed_up(run.tiny)
     if run.steps == 0:

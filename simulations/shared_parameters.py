@@ -73,7 +73,7 @@ class AuditRun:
 
 def audit_config(run: AuditRun, config: SharedParametersConfig | None = None) -> Any:
     """The audit that a run belongs to."""
-    from entropy_theory.bridge.audit import AuditConfig
+    from entropy_theory.audit.config import AuditConfig
 
     return AuditConfig(
         arms=(run.arm,) if config is None else config.arms,
@@ -91,7 +91,7 @@ def audit_config(run: AuditRun, config: SharedParametersConfig | None = None) ->
 
 def work(run: AuditRun) -> dict[str, Any]:
     """Train one arm and measure its steps."""
-    from entropy_theory.bridge.audit import run_arm, step_rows
+    from entropy_theory.audit.config import run_arm, step_rows
 
     audit = audit_config(run)
     run_arm(audit, run.arm, run.seed)
@@ -102,9 +102,10 @@ def main(config: SharedParametersConfig) -> dict[str, Any] | None:
     """Audit, record, print and draw."""
     from rich.console import Console
 
-    from entropy_theory.bridge.audit import summarise
-    from entropy_theory.report import audit_figures, figures, findings
-    from entropy_theory.report.terminal import audit_table
+    from entropy_theory.audit.config import summarise
+    from entropy_theory.report import figures, findings
+    from entropy_theory.report.figures.audit import audit_figure
+    from entropy_theory.report.tables import audit_table
 
     config = sweep.settle(config, QUICK)
     shape = (config.at, config.positions, config.prompts, config.generations, config.tiny)
@@ -129,7 +130,7 @@ def main(config: SharedParametersConfig) -> dict[str, Any] | None:
     out = config.picture or (
         config.out or (config.runs if config.quick else sweep.RESULTS) / "shared_parameters"
     ).with_suffix(".png")
-    figures.save(audit_figures.audit(result), out)
+    figures.save(audit_figure(result), out)
     console.print(f"figure: {out}")
     return record
 

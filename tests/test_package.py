@@ -19,7 +19,10 @@ ALLOWED = {
     "control": {"vocab"},
     "dynamics": {"vocab", "control"},
     "testbed": set(),
-    "bridge": {"vocab", "control", "testbed"},
+    "bridge": {"vocab", "control"},
+    "training": {"vocab", "control", "bridge", "testbed"},
+    "audit": {"vocab", "control", "bridge", "training", "testbed"},
+    "inspection": {"vocab", "control"},
     "report": set(),
 }
 

@@ -6,7 +6,7 @@ import re
 from html import unescape
 from typing import Any
 
-from entropy_theory.report.page import mathml
+from entropy_theory.report.pages.page import mathml
 
 # what pymdownx.arithmatex makes of $...$ and $$...$$
 _FORMULA = re.compile(

@@ -4,7 +4,7 @@
     <!-- statements -->               the list of all statements
     <!-- modules: vocab -->           the public modules of a room, for the API pages
 
-Everything comes from `entropy_theory.theory.statements` and the package's files. GitHub shows nothing there.
+Everything comes from `theory.verification.catalogue` and the package's files. GitHub shows nothing there.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from entropy_theory.errors import invalid
-from entropy_theory.theory.evidence import Check, Statement
-from entropy_theory.theory.statements import STATEMENTS, statement
+from entropy_theory.theory.verification.catalogue import STATEMENTS, statement
+from entropy_theory.theory.verification.evidence import Check, Statement
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "entropy_theory"

@@ -7,23 +7,23 @@ Example:
     True
 """
 
-from entropy_theory.control import (  # noqa: F401  (registers)
-    advantages,
-    budget,
-    coefficients,
-    covariance,
-    discriminator_clipping,
-    entropy_masks,
-    random_mask,
-    ratio_clipping,
-    reweighting,
-    surrogates,
-)
+from entropy_theory.control.base import Pipe, Rule, register, rule, rule_class, rule_names
+from entropy_theory.control.batch import TokenBatch
 from entropy_theory.control.flow import Context, Flow, RuleOutput, aggregate
 from entropy_theory.control.lens import LensTable, lens
 from entropy_theory.control.reducers import DistributedReducer, LocalReducer, Reducer
-from entropy_theory.control.rule import Pipe, Rule, register, rule, rule_class, rule_names
-from entropy_theory.control.tokens import TokenBatch
+from entropy_theory.control.rules import (  # noqa: F401  (registers)
+    advantages,
+    clip_bv,
+    covariance,
+    entropy_bonus,
+    entropy_budget,
+    entropy_masks,
+    ppo,
+    random_mask,
+    reweighting,
+    surrogates,
+)
 
 __all__ = [
     "Context",

@@ -27,8 +27,8 @@ import torch
 from jaxtyping import Bool, Float, Num, Shaped
 from torch import Tensor
 
+from entropy_theory.control.batch import TokenBatch
 from entropy_theory.control.reducers import LOCAL, Reducer
-from entropy_theory.control.tokens import TokenBatch
 from entropy_theory.errors import invalid
 
 MAX_LOG_RATIO = 20.0

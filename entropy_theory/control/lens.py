@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from entropy_theory.control.base import Rule, rule, rule_class, rule_names
+from entropy_theory.control.batch import TokenBatch
 from entropy_theory.control.flow import RuleOutput
-from entropy_theory.control.rule import Rule, rule, rule_class, rule_names
-from entropy_theory.control.tokens import TokenBatch
 from entropy_theory.errors import invalid
 
 LEVEL = 0.95

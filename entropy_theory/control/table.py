@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import MISSING, fields
 
-from entropy_theory.control.rule import Rule, rule_class, rule_names
+from entropy_theory.control.base import Rule, rule_class, rule_names
 from entropy_theory.control.spec import format_value
 
 _HEADER = """\

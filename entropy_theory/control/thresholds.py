@@ -15,9 +15,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from entropy_theory.control.base import NoControl, Rule
+from entropy_theory.control.batch import TokenBatch
 from entropy_theory.control.flow import RuleOutput
-from entropy_theory.control.rule import NoControl, Rule
-from entropy_theory.control.tokens import TokenBatch
 from entropy_theory.errors import invalid
 
 MOST_SETTINGS = 255

@@ -159,9 +159,9 @@ def audit(result: Mapping[str, Any]) -> list[str]:
     """State how well the tabular theory predicts the entropy of a model with shared parameters, and where it fails.
 
     Args:
-        result: What ``bridge.audit.audit`` returns.
+        result: What ``audit.config.audit`` returns.
     """
-    from entropy_theory.report.audit_figures import ARMS
+    from entropy_theory.report.figures.audit import ARMS
 
     return [f"{ARMS.get(arm, arm)}: {_audited(found, result, arm)}" for arm, found in result["arms"].items()]
 

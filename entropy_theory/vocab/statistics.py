@@ -158,7 +158,7 @@ def resolve(impl: str, device: torch.device, dtype: torch.dtype, count: int) -> 
     reason = _cannot_run(name, device, dtype)
     if reason is not None:
         raise reason
-    return name, importlib.import_module(f"entropy_theory.vocab.{_MODULES[name]}")
+    return name, importlib.import_module(f"entropy_theory.vocab.kernels.{_MODULES[name]}")
 
 
 def _cannot_run(name: str, device: torch.device, dtype: torch.dtype) -> Exception | None:

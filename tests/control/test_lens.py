@@ -12,7 +12,8 @@ from control_batches import EVERY_METHOD, random_batch
 
 import entropy_theory as et
 from entropy_theory.control import TokenBatch, lens, rule
-from entropy_theory.report import lens_figures, terminal
+from entropy_theory.report import tables
+from entropy_theory.report.figures.lens import lens_figure
 
 REAL = Path(__file__).parent / "grpo_batch.safetensors"
 ASKED = ["clip-b(mu=0.3)", "clip-v(drop_fraction=0.2)", "entropy-bonus(coefficient=0.3)", "steer", "entropy-budget"]
@@ -113,9 +114,9 @@ def test_everything_there_is_on_a_real_batch() -> None:
     assert len(table.rows) >= 25
     assert table.cluster_kind == "groups"
     data = table.to_dict()
-    layout = terminal.lens_table(data)
+    layout = tables.lens_table(data)
     assert layout.row_count == len(table.rows)
-    figure = lens_figures.lens(data)
+    figure = lens_figure(data)
     assert len(figure.axes) == 2
 
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from entropy_theory import cli
-from entropy_theory.theory.statements import identifiers
+from entropy_theory.theory.verification.catalogue import identifiers
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -52,7 +52,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_file({"logits": torch.zeros(2, 8)}, tmp_path / "logits.safetensors")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    rules = importlib.import_module("entropy_theory.control.rule")
+    rules = importlib.import_module("entropy_theory.control.base")
     monkeypatch.setattr(rules, "_REGISTRY", dict(rules._REGISTRY))  # a page's own rule ends with the page
     return tmp_path
 
@@ -122,7 +122,7 @@ def test_a_wrong_name_is_found(wrong: str) -> None:
 
 def test_right_names_pass() -> None:
     text = (
-        "`et.entropy(logits)` `entropy_theory.control.rule.Rule.apply` `tests/conftest.py::tiny_decoder` [x](index.md)"
+        "`et.entropy(logits)` `entropy_theory.control.base.Rule.apply` `tests/conftest.py::tiny_decoder` [x](index.md)"
     )
     assert list(names.problems(text, DOCS / "index.md")) == []
 

@@ -12,7 +12,8 @@ from oracles import ExactPolicy, autograd_entropy_gradient, exact_entropy_change
 
 from entropy_theory.testing import logits as logits_rows
 from entropy_theory.testing import logits_and_token
-from entropy_theory.theory import categorical, derivations
+from entropy_theory.theory import categorical
+from entropy_theory.theory.derivations.paper import paper
 from entropy_theory.theory.discriminant import (
     baseline,
     centered_discriminant,
@@ -117,17 +118,17 @@ def test_discriminant_matches_sympy():
 
 def test_the_derived_formula_is_the_computed_one():
     """The right side of the derivation of Theorem 3.3, evaluated with the policy's own p_k, H and N."""
-    claimed = derivations.theorem_3_3().steps[-1].claimed
+    claimed = paper.theorem_3_3().steps[-1].claimed
     rng = np.random.default_rng(21)
     for size in (2, 5, 64):
         logits = rng.normal(size=size)
         exact = ExactPolicy.of(logits)
         for token in range(size):
             values = {
-                derivations.PROB_K: exact.probs[token],
-                derivations.LOG_K: mp.log(exact.probs[token]),
-                derivations.ENTROPY: exact.entropy,
-                derivations.BASELINE: exact.baseline,
+                paper.PROB_K: exact.probs[token],
+                paper.LOG_K: mp.log(exact.probs[token]),
+                paper.ENTROPY: exact.entropy,
+                paper.BASELINE: exact.baseline,
             }
             slope = sp.lambdify(list(values), claimed, "mpmath")(*values.values())
             assert centered_discriminant(logits, token) == pytest.approx(float(-slope), rel=1e-11, abs=1e-15)

@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from entropy_theory.vocab import fused_triton
+from entropy_theory.vocab.kernels import fused_triton
 
 STRIDED = {"inner_rows": "i32", "outer_stride": "i32", "inner_stride": "i32", "vocab_size": "i32"}
 SCALARS = {"temperature": "fp32", "log2_e_over_temperature": "fp32", "BLOCK": "constexpr"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from vocab_oracles import FIELDS, autograd, llm_like
 
-from entropy_theory.vocab import fused_triton, token_statistics
+from entropy_theory.vocab import token_statistics
+from entropy_theory.vocab.kernels import fused_triton
 
 
 def compare(logits: torch.Tensor, tokens: torch.Tensor, temperature: float, device: str) -> None:

@@ -1,0 +1,1 @@
+"""Does the theory hold in a real model? What ``entropy-theory audit`` does."""

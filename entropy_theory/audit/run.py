@@ -1,0 +1,221 @@
+"""The runs of an audit: TRL's trainer with a probe that measures the optimizer's step at chosen steps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from entropy_theory import records
+from entropy_theory.audit import step as audit_step
+from entropy_theory.bridge.trl import checkpoints
+from entropy_theory.errors import invalid, missing_extra
+from entropy_theory.testbed import decoder, sum_task
+from entropy_theory.training import run as training
+
+if TYPE_CHECKING:
+    from entropy_theory.audit.config import Arm, AuditConfig
+
+PATIENCE = 20  # steps to wait for a gradient: there is none while every group's rewards are equal
+SMALL = 1_000_000  # parameters below which the work of an operation is not worth a second thread
+
+
+def run_arm(config: AuditConfig, arm: Arm, seed: int, progress: Callable[[int, str], None] | None = None) -> None:
+    """Train one arm with one seed and write the measured steps; nothing is done when they are all there.
+
+    Args:
+        config: The audit.
+        arm: The optimizer.
+        seed: Of sampling and data order.
+        progress: Called with (steps done, a word).
+    """
+    if all(config.file(arm, seed, step).exists() for step in config.at):
+        return
+    try:
+        import transformers
+        import trl  # noqa: F401  (a missing one is named before any work)
+        from transformers import PrinterCallback, ProgressCallback
+    except ImportError as error:
+        raise missing_extra(error.name or "trl", "train") from None
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    run = config.run(arm, seed)
+    trainer = _build(config, arm, run, progress)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    checkpoint = checkpoints.latest_checkpoint(run.out / "trainer")
+    threads = torch.get_num_threads()
+    if sum(p.numel() for p in trainer.model.parameters()) < SMALL:
+        torch.set_num_threads(1)
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        torch.set_num_threads(threads)
+    missing = [step for step in config.at if not config.file(arm, seed, step).exists()]
+    if missing:
+        raise invalid("at", f"steps with a gradient within {PATIENCE} more ({arm}, seed {seed})", missing)
+    shutil.rmtree(run.out)
+
+
+def _build(config: AuditConfig, arm: Arm, run: training.TrainConfig, progress: Any) -> Any:
+    """Build the trainer, with a callback that measures."""
+    from entropy_theory.bridge.trl import EntropyControlledGRPOConfig, EntropyControlledGRPOTrainer
+
+    class Audited(EntropyControlledGRPOTrainer):
+        """Hands the batches of the chosen steps on."""
+
+        def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+            output = super()._generate_and_score_completions(inputs)
+            if self.model.training and probe.due(self.state.global_step + 1) is not None:
+                probe.batch = _batch(output, self.num_generations, float(self.temperature))
+            return output
+
+    arguments = training._trainer_arguments(run, 1) | {"save_strategy": "no", "save_total_limit": 1}
+    if arm != "adamw":
+        arguments["optim"] = "sgd"
+    if run.dataset is None:
+        data, reward = sum_task.dataset(2048, run.seed), sum_task.reward
+    else:
+        data = training.load_prompts(run.dataset, run.dataset_split)
+        reward = training.load_reward(str(run.reward))
+
+    def warming(done: int, total: int, words: str) -> None:
+        if progress is not None:
+            progress(0, f"warm-up: {done}/{total}, {words}")
+
+    tokenizer = decoder.build_tokenizer() if run.model is None else training._tokenizer(run.model, run)
+    trainer = Audited(
+        model=run.model or str(decoder.cached_checkpoint(progress=warming)),
+        reward_funcs=reward,
+        args=EntropyControlledGRPOConfig(**arguments),
+        train_dataset=data,
+        processing_class=tokenizer,
+    )
+    if arm == "sgd-output":
+        _train_the_output_matrix_alone(trainer.model)
+    probe = _probe(config, arm, run.seed, trainer, progress)
+    trainer.add_callback(probe)
+    return trainer
+
+
+def _probe(config: AuditConfig, arm: Arm, seed: int, trainer: Any, progress: Any) -> Any:
+    from transformers import TrainerCallback
+
+    class Probe(TrainerCallback):
+        """Looks at the parameters on both sides of the optimizer's step."""
+
+        batch: audit_step.StepBatch | None = None
+        before: dict[str, Tensor] | None = None
+
+        def due(self, step: int) -> int | None:
+            """The earliest of the chosen steps that is not behind us."""
+            return next(
+                (at for at in sorted(config.at) if at <= step and not config.file(arm, seed, at).exists()), None
+            )
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            trained = {n: p for n, p in trainer.model.named_parameters() if p.grad is not None}
+            self.before = None
+            if self.due(state.global_step + 1) is not None and any(bool(p.grad.any()) for p in trained.values()):
+                self.before = {name: p.detach().clone() for name, p in trained.items()}
+                self.gradient = {name: p.grad.detach().clone() for name, p in trained.items()}
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if self.before is None:
+                return
+            step = state.global_step + 1
+            if progress is not None:
+                progress(state.global_step, f"{arm}, seed {seed}: measuring step {step}")
+            parameters = dict(trainer.model.named_parameters())
+            assert self.batch is not None  # this step's, set when it was generated
+            arrays, scalars = audit_step.measure_step(
+                audit_step.measurable(trainer.model, config.precision),
+                self.before,
+                {name: parameters[name].detach() for name in self.before},
+                self.gradient,
+                self.batch,
+                alone=_update_of_the_gradient_alone(trainer.optimizer, parameters, self.gradient),
+                positions=config.positions,
+                seed=seed,
+            )
+            scalars |= {"step": step, "learning_rate": float(trainer.optimizer.param_groups[0]["lr"])}
+            at = self.due(step)
+            assert at is not None
+            _write_step(config.file(arm, seed, at), arrays, scalars)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if progress is not None:
+                progress(min(state.global_step, max(config.at)), f"{arm}, seed {seed}")
+            control.should_save = self.before is not None
+            control.should_training_stop |= self.due(max(config.at)) is None
+
+    return Probe()
+
+
+def _batch(output: dict[str, Tensor], group: int, temperature: float) -> audit_step.StepBatch:
+    mask, advantages = output["completion_mask"], output["advantages"]
+    trained = mask.bool() & output["tool_mask"].bool() if "tool_mask" in output else None
+    return audit_step.StepBatch(
+        prompt_ids=output["prompt_ids"],
+        prompt_mask=output["prompt_mask"],
+        completion_ids=output["completion_ids"],
+        completion_mask=mask,
+        advantages=(advantages if advantages.dim() == 2 else advantages[:, None].expand(mask.shape)).clone(),
+        group_ids=torch.arange(mask.shape[0]) // group,
+        temperature=temperature,
+        trained_mask=trained,
+    )
+
+
+def _train_the_output_matrix_alone(model: Any) -> None:
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is embeddings.weight:
+        raise invalid("arms", "no sgd-output: the model's output matrix is also its embedding", "sgd-output")
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter is head.weight)
+
+
+@torch.no_grad()
+def _update_of_the_gradient_alone(
+    optimizer: Any, parameters: dict[str, Tensor], gradient: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """What the step would have been from this gradient and no earlier one: −η g, in Adam's metric if there is one."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    names = {parameter: name for name, parameter in parameters.items()}
+    update = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[parameter]
+            if name not in gradient:
+                continue
+            step = -group["lr"] * gradient[name].double()
+            state = optimizer.state.get(parameter, {})
+            if "exp_avg_sq" in state:
+                first, second = (1 - beta ** float(state["step"]) for beta in group["betas"])
+                scale = (state["exp_avg_sq"].double() / second).sqrt() + group["eps"]
+                step = step * (1 - group["betas"][0]) / first / scale
+            update[name] = step
+    return update
+
+
+def _write_step(path: Path, arrays: dict[str, Tensor], scalars: dict[str, float]) -> None:
+    from safetensors.torch import save_file
+
+    with records.written_whole(path) as temporary:
+        save_file({k: v.contiguous() for k, v in arrays.items()}, temporary, metadata={"scalars": json.dumps(scalars)})
+
+
+def read_step(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
+    """Read the arrays and scalars of a measured step."""
+    from safetensors import safe_open
+
+    with safe_open(path, "np") as file:
+        return {k: file.get_tensor(k) for k in file.keys()}, json.loads(file.metadata()["scalars"])  # noqa: SIM118

@@ -1,0 +1,27 @@
+"""Entropy control for TRL's GRPO trainer."""
+
+from entropy_theory.bridge.trl.compatibility import (
+    SUPPORTED_LOSSES,
+    SUPPORTED_TRL,
+    check_supported,
+    check_trl_version,
+)
+from entropy_theory.bridge.trl.config import EntropyControlledGRPOConfig
+from entropy_theory.bridge.trl.trainer import (
+    PREFIX,
+    EntropyControlledGRPOTrainer,
+    EntropyControlMixin,
+    attach,
+)
+
+__all__ = [
+    "PREFIX",
+    "SUPPORTED_LOSSES",
+    "SUPPORTED_TRL",
+    "EntropyControlMixin",
+    "EntropyControlledGRPOConfig",
+    "EntropyControlledGRPOTrainer",
+    "attach",
+    "check_supported",
+    "check_trl_version",
+]

@@ -1,0 +1,152 @@
+"""What the bridge to TRL can carry, and what it refuses by name before any work."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal, get_args
+
+from packaging.version import Version
+from trl import GRPOConfig
+
+from entropy_theory.bridge.trl.live_loss import needs_window
+from entropy_theory.control import Rule
+from entropy_theory.errors import invalid
+
+SUPPORTED_TRL = ">=1.0,<2,!=1.15.*"
+
+# How each loss divides, which decides how a rule that shrinks the denominator is expressed.
+TOKEN_MEAN = frozenset({"dapo", "cispo", "bnpo", "vespo"})
+SEQUENCE_MEAN = frozenset({"grpo", "sapo"})
+CONSTANT = frozenset({"dr_grpo", "luspo"})
+SUPPORTED_LOSSES = TOKEN_MEAN | SEQUENCE_MEAN | CONSTANT
+
+Scoring = Literal["auto", "batch", "one-pass"]
+
+
+def check_trl_version(installed: str) -> None:
+    """Refuse a TRL release outside the range the seams were read and run on.
+
+    Raises:
+        ValueError: The release is not in ``SUPPORTED_TRL``.
+
+    Example:
+        >>> check_trl_version("1.16.0")
+        >>> check_trl_version("0.29.0")
+        Traceback (most recent call last):
+        ...
+        ValueError: trl: expected a release in >=1.0,<2,!=1.15.*, received 0.29.0
+    """
+    release = Version(installed)
+    # Compared by hand: SpecifierSet would refuse the pre-releases and dev builds of a supported release.
+    if not (Version("1.0.dev0") <= release < Version("2.dev0")) or release.release[:2] == (1, 15):
+        raise invalid("trl", f"a release in {SUPPORTED_TRL}", installed)
+
+
+def check_supported(rule: Rule, args: GRPOConfig, installed: str, scoring: str = "auto") -> None:
+    """Refuse what cannot be carried exactly, before any work.
+
+    Args:
+        rule: The control rule.
+        args: The trainer's configuration.
+        installed: TRL's release.
+        scoring: "auto", "batch" or "one-pass".
+
+    Raises:
+        ValueError: The loss would ignore per-token advantages; an option replaces the code that reads them; the live
+            part of the rule and an option of TRL would both decide the same thing; statistics over an optimizer step
+            cannot be formed; or one pass is not exact.
+    """
+    if args.loss_type not in SUPPORTED_LOSSES:
+        raise invalid("loss_type", f"one of {', '.join(sorted(SUPPORTED_LOSSES))}", repr(args.loss_type))
+    for option in ("use_liger_kernel", "use_liger_loss"):
+        if getattr(args, option, False):
+            raise invalid(option, "False: Liger's loss reads one advantage per sequence, not per token", True)
+    if rule.entropy_term and Version(installed) < Version("1.8"):
+        raise invalid("trl", f"1.8 or newer for {str(rule)!r}: before, entropies carry no gradient", installed)
+    if rule.split()[1] is not None:
+        if args.loss_type == "luspo" and Version(installed) < Version("1.10"):
+            raise invalid(
+                "trl", f"1.10 or newer for luspo beside {str(rule)!r}: before, it divided otherwise", installed
+            )
+        _check_live(rule, args)
+    _check_scoring(rule, args, scoring)
+
+
+def _check_live(rule: Rule, args: GRPOConfig) -> None:
+    """A live rule takes the place of TRL's surrogate: what shapes that surrogate must be left alone."""
+    if args.importance_sampling_level != "token":
+        raise invalid(
+            "importance_sampling_level",
+            f"'token' beside {str(rule)!r}, which defines its own ratio (gspo is the rule of whole sequences)",
+            repr(args.importance_sampling_level),
+        )
+    for option, instead in (
+        ("delta", "the rule's dual_clip"),
+        ("off_policy_mask_threshold", "a mask rule"),
+        ("use_adaptive_entropy", "the rule adaptive-entropy"),
+        ("entropy_coef", "the rule entropy-bonus"),
+    ):
+        if getattr(args, option, None):
+            raise invalid(option, f"unset beside {str(rule)!r}: use {instead}", getattr(args, option))
+    per_step, per_generation = args.gradient_accumulation_steps, args.steps_per_generation
+    if needs_window(rule) and per_generation % per_step:
+        raise invalid(
+            "steps_per_generation",
+            f"a multiple of gradient_accumulation_steps = {per_step}: {str(rule)!r} takes statistics over all "
+            "micro-batches of an optimizer step, which must come from one generation batch",
+            per_generation,
+        )
+
+
+def _check_scoring(rule: Rule, args: GRPOConfig, scoring: str) -> None:
+    if scoring not in get_args(Scoring):
+        raise invalid("scoring", "'auto', 'batch' or 'one-pass'", repr(scoring))
+    if scoring == "one-pass" and (found := against_one_pass(rule, args)):
+        raise invalid("scoring", found[0], f"'one-pass' with {found[1]}")
+
+
+def against_one_pass(rule: Rule, args: GRPOConfig) -> tuple[str, str] | None:
+    """Say why the training forward cannot serve to score the batch: what is expected, and what is there instead.
+
+    It sees one micro-batch at a time: exact only where that is the rank's whole generation batch, and never again.
+    """
+    if rule.phase == "live":
+        return "'batch' for a rule of the live ratio, which in one pass is always 1", repr(str(rule))
+    for name in ("gradient_accumulation_steps", "steps_per_generation", "num_iterations"):
+        if (value := getattr(args, name)) != 1:
+            reason = "'batch': one pass is exact only with one micro-batch per generation and rank, used once"
+            return reason, f"{name} = {value}"
+    if args.use_vllm:
+        return "'batch' where TRL computes old log-probabilities anyway", "vLLM"
+    if args.torch_compile:
+        return "'batch': what reads the hidden states would be compiled again at every step", "torch_compile"
+    return None
+
+
+def own_seam(trainer: type) -> str | None:
+    """Name a method, of those that one pass reaches through, that a trainer of somebody's own puts before TRL's.
+
+    Example:
+        >>> from trl import GRPOTrainer
+        >>> class Mine(GRPOTrainer):
+        ...     def _compute_loss(self, model, inputs): ...
+        >>> own_seam(Mine), own_seam(GRPOTrainer)
+        ('Mine._compute_loss', None)
+    """
+    for kind in trainer.__mro__:
+        package = kind.__module__.partition(".")[0]
+        if package in ("trl", "transformers") or kind.__module__.startswith("entropy_theory.bridge.trl"):
+            continue
+        for name in ("_generate_and_score_completions", "_get_per_token_logps_and_entropies", "_compute_loss"):
+            if name in vars(kind):
+                return f"{kind.__name__}.{name}"
+    return None
+
+
+def warn_untested(args: GRPOConfig, accelerator: Any) -> None:
+    """Say once which accepted options no test has run."""
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    zero3 = plugin is not None and getattr(plugin, "zero_stage", 0) == 3
+    for name, used in (("use_vllm", args.use_vllm), ("DeepSpeed ZeRO-3", zero3)):
+        if used:
+            warnings.warn(f"{name}: accepted, and untested with entropy control", stacklevel=3)

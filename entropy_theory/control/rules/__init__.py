@@ -1,0 +1,1 @@
+"""The rules, one file per family. Importing this package registers every rule."""

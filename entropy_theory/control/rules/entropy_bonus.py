@@ -1,0 +1,195 @@
+"""The entropy bonus, with a fixed coefficient or with one of the controllers in use.
+
+An entropy term changes no g_t: it adds ∂J/∂H_t = c, which to first order raises H at its position by η c Σ_i S_i²
+(section B.11 of the theory notes). A trainer must carry `RuleOutput.entropy_coefficients` besides the coefficients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+
+from entropy_theory.control.base import Rule, Step, register
+from entropy_theory.control.flow import Context, Flow, State
+from entropy_theory.control.reducers import masked_mean
+
+Over = Literal["counted", "kept"]
+Variant = Literal["skywork", "trl"]
+Signal = Literal["sampled", "entropy"]
+
+
+@dataclass(frozen=True)
+class _EntropyTerm(Rule):
+    """What the two rules share: where the bonus goes."""
+
+    kind: ClassVar[str] = "entropy term"
+    entropy_term: ClassVar[bool] = True
+
+    over: Over = "counted"
+
+    def _bonus(self, flow: Flow, context: Context, coefficient: float) -> Flow:
+        counted = flow.counted
+        if self.over == "kept":
+            # the mean over kept tokens, written as part of a mean over the counted ones
+            sizes = torch.stack([counted.sum(), (counted & flow.kept).sum()])
+            whole, part = context.reducer.sum(sizes).tolist()
+            coefficient = coefficient * whole / max(part, 1)
+            counted = counted & flow.kept
+        value = torch.full_like(flow.ratio.detach(), coefficient).masked_fill(~counted, 0.0)
+        return flow.with_entropy(value)
+
+
+@register
+@dataclass(frozen=True)
+class EntropyBonus(_EntropyTerm):
+    """The entropy bonus: c times the mean entropy, added to the objective.
+
+    Williams & Peng (1991), A3C (arXiv 1602.01783); official code: verl `compute_entropy_loss`, TRL `entropy_coef`.
+
+        J += c H_t,   ∂J/∂H_t = c;   to first order ΔH_t = η c Σ_i S_i²
+
+    Args:
+        coefficient: c; a negative one lowers entropy.
+        over: "counted": the mean over the tokens that the denominator counts; "kept": over those that no earlier rule
+            of the pipe dropped, as TRL has it together with its high-entropy mask.
+
+    Quadrants: none: it acts on positions, most where Σ S² is large, at middling entropy; on nearly deterministic ones
+        it does next to nothing.
+    Departures: none.
+
+    Raises:
+        ValueError: a parameter out of range.
+
+    Example:
+        >>> from entropy_theory.control import TokenBatch
+        >>> H = torch.tensor([[0.5, 1.0]])
+        >>> out = EntropyBonus(coefficient=0.1).apply(TokenBatch(-H, H, torch.zeros(1), torch.ones(1, 2)))
+        >>> round(out.loss().item(), 6), out.coefficients.tolist()
+        (-0.075, [[0.0, 0.0]])
+    """
+
+    name: ClassVar[str] = "entropy-bonus"
+    paper: ClassVar[str] = "Williams & Peng 1991; arXiv 1602.01783"
+    quadrants: ClassVar[str] = "none: raises entropy at every position by c Σ S²"
+    parity: ClassVar[str] = "verl entropy loss (four aggregations), TRL entropy bonus"
+
+    coefficient: float = 1e-3
+
+    def __post_init__(self) -> None:
+        self._number("coefficient", -float("inf"))
+        self._choice("over", get_args(Over))
+
+    def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
+        """Add the term.
+
+        Example:
+            >>> from entropy_theory.control import TokenBatch
+            >>> H = torch.tensor([[0.5, 1.0]])
+            >>> EntropyBonus().apply(TokenBatch(-H, H, torch.zeros(1), torch.ones(1, 2))).metrics["coefficient"]
+            0.001
+        """
+        return self._bonus(flow, context, self.coefficient), {"coefficient": self.coefficient}, None
+
+
+@register
+@dataclass(frozen=True)
+class AdaptiveEntropy(_EntropyTerm):
+    """An entropy bonus whose coefficient follows the entropy.
+
+    Skywork-OR1 (arXiv 2505.22312), official code `EntController`; TRL `use_adaptive_entropy`.
+
+        skywork  used: c if the entropy of the previous step was < target (from the start: yes), else 0
+                 then  c ← clamp(c + δ if H < target else c − δ, minimum, maximum)
+        trl      used: c if the entropy of the previous step was ≤ target (from the start: no), else 0
+                 then  c ← clamp(c + δ if H ≤ target else c − δ, minimum, maximum)
+
+    H is the mean over the valid tokens of all ranks and micro-batches: Skywork's is the sampled estimate −mean log
+    p_old, TRL's the analytic one.
+
+    Args:
+        over: As for `EntropyBonus`.
+        variant: Whose controller.
+        initial: c at the start; None is 0.
+        minimum: Lower end of c; None is 0.
+        maximum: Upper end; None is .005 for skywork, 1 for trl.
+        step: δ ≥ 0; None is 1e-4 for skywork, .005 for trl.
+        target: Nats; the entropy to keep.
+        signal: "sampled" or "entropy"; None is the variant's own.
+
+    State: `coefficient`, and `enabled` for the next step.
+
+    Quadrants: none, as `EntropyBonus`.
+    Departures: none.
+
+    Raises:
+        ValueError: a parameter out of range; in `apply`, no old log-probabilities for the sampled signal.
+
+    Example:
+        >>> from entropy_theory.control import TokenBatch
+        >>> H = torch.full((1, 2), 0.1)
+        >>> batch, controller, state = TokenBatch(-H, H, torch.zeros(1), torch.ones(1, 2), -H), AdaptiveEntropy(), None
+        >>> for _ in range(3):
+        ...     out = controller.apply(batch, state=state)
+        ...     state = out.state
+        ...     print(round(out.metrics["coefficient"], 6), round(state["coefficient"], 6))
+        0.0 0.0001
+        0.0001 0.0002
+        0.0002 0.0003
+    """
+
+    name: ClassVar[str] = "adaptive-entropy"
+    needs: ClassVar[tuple[str, ...]] = ("old_log_probs",)
+    paper: ClassVar[str] = "arXiv 2505.22312"
+    quadrants: ClassVar[str] = "none: as entropy-bonus, while entropy is below the target"
+    parity: ClassVar[str] = "Skywork EntController, TRL use_adaptive_entropy, 48 steps each"
+
+    variant: Variant = "skywork"
+    initial: float | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    step: float | None = None
+    target: float = 0.2
+    signal: Signal | None = None
+
+    def __post_init__(self) -> None:
+        self._choice("over", get_args(Over))
+        self._choice("variant", get_args(Variant))
+        self._choice("signal", (None, *get_args(Signal)))
+        self._number("target", -float("inf"))
+        for name in ("initial", "minimum", "maximum", "step"):
+            if getattr(self, name) is not None:
+                self._number(name, 0.0 if name == "step" else -float("inf"))
+        if self.maximum is not None:
+            self._number("maximum", self.minimum or 0.0)
+        if (self.signal or self._own_signal) == "entropy":
+            self._narrow(needs=())
+
+    @property
+    def _own_signal(self) -> str:
+        return "sampled" if self.variant == "skywork" else "entropy"
+
+    def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
+        """Add the term with the present coefficient, then move the coefficient.
+
+        Example:
+            >>> from entropy_theory.control import TokenBatch
+            >>> H = torch.full((1, 2), 0.1)
+            >>> out = AdaptiveEntropy(variant="trl").apply(TokenBatch(-H, H, torch.zeros(1), torch.ones(1, 2)))
+            >>> out.metrics["coefficient"], out.state["enabled"]
+            (0.0, True)
+        """
+        skywork = self.variant == "skywork"
+        step = (1e-4 if skywork else 5e-3) if self.step is None else self.step
+        low = 0.0 if self.minimum is None else self.minimum
+        high = (5e-3 if skywork else 1.0) if self.maximum is None else self.maximum
+        now = {"coefficient": self.initial or 0.0, "enabled": skywork} if state is None else state
+        used = now["coefficient"] if now["enabled"] else 0.0
+        sampled = (self.signal or self._own_signal) == "sampled"
+        values = -flow.old_log_probs(context) if sampled else context.batch.entropy
+        entropy = masked_mean(values, flow.valid, context.reducer)
+        below = entropy < self.target if skywork else entropy <= self.target
+        moved = min(max(now["coefficient"] + (step if below else -step), low), high)
+        metrics = {"coefficient": used, "controlled_entropy": entropy, "next_coefficient": moved}
+        return self._bonus(flow, context, used), metrics, {"coefficient": moved, "enabled": below}

@@ -1,0 +1,448 @@
+"""Objectives that replace PPO's altogether: CISPO, GSPO, SAPO, GPG, and verl's DPPO, GMPO and DRO.
+
+All but GPG read the live ratio. They change *how much* gradient a token of a given ratio gets, not which tokens are
+likely; their effect on entropy is what the lens shows for the batch at hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from entropy_theory.control.base import Phase, Rule, Step, register
+from entropy_theory.control.flow import MAX_LOG_RATIO, Context, Flow, State
+
+GSPO_MAX_LOG_RATIO = 10.0
+"""The log of a sequence's ratio is clamped to this from above, as verl does."""
+
+Divergence = Literal["tv", "kl"]
+
+
+def _row_mean(values: Float[Tensor, "B T"], flow: Flow) -> Float[Tensor, "B 1"]:
+    """Mean over the valid tokens of each row; 0 for a row without any."""
+    total = values.masked_fill(~flow.valid, 0.0).sum(dim=1, keepdim=True)
+    return total / flow.valid.sum(dim=1, keepdim=True).clamp_min(1)
+
+
+@dataclass(frozen=True)
+class _Surrogate(Rule):
+    """What all of them share."""
+
+    phase: ClassVar[Phase] = "live"
+    needs: ClassVar[tuple[str, ...]] = ("old_log_probs",)
+    kind: ClassVar[str] = "surrogate"
+
+
+@register
+@dataclass(frozen=True)
+class CISPO(_Surrogate):
+    """CISPO: every token keeps a gradient, with a clipped ratio as its weight.
+
+    arXiv 2506.13585; official code: verl `compute_policy_loss_cispo`, TRL loss type cispo.
+
+        J = sg(clamp(r, 1 − ε_l, 1 + ε_h)) Â log p,   g = clamp(r, 1 − ε_l, 1 + ε_h) Â
+
+    Args:
+        epsilon_low: ε_l in [0, 1], or None for no lower bound, as TRL.
+        epsilon_high: ε_h ≥ 0. TRL names the bound itself: its epsilon_high = 2 is ε_h = 1 here.
+
+    Quadrants: spares what ppo-clip cuts of Q2 and Q4, at the bounded weight.
+    Departures: none; verl's and TRL's differ by the lower bound and the name of the upper one.
+
+    Raises:
+        ValueError: a parameter out of range.
+
+    Example:
+        >>> from entropy_theory.control import TokenBatch
+        >>> old = torch.full((1, 1), -1.0)
+        >>> batch = TokenBatch(old + 0.5, -old, torch.ones(1), torch.ones(1, 1), old_log_probs=old)
+        >>> round(CISPO().apply(batch).coefficients.item(), 4)
+        1.28
+    """
+
+    name: ClassVar[str] = "cispo"
+    paper: ClassVar[str] = "arXiv 2506.13585"
+    quadrants: ClassVar[str] = "spares what ppo-clip cuts of Q2 and Q4, at a bounded weight"
+    parity: ClassVar[str] = "verl cispo, TRL cispo"
+
+    epsilon_low: float | None = 0.2
+    epsilon_high: float = 0.28
+
+    def __post_init__(self) -> None:
+        if self.epsilon_low is not None:
+            self._number("epsilon_low", 0.0, 1.0)
+        self._number("epsilon_high", 0.0)
+
+    def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
+        """Weight log p by the clipped ratio.
+
+        Example:
+            >>> from entropy_theory.control import TokenBatch
+            >>> old = torch.full((1, 1), -1.0)
+            >>> batch = TokenBatch(old - 2, -old, torch.ones(1), torch.ones(1, 1), old_log_probs=old)
+            >>> round(CISPO(epsilon_low=None).apply(batch).coefficients.item(), 4)  # e⁻²
+            0.1353
+        """
+        low = None if self.epsilon_low is None else 1.0 - self.epsilon_low
+        weight = flow.ratio.detach().clamp(low, 1.0 + self.epsilon_high)
+        return flow.replaced(weight * flow.advantages * flow.log_probs, derivative=weight), {}, None
+
+
+@register
+@dataclass(frozen=True)
+class GSPO(_Surrogate):
+    """GSPO: one ratio per sequence, the geometric mean of its tokens', clipped as in PPO.
+
+    arXiv 2507.18071; official code: verl `compute_policy_loss_gspo`, TRL with sequence-level importance sampling.
+
+        log s = mean_t (log p_t − log p_old,t), at most 10;   J = min(s Â, clamp(s, 1 − ε_l, 1 + ε_h) Â)
+        g = s Â, and 0 where Â > 0, s > 1 + ε_h or Â < 0, s < 1 − ε_l
+
+    Args:
+        epsilon_low: ε_l in [0, 1]. Paper 3e-4.
+        epsilon_high: ε_h ≥ 0. Paper 4e-4.
+
+    The official losses average each sequence first: use `aggregate(..., "seq-mean-token-mean")`. verl leaves fully
+    masked rows out of the mean of rows, TRL counts them.
+
+    Quadrants: keeps or drops whole sequences, whatever the quadrants of their tokens.
+    Departures: none.
+
+    Raises:
+        ValueError: a parameter out of range.
+
+    Example:
+        >>> from entropy_theory.control import TokenBatch
+        >>> old = torch.full((1, 2), -1.0)
+        >>> batch = TokenBatch(old + torch.tensor([[0.1, -0.1]]), -old, torch.ones(1), torch.ones(1, 2), old)
+        >>> GSPO().apply(batch).coefficients.tolist()
+        [[1.0, 1.0]]
+    """
+
+    name: ClassVar[str] = "gspo"
+    paper: ClassVar[str] = "arXiv 2507.18071"
+    kind: ClassVar[str] = "mask of sequences"
+    quadrants: ClassVar[str] = "whole sequences, whatever the quadrants of their tokens"
+    parity: ClassVar[str] = "verl gspo, TRL gspo"
+
+    epsilon_low: float = 3e-4
+    epsilon_high: float = 4e-4
+
+    def __post_init__(self) -> None:
+        self._number("epsilon_low", 0.0, 1.0)
+        self._number("epsilon_high", 0.0)
+
+    def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
+        """Give every token the ratio of its sequence.
+
+        Example:
+            >>> from entropy_theory.control import TokenBatch
+            >>> old = torch.full((1, 2), -1.0)
+            >>> batch = TokenBatch(old + 0.1, -old, torch.ones(1), torch.ones(1, 2), old_log_probs=old)
+            >>> GSPO().apply(batch).keep_mask.tolist()
+            [[False, False]]
+        """
+        log_mean = _row_mean(flow.log_ratio.detach(), flow)
+        log_s = log_mean.clamp_max(GSPO_MAX_LOG_RATIO) + (flow.log_probs - flow.log_probs.detach())
+        ratio = log_s.exp()
+        low, high = 1.0 - self.epsilon_low, 1.0 + self.epsilon_high
+        objective = torch.minimum(flow.advantages * ratio, flow.advantages * ratio.clamp(low, high))
+        s = ratio.detach()
+        cut = ((flow.advantages > 0) & (s > high)) | ((flow.advantages < 0) & (s < low))
+        cut = cut | (log_mean > GSPO_MAX_LOG_RATIO)
+        objective = torch.where(log_mean > GSPO_MAX_LOG_RATIO, objective.detach(), objective)
+        return flow.replaced(objective, keep=flow.valid & ~cut, derivative=s), {}, None
+
+
+@register
+@dataclass(frozen=True)
+class SAPO(_Surrogate):
+    """SAPO: a smooth gate in place of the clip.
+
+    arXiv 2511.20347; official code: verl `compute_policy_loss_sapo`, TRL loss type sapo.
+
+        J = (4/τ) σ(τ (r − 1)) Â,   g = 4 σ(1 − σ) r Â,   σ = σ(τ (r − 1)),  τ by the sign of A
+
+    Args:
+        tau_positive: τ > 0 where A > 0.
+        tau_negative: τ > 0 elsewhere.
+
+    The official losses average each sequence first: use `aggregate(..., "seq-mean-token-mean")`.
+
+    Quadrants: as ppo-clip, fading instead of cutting: Q2 and Q4 at ratios far from 1.
+    Departures: none.
+
+    Raises:
+        ValueError: a parameter out of range.
+
+    Example:
+        >>> from entropy_theory.control import TokenBatch
+        >>> old = torch.full((1, 1), -1.0)
+        >>> SAPO().apply(TokenBatch(old, -old, torch.ones(1), torch.ones(1, 1), old)).coefficients.item()
+        1.0
+    """
+
+    name: ClassVar[str] = "sapo"
+    paper: ClassVar[str] = "arXiv 2511.20347"
+    kind: ClassVar[str] = "weight"
+    quadrants: ClassVar[str] = "fades Q2 and Q4 at ratios far from 1"
+    parity: ClassVar[str] = "verl sapo, TRL sapo"
+
+    tau_positive: float = 1.0
+    tau_negative: float = 1.05
+
+    def __post_init__(self) -> None:
+        self._number("tau_positive", 0.0, above=True)
+        self._number("tau_negative", 0.0, above=True)
+
+    def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
+        """Put the ratio through the gate.
+
+        Example:
+            >>> from entropy_theory.control import TokenBatch
+            >>> old = torch.full((1, 1), -1.0)
+            >>> batch = TokenBatch(old + 1, -old, torch.ones(1), torch.ones(1, 1), old_log_probs=old)
+            >>> SAPO().apply(batch).coefficients.item() < 2.718281828
+            True
+        """
+        tau = torch.where(flow.advantages > 0, self.tau_positive, self.tau_negative).to(flow.ratio.dtype)
+        gate = torch.sigmoid(tau * (flow.ratio - 1.0))
+        fixed = gate.detach()
+        inside = flow.log_ratio.detach().abs() <= MAX_LOG_RATIO
+        derivative = (4.0 * fixed * (1.0 - fixed) * flow.ratio.detach()).masked_fill(~inside, 0.0)
+        return flow.replaced(gate * (4.0 / tau) * flow.advantages, derivative=derivative), {}, None
+
+
+@register
+@dataclass(frozen=True)
+class GPG(Rule):
+    """GPG: the plain policy gradient, without a ratio.
+
+    arXiv 2504.02546; official code: verl `compute_policy_loss_gpg`.
+
+        J = Â log p,   g = Â
+
+    Quadrants: all four as the advantages have them.
+    Departures: none. GPG's own scaling of the advantages is the trainer's affair.
+
+    Example:
+        >>> from entropy_theory.control import TokenBatch
+        >>> x = torch.full((1, 1), -1.0)
+        >>> GPG().apply(TokenBatch(x, -x, torch.ones(1), torch.ones(1, 1), old_log_probs=x - 3)).coefficients.item()
+        1.0
+    """
+
+    name: ClassVar[str] = "gpg"
+    paper: ClassVar[str] = "arXiv 2504.02546"
+    kind: ClassVar[str] = "surrogate"
+    quadrants: ClassVar[str] = "all four, at any ratio"
+    parity: ClassVar[str] = "verl gpg"
+    phase: ClassVar[Phase] = "live"
+
+    def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
+        """Leave the ratio out.
+
+        Example:
+            >>> from entropy_theory.control import TokenBatch
+            >>> x = torch.full((1, 1), -1.0)
+            >>> GPG().apply(TokenBatch(x, -x, torch.ones(1), torch.ones(1, 1))).loss().item()
+            1.0
+        """
+        objective = flow.advantages * flow.log_probs
+        return flow.replaced(objective, derivative=torch.ones_like(flow.ratio)), {}, None
+
+
+@register
+@dataclass(frozen=True)
+class DPPO(_Surrogate):
+    """DPPO: a trust region in probability or binary KL divergence instead of the ratio.
+
+    arXiv 2602.04879; official code: verl `compute_policy_loss_dppo_tv`, `compute_policy_loss_dppo_kl`.
+
+        J = sg(min(r, c)) Â log p on kept tokens, 0 elsewhere;   g = min(r, c) Â there
+        tv: keep A > 0 with p − p_old ≤ δ_h, A ≤ 0 with p − p_old ≥ −δ_l
+        kl: keep A > 0 with KL ≤ δ_h or p ≤ p_old, A ≤ 0 with KL ≤ δ_l or p ≥ p_old,
+            KL = p_old log(p_old/p) + (1 − p_old) log((1 − p_old + 1e-8)/(1 − p + 1e-8))
+
+    Args:
+        divergence: "tv" or "kl".
+        low: δ_l ≥ 0.
+        high: δ_h ≥ 0.
+        truncation: c > 0, the largest weight.
+
+    Quadrants: spares unlikely tokens, whose probability hardly moves (Q2, Q4), and cuts likely ones (Q1, Q3).
+    Departures: none.
+
+    Raises:
+        ValueError: a parameter out of range.
+
+    Example:
+        >>> from entropy_theory.control import TokenBatch
+        >>> old = torch.tensor([[-1.0, -6.0]])
+        >>> batch = TokenBatch(old + 0.5, -old, torch.ones(1), torch.ones(1, 2), old_log_probs=old)
+        >>> DPPO().apply(batch).keep_mask.tolist()
+        [[False, True]]
+    """
+
+    name: ClassVar[str] = "dppo"
+    paper: ClassVar[str] = "arXiv 2602.04879"
+    kind: ClassVar[str] = "mask"
+    quadrants: ClassVar[str] = "cuts likely tokens (Q1, Q3) whose probability has moved"
+    parity: ClassVar[str] = "verl dppo_tv, dppo_kl"
+
+    divergence: Divergence = "tv"
+    low: float = 0.1
+    high: float = 0.1
+    truncation: float = 20.0
+
+    def __post_init__(self) -> None:
+        self._choice("divergence", get_args(Divergence))
+        self._number("low", 0.0)
+        self._number("high", 0.0)
+        self._number("truncation", 0.0, above=True)
+
+    def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
+        """Drop tokens outside the trust region.
+
+        Example:
+            >>> from entropy_theory.control import TokenBatch
+            >>> old = torch.tensor([[-1.0, -6.0]])
+            >>> batch = TokenBatch(old + 0.5, -old, torch.ones(1), torch.ones(1, 2), old_log_probs=old)
+            >>> DPPO(divergence="kl", low=0.02, high=0.02).apply(batch).keep_mask.tolist()
+            [[False, True]]
+        """
+        log_p, log_ratio = flow.log_probs.detach(), flow.log_ratio.detach()
+        p, p_old = log_p.exp(), flow.old_log_probs(context).exp()
+        if self.divergence == "tv":
+            up, down = p - p_old <= self.high, p - p_old >= -self.low
+        else:
+            kl = -p_old * log_ratio + (1.0 - p_old) * torch.log((1.0 - p_old + 1e-8) / (1.0 - p + 1e-8))
+            up, down = (kl <= self.high) | (p <= p_old), (kl <= self.low) | (p >= p_old)
+        keep = flow.valid & torch.where(flow.advantages > 0, up, down)
+        weight = flow.ratio.detach().clamp_max(self.truncation)
+        objective = (weight * flow.advantages * flow.log_probs).masked_fill(~keep, 0.0)
+        return flow.replaced(objective, keep=keep, derivative=weight), {}, None
+
+
+@register
+@dataclass(frozen=True)
+class GMPO(_Surrogate):
+    """GMPO: the geometric mean of clipped token ratios as the ratio of the sequence.
+
+    arXiv 2507.20673; official code: verl `compute_policy_loss_geo_mean`.
+
+        m_t = sgn(A) min(sgn(A) δ_t, sgn(A) clamp(δ_t, −ε_l, ε_h)),  δ_t = log p_t − log p_old,t
+        J_i = Ā_i R_i,  log R_i = mean_t m_t;   g_t = Ā_i R_i, and 0 where δ_t is clamped on the side of A
+
+    Written per token as J_t = Ā_i R_i, so that `aggregate(..., "seq-mean-token-mean")` gives the official loss and
+    gradient; verl averages over all rows, fully masked ones included.
+
+    Args:
+        epsilon_low: ε_l ≥ 0, of the log-ratio.
+        epsilon_high: ε_h ≥ 0, of the log-ratio.
+
+    Quadrants: as ppo-clip with wide bounds.
+    Departures: none.
+
+    Raises:
+        ValueError: a parameter out of range.
+
+    Example:
+        >>> from entropy_theory.control import TokenBatch
+        >>> old = torch.full((1, 2), -1.0)
+        >>> batch = TokenBatch(old + torch.tensor([[0.1, 0.9]]), -old, torch.ones(1), torch.ones(1, 2), old)
+        >>> GMPO().apply(batch).keep_mask.tolist()
+        [[True, False]]
+    """
+
+    name: ClassVar[str] = "gmpo"
+    paper: ClassVar[str] = "arXiv 2507.20673"
+    kind: ClassVar[str] = "mask"
+    quadrants: ClassVar[str] = "as ppo-clip with wide bounds"
+    parity: ClassVar[str] = "verl geo_mean"
+
+    epsilon_low: float = 0.4
+    epsilon_high: float = 0.4
+
+    def __post_init__(self) -> None:
+        self._number("epsilon_low", 0.0)
+        self._number("epsilon_high", 0.0)
+
+    def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
+        """Give every token the geometric mean of its sequence's clipped ratios.
+
+        Example:
+            >>> from entropy_theory.control import TokenBatch
+            >>> old = torch.full((1, 2), -1.0)
+            >>> batch = TokenBatch(old + 0.2, -old, torch.ones(1), torch.ones(1, 2), old_log_probs=old)
+            >>> round(GMPO().apply(batch).coefficients[0, 0].item(), 4)  # e^0.2
+            1.2214
+        """
+        delta, sign = flow.log_ratio.detach(), flow.advantages.sign()
+        bounded = delta.clamp(-self.epsilon_low, self.epsilon_high)
+        moved = sign * torch.minimum(sign * delta, sign * bounded)
+        free = sign * delta <= sign * bounded
+        log_mean = _row_mean(moved, flow)
+        live = torch.where(free, flow.log_probs - flow.log_probs.detach(), torch.zeros_like(delta))
+        ratio = (log_mean + live).exp()
+        mean_advantage = _row_mean(flow.advantages, flow)
+        factor = torch.where(flow.advantages != 0, mean_advantage / flow.advantages, torch.zeros_like(delta))
+        derivative = factor * ratio.detach()  # per unit of the token's own advantage
+        return flow.replaced(mean_advantage * ratio, keep=flow.valid & free, derivative=derivative), {}, None
+
+
+@register
+@dataclass(frozen=True)
+class DRO(_Surrogate):
+    """DRO: the policy gradient with a quadratic penalty of the log-ratio.
+
+    arXiv 2405.19107; official code: verl `compute_policy_loss_dro`.
+
+        J = Â log p − (β/2) (log r)²,   g = Â − β log r
+
+    Args:
+        beta: β > 0.
+
+    Quadrants: the penalty gives gradient to tokens without advantage, back towards the old policy.
+    Departures: the penalty is left out where an earlier rule dropped the token.
+
+    Raises:
+        ValueError: a parameter out of range.
+
+    Example:
+        >>> from entropy_theory.control import TokenBatch
+        >>> old = torch.full((1, 1), -1.0)
+        >>> batch = TokenBatch(old + 0.5, -old, torch.ones(1), torch.ones(1, 1), old_log_probs=old)
+        >>> DRO(beta=1.0).apply(batch).coefficients.item()
+        0.5
+    """
+
+    name: ClassVar[str] = "dro"
+    paper: ClassVar[str] = "arXiv 2405.19107"
+    kind: ClassVar[str] = "penalty"
+    quadrants: ClassVar[str] = "all four, pulled back towards the old policy"
+    parity: ClassVar[str] = "verl dro"
+
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        self._number("beta", 0.0, above=True)
+
+    def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
+        """Add the penalty.
+
+        Example:
+            >>> from entropy_theory.control import TokenBatch
+            >>> old = torch.full((1, 1), -1.0)
+            >>> batch = TokenBatch(old, -old, torch.ones(1), torch.ones(1, 1), old_log_probs=old)
+            >>> DRO().apply(batch).loss().item()
+            1.0
+        """
+        penalty = (0.5 * self.beta) * flow.log_ratio.square().masked_fill(~flow.kept, 0.0)
+        objective = flow.advantages * flow.log_probs - penalty
+        pull = -self.beta * flow.log_ratio
+        return flow.replaced(objective, derivative=torch.ones_like(flow.ratio), added=pull), {}, None

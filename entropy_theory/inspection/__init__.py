@@ -1,0 +1,1 @@
+"""Which tokens of recorded rollouts move entropy? What ``entropy-theory inspect`` does."""

@@ -1,0 +1,250 @@
+"""The statistics of recorded completions under a model: under a memory bound, and in parts that survive a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from entropy_theory import records
+from entropy_theory.errors import invalid, missing_extra
+from entropy_theory.inspection.rollouts import Tokenised
+from entropy_theory.vocab import token_statistics, token_statistics_from_hidden
+from entropy_theory.vocab.statistics import FIELDS
+
+if TYPE_CHECKING:
+    Progress = Callable[[int, int, str], None]
+
+# Logits that may exist at once, in bytes of float32; beyond it they are read tile by tile from the hidden states.
+LOGITS_BUDGET = 1 << 28
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """A model that scores, its tokenizer, and how its logits come about.
+
+    Attributes:
+        name: Folder or hub name.
+        model: The causal language model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        vocab_size: V, the width of its logits.
+        head: (output matrix, bias, soft cap) when the logits are exactly that of the last hidden states, else None.
+        identity: What distinguishes it from another model of the name.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    vocab_size: int
+    head: tuple[Tensor, Tensor | None, float | None] | None
+    identity: str
+
+
+def load_policy(name: str, tokenizer: str | None = None, dtype: str = "float32") -> Policy:
+    """Load a causal language model and its tokenizer, from safetensors and without code from the hub.
+
+    Args:
+        name: Folder or hub name.
+        tokenizer: Folder or hub name of the tokenizer; default: the model's.
+        dtype: "float32" or "bfloat16".
+
+    Raises:
+        ValueError: It does not load, has no causal head (weights are missing), or the tokenizer has ids beyond the
+            model's vocabulary.
+        ImportError: The extra ``train`` is not installed.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise missing_extra("transformers", "train") from None
+    if dtype not in ("float32", "bfloat16"):
+        raise invalid("dtype", "float32 or bfloat16", repr(dtype))
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            name, trust_remote_code=False, use_safetensors=True, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise invalid("model", "a causal language model in safetensors", f"{name!r} ({_one_line(error)})") from None
+    if report["missing_keys"]:
+        lacking = ", ".join(sorted(report["missing_keys"])[:3])
+        raise invalid("model", "a model with a causal head and all its weights", f"{name!r}, which lacks {lacking}")
+    try:
+        tokens = transformers.AutoTokenizer.from_pretrained(tokenizer or name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise invalid("tokenizer", "a tokenizer", f"{tokenizer or name!r} ({_one_line(error)})") from None
+    vocab_size = model.get_output_embeddings().weight.shape[0]
+    highest = max(tokens.get_vocab().values(), default=0)
+    if highest >= vocab_size:
+        expected = f"one whose ids are below {vocab_size}, the model's vocabulary"
+        raise invalid("tokenizer", expected, f"{tokenizer or name!r} with ids up to {highest}")
+    model = model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+    return Policy(name, model, tokens, vocab_size, _plain_head(model), _identity(name, model))
+
+
+def _identity(name: str, model: Any) -> str:
+    """The sizes and times of a folder's files, or the commit of a hub model."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return str(getattr(model.config, "_commit_hash", None))
+    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.glob("*")) if p.is_file()]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def _plain_head(model: Any) -> tuple[Tensor, Tensor | None, float | None] | None:
+    """The output layer, if the model's own logits prove to be nothing but it, with a soft cap perhaps."""
+    head, body = model.get_output_embeddings(), model.base_model
+    if not isinstance(head, torch.nn.Linear) or body is model:
+        return None
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    ids = torch.arange(4, device=head.weight.device).unsqueeze(0)
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits
+        hidden = body(input_ids=ids, use_cache=False).last_hidden_state
+        found = head(hidden)
+    except (RuntimeError, AttributeError, TypeError, ValueError):
+        return None
+    if softcap is not None:
+        found = softcap * torch.tanh(found / softcap)
+    # The same products in the same dtype: anything beyond rounding is a scale or a layer that we do not know.
+    close = torch.allclose(found.float(), logits.float(), rtol=1e-2, atol=1e-4 * float(logits.abs().max()))
+    return (head.weight, head.bias, softcap) if close else None
+
+
+def score(
+    policy: Policy,
+    sequences: Sequence[Tokenised],
+    folder: Path,
+    *,
+    temperature: float = 1.0,
+    batch_tokens: int = 8192,
+    progress: Progress | None = None,
+) -> dict[str, np.ndarray]:
+    """Compute the token statistics of all completions, a batch at a time; batches already in the folder are read.
+
+    Sequences of like length share a batch, padded on the right, so that positions count from the first token whatever
+    the model's position encoding. Where the logits of a batch would exceed the budget they are read tile by tile from
+    the hidden states; for a model whose head does more than multiply, batches are smaller instead.
+
+    Args:
+        policy: The model.
+        sequences: Prompts and completions in tokens.
+        folder: Where to keep the parts; one subfolder for each combination of model, tokens and options.
+        temperature: T > 0 of the policy π_T whose statistics are asked.
+        batch_tokens: Tokens in a batch, padding included; a longer sequence is a batch by itself.
+        progress: Called with (tokens done, tokens in all, words).
+
+    Returns:
+        One float32 array for each field of ``TokenStatistics``, over all completion tokens, sequence after sequence.
+
+    Raises:
+        ValueError: An argument is out of range, a sequence is longer than the model's positions or has ids beyond its
+            vocabulary, or the model gives values that are not finite.
+    """
+    from safetensors.numpy import load_file, save_file
+
+    if batch_tokens < 1:
+        raise invalid("batch_tokens", "an integer >= 1", batch_tokens)
+    _check_sequences(policy, sequences)
+    if policy.head is None:
+        batch_tokens = max(1, min(batch_tokens, LOGITS_BUDGET // (4 * policy.vocab_size)))
+    batches = _batches(sequences, batch_tokens)
+    digest = hashlib.sha256(json.dumps([(s.prompt_ids, s.ids) for s in sequences]).encode()).hexdigest()
+    described = {
+        "model": policy.name,
+        "identity": policy.identity,
+        "sequences": digest,
+        "temperature": temperature,
+        "batch_tokens": batch_tokens,
+        "dtype": str(policy.model.dtype),
+        "device": policy.model.device.type,
+    }
+    parts = folder / records.configuration_hash(described)
+    records.open_run(parts, described)
+    starts = np.cumsum([0, *(len(s.ids) for s in sequences)])
+    total, done = int(starts[-1]), 0
+    out = {name: np.empty(total, dtype=np.float32) for name in FIELDS}
+    for number, rows in enumerate(batches):
+        places = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])
+        path = parts / f"part-{number:05d}.safetensors"
+        if not path.exists():
+            found = _score_batch(policy, [sequences[row] for row in rows], temperature)
+            wrong = [name for name, values in found.items() if not np.isfinite(values).all()]
+            if wrong:
+                raise invalid("model", "finite statistics", f"{', '.join(wrong)} not finite in sequence {rows[0] + 1}")
+            with records.written_whole(path) as temporary:
+                save_file(found, temporary)
+        part = load_file(path)
+        for name in FIELDS:
+            out[name][places] = part[name]
+        done += len(places)
+        if progress is not None:
+            progress(done, total, "tokens scored")
+    return out
+
+
+def _check_sequences(policy: Policy, sequences: Sequence[Tokenised]) -> None:
+    limit = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    for number, one in enumerate(sequences, start=1):
+        length, highest = len(one.prompt_ids) + len(one.ids), max(one.prompt_ids + one.ids)
+        if limit is not None and length > limit:
+            raise invalid(f"rollout {number}", f"at most {limit} tokens, the model's positions", length)
+        if highest >= policy.vocab_size:
+            raise invalid(f"rollout {number}", f"token ids below {policy.vocab_size}, the model's vocabulary", highest)
+
+
+def _batches(sequences: Sequence[Tokenised], batch_tokens: int) -> list[list[int]]:
+    """Group sequences of like length, the longest first, so that rows × longest stays within the bound.
+
+    Example:
+        >>> one, two = Tokenised((1,), (2,), ("a",)), Tokenised((1, 1), (2, 2), ("a", "a"))
+        >>> _batches([one, two, one, Tokenised((1,), (), ())], 4)
+        [[1], [0, 2]]
+    """
+    lengths = [len(s.prompt_ids) + len(s.ids) for s in sequences]
+    order = sorted((row for row, s in enumerate(sequences) if s.ids), key=lambda row: (-lengths[row], row))
+    batches: list[list[int]] = []
+    for row in order:
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > batch_tokens:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
+@torch.no_grad()
+def _score_batch(policy: Policy, rows: Sequence[Tokenised], temperature: float) -> dict[str, np.ndarray]:
+    device, width = policy.model.device, max(len(r.prompt_ids) + len(r.ids) for r in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    attention = torch.zeros_like(ids)
+    before = torch.zeros_like(ids, dtype=torch.bool)  # the positions that predict the completion's tokens
+    for place, row in enumerate(rows):
+        text = row.prompt_ids + row.ids
+        ids[place, : len(text)] = torch.tensor(text)
+        attention[place, : len(text)] = 1
+        before[place, len(row.prompt_ids) - 1 : len(text) - 1] = True
+    tokens = torch.tensor([token for row in rows for token in row.ids], device=device)
+    inputs = {"input_ids": ids.to(device), "attention_mask": attention.to(device), "use_cache": False}
+    before = before.to(device)
+    if policy.head is None or 4 * policy.vocab_size * ids.numel() <= LOGITS_BUDGET:
+        logits = policy.model(**inputs).logits[before]
+        found = token_statistics(logits, tokens, temperature=temperature, second_order=True)
+    else:
+        matrix, bias, softcap = policy.head
+        hidden = policy.model.base_model(**inputs).last_hidden_state[before]
+        found = token_statistics_from_hidden(
+            hidden, matrix, tokens, bias=bias, softcap=softcap, temperature=temperature, second_order=True
+        )
+    return {name: getattr(found, name).float().cpu().numpy() for name in FIELDS}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,204 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from entropy_theory.report.findings import span
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from entropy_theory.intervals import Interval
+
+
+def verification_table(report: Mapping[str, Any]) -> Table:
+    """Lay out a verification report: a row per check, with the verdict in words that name its kind.
+
+    Args:
+        report: ``Report.to_dict()``.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    results = report["results"]
+    table = Table(caption=_outcome(report), expand=False)
+    table.add_column("statement", no_wrap=True)
+    table.add_column("check")
+    table.add_column("verdict")
+    for result in results:
+        for index, check in enumerate(result["checks"]):
+            table.add_row(
+                escape(result["identifier"]) if index == 0 else "",
+                escape(f"{check['kind']}: {check['name']}"),
+                ("[green]✓[/] " if check["passed"] else "[bold red]✗[/] ") + escape(check["verdict"]),
+                end_section=index == len(result["checks"]) - 1,
+            )
+    return table
+
+
+def verification_summary(report: Mapping[str, Any]) -> Table:
+    """Lay out a verification report in short: a row per statement, with the kinds of check it passed.
+
+    Args:
+        report: ``Report.to_dict()``.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(
+        caption=_outcome(report),
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("statement", no_wrap=True)
+    table.add_column("checked by")
+    for result in report["results"]:
+        kinds = dict.fromkeys(check["kind"] for check in result["checks"] if check["passed"])
+        broken = dict.fromkeys(check["kind"] for check in result["checks"] if not check["passed"])
+        mark = "[green]✓[/] " if not broken else f"[bold red]✗ {escape(', '.join(broken))}[/] "
+        table.add_row(mark + escape(result["identifier"]), escape(", ".join(kinds)))
+    return table
+
+
+def simulation_table(summary: Mapping[str, float]) -> Table:
+    """Lay out a simulation's summary.
+
+    Args:
+        summary: ``SimulationResult.summary``.
+    """
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    rows = [
+        ("entropy, first and last (nats)", f"{summary['entropy_first']:.4f} → {summary['entropy_last']:.4f}"),
+        ("reward, first and last", f"{summary['reward_first']:.3f} → {summary['reward_last']:.3f}"),
+        ("mean |realised − predicted| / mean |realised|", f"{summary['relative_error']:.2%}"),
+        ("the same, second order in the prediction", f"{summary['second_order_relative_error']:.2%}"),
+        ("quadrants Q1 to Q4, shares", " / ".join(f"{summary[f'quadrant_q{q}']:.1%}" for q in (1, 2, 3, 4))),
+        ("dropped by the rule", f"{summary['dropped_share']:.2%}"),
+        ("policy-steps per second", f"{summary['policy_steps_per_second']:,.0f} ({summary['seconds']:.1f} s)"),
+    ]
+    if "slope" in summary:
+        rows.insert(4, ("realised on predicted, slope", f"{summary['slope']:.4f} ± {summary['slope_error']:.4f}"))
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def arms_table(finals: Mapping[str, Mapping[str, Interval]], rules: Mapping[str, str]) -> Table:
+    """Lay out how the arms of the demo ended: means over seeds with 95 % t-intervals.
+
+    Args:
+        finals: Per arm and metric the interval over seeds.
+        rules: The rule of each arm.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(
+        title="means of the last steps over seeds, with 95 % t-intervals",
+        caption=escape(", ".join(f"{arm}: {rule}" for arm, rule in rules.items())),
+        expand=False,
+        padding=(0, 1, 0, 0),
+    )
+    for name in ("arm", "entropy (nats)", "reward", "distinct right", "dropped"):
+        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
+    for arm in rules:
+        metrics = finals[arm]
+        table.add_row(
+            arm,
+            span(metrics["entropy"]),
+            span(metrics["reward"]),
+            span(metrics["distinct_right"], ".1f"),
+            f"{metrics['dropped_share'].mean:.1%}",
+        )
+    return table
+
+
+def lens_table(table: Mapping[str, Any]) -> Table:
+    """Lay out the predicted changes of entropy of all rules on one batch; the data has more than fits a terminal.
+
+    Args:
+        table: ``LensTable.to_dict()``.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    def milli(value: float | None) -> str:
+        return "—" if value is None else f"{1000 * value:+.1f}"
+
+    def estimate(numbers: Mapping[str, float]) -> str:
+        return f"{milli(numbers['value'])}\n\\[{milli(numbers['low'])}, {milli(numbers['high'])}]"
+
+    shares = " / ".join(f"{table['shares'][f'q{q}']:.1%}" for q in (1, 2, 3, 4))
+    layout = Table(
+        title=f"predicted change of mean entropy, 0.001 nats, step {table['step_size']:g}",
+        caption=f"{table['tokens']:,} tokens, {table['clusters']} {table['cluster_kind']} resampled "
+        f"{table['resamples']} times (95 %), mean entropy {table['entropy']:.4f}, Q1 to Q4 {shares}",
+        padding=(0, 1, 0, 0),
+        box=SIMPLE_HEAD,
+    )
+    layout.add_column("rule", overflow="fold", min_width=14)
+    for name in ("total", "vs none", "Q1", "Q2", "Q3", "Q4", "drop", "random"):
+        layout.add_column(name, justify="right", no_wrap=True)
+    for row in table["rows"]:
+        quadrants = [milli(row["quadrants"][f"q{q}"]) for q in (1, 2, 3, 4)]
+        cells = [escape(row["rule"]), estimate(row["total"]), milli(row["against_none"]["value"]), *quadrants]
+        layout.add_row(*cells, f"{row['dropped_share']:.1%}", milli(row["random_total"]))
+    return layout
+
+
+def audit_table(result: Mapping[str, Any]) -> Table:
+    """Lay out an audit: for each optimizer, how predicted changes of entropy agree with realised ones.
+
+    Args:
+        result: What ``audit.config.audit`` returns.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from entropy_theory.report.figures.audit import ARMS, PREDICTIONS
+
+    def cell(found: Mapping[str, float] | None, form: str, interval: bool = True) -> str:
+        if found is None:
+            return "—"
+        value = format(found["value"], form)
+        return f"{value}\n\\[{found['low']:{form}}, {found['high']:{form}}]" if interval else value
+
+    names = PREDICTIONS | {"token_2": "own token, 2nd order", "context_2": "own context, 2nd order"}
+    table = Table(title="predicted against realised ΔH, position by position", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("prediction", max_width=16)
+    for name in ("sign right", "slope", "R², fitted", "actual", "rank corr."):
+        table.add_column(name, justify="right", no_wrap=True)
+    for arm, found in result["arms"].items():
+        table.add_row(f"[bold]{ARMS.get(arm, arm)}[/]")
+        for name in ("token", "token_2", "context", "context_2", "parameters"):
+            row = found["predictors"].get(name)
+            if row is None:
+                continue
+            table.add_row(
+                names[name],
+                cell(row["sign_agreement"], ".0%"),
+                cell(row["slope"], ".2g", interval=False),
+                cell(row["r2_fitted"], ".2f"),
+                cell(row["r2_actual"], ".2f", interval=False),
+                cell(row["rank_correlation"], ".2f"),
+                end_section=name == "parameters",
+            )
+    positions = ", ".join(f"{ARMS.get(arm, arm)} {found['positions']:,}" for arm, found in result["arms"].items())
+    table.caption = (
+        f"positions: {positions}; 95 % intervals resample steps and prompt groups; slope: of the realised change on "
+        "the predicted one at the actual step size, the learning rate of SGD or the multiple of the gradient that is "
+        "nearest to AdamW's step; actual: R² at that step; 2nd orders are at the fitted one"
+    )
+    return table
+
+
+def _outcome(report: Mapping[str, Any]) -> str:
+    checks = [check for result in report["results"] for check in result["checks"]]
+    failed = sum(not check["passed"] for check in checks)
+    counts = ((len(report["results"]), "statement"), (len(checks), "check"))
+    counted = ", ".join(f"{number} {noun}{'' if number == 1 else 's'}" for number, noun in counts)
+    return f"{counted}, {f'{failed} failed' if failed else 'all passed'}, {report['seconds']:.1f} s"

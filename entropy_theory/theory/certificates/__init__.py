@@ -1,0 +1,1 @@
+"""Certificates: statements proved over whole regions by ball arithmetic (the extra ``certify``)."""

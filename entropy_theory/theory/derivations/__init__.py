@@ -1,0 +1,1 @@
+"""Derivations of the statements by computer algebra: each step is checked, nothing is sampled."""

@@ -1,0 +1,1 @@
+"""The statements, one list per chapter of the theory."""

@@ -1,0 +1,1 @@
+"""What ``entropy-theory train`` does: a GRPO run with a control rule, and what it makes of failures."""

@@ -1,0 +1,183 @@
+"""An error planted in any form beyond the paper makes the statements it concerns fail.
+
+The forms of the paper itself are in test_verification.py, planted in the same way.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import entropy_theory as et
+from entropy_theory.theory import curvature, single_logit, updates
+from entropy_theory.theory.verification import verify
+from entropy_theory.theory.verification.evidence import BUDGETS, Budget, Kind
+
+TINY = Budget("tiny", 6, (2, 3, 17), 1_000, 1, (2, 3), 20_000, (0, 1), chains=60, rounds=40, wide=False)
+
+EXACT, RADIUS = single_logit.single_logit_entropy_change, single_logit.sign_flip_radius
+BOUNDS, REST = single_logit.discriminant_bounds, single_logit.rest_entropy
+BEND, SECOND, GRPO = curvature.entropy_curvature, curvature.second_order_change, curvature.grpo_curvature
+SUMS, MEAN, DRIFT = curvature.grpo_curvature_from_sums, curvature.mean_grpo_curvature, curvature.noise_drift
+EXPECTED, COVARIANCES, BONUS = updates.expected_change, updates.score_covariances, updates.entropy_bonus_change
+TEMPERATURE, BOUNDARY, MATRIX = updates.temperature_change, updates.baseline_boundary, updates.output_matrix_change
+
+
+def _first_part(p, H, step):
+    u = np.expm1(np.minimum(step, 50.0))
+    return -u / (1 + p * u) * p * (H + np.log(np.maximum(p, 1e-300)))
+
+
+def _uncentred(z, d):
+    probs, u = np.exp(et.log_softmax(z)), et.discriminant(z) / np.maximum(np.exp(et.log_softmax(z)), 1e-300)
+    return -(probs * np.asarray(d) ** 2 * (1 + u)).sum(axis=-1)
+
+
+def _without_one(z, d):
+    probs = np.exp(et.log_softmax(z))
+    spread = np.asarray(d) - (probs * d).sum(axis=-1, keepdims=True)
+    return -(et.discriminant(z) * spread**2).sum(axis=-1)
+
+
+PLANTED = {
+    "exact law: KL dropped": (single_logit, "single_logit_entropy_change", _first_part, ["exact-single-logit-law"]),
+    "exact law: sign of the step": (
+        single_logit,
+        "single_logit_entropy_change",
+        lambda p, H, e: EXACT(p, H, -np.asarray(e)),
+        ["exact-single-logit-law"],
+    ),
+    "exact law: KL twice": (
+        single_logit,
+        "single_logit_entropy_change",
+        lambda p, H, e: 2 * EXACT(p, H, e) - _first_part(p, H, e),
+        ["exact-single-logit-law"],
+    ),
+    "flip radius: sign": (single_logit, "sign_flip_radius", lambda p, H: -RADIUS(p, H), ["sign-flip-radius"]),
+    "flip radius: asymptote for the root": (
+        single_logit,
+        "sign_flip_radius",
+        lambda p, H: -2 * (H + np.log(p)) / (1 - p),
+        ["sign-flip-radius"],
+    ),
+    "flip radius: S for x": (
+        single_logit,
+        "sign_flip_radius",
+        lambda p, H: RADIUS(p, H) * p * (1 - p),
+        ["sign-flip-radius"],
+    ),
+    "envelope: log V for log(V − 1)": (
+        single_logit,
+        "discriminant_bounds",
+        lambda p, V: BOUNDS(p, np.asarray(V) + 1),
+        ["what-surrounds-the-token"],
+    ),
+    "envelope: ends exchanged": (
+        single_logit,
+        "discriminant_bounds",
+        lambda p, V: BOUNDS(p, V)[::-1],
+        ["what-surrounds-the-token"],
+    ),
+    "H'': sign": (curvature, "entropy_curvature", lambda z, d: -BEND(z, d), ["second-order", "second-order-grpo"]),
+    "H'': direction not centred": (curvature, "entropy_curvature", _uncentred, ["second-order", "second-order-grpo"]),
+    "H'': 1 dropped": (curvature, "entropy_curvature", _without_one, ["second-order", "second-order-grpo"]),
+    "second order: ½ missing": (
+        curvature,
+        "second_order_change",
+        lambda z, d, t: et.first_order_change(z, d, t) + np.asarray(t) ** 2 * BEND(z, d),
+        ["second-order"],
+    ),
+    "second order: first order alone": (curvature, "second_order_change", et.first_order_change, ["second-order"]),
+    "GRPO H'': one logit's": (
+        curvature,
+        "grpo_curvature",
+        lambda z, k: BEND(z, (np.arange(np.shape(z)[-1]) == np.asarray(k)[..., None]).astype(float)),
+        ["second-order-grpo"],
+    ),
+    "GRPO H'' from sums: N dropped": (
+        curvature,
+        "grpo_curvature_from_sums",
+        lambda p, S, N, *rest: SUMS(p, S, 0.0 * np.asarray(N), *rest),
+        ["second-order-grpo"],
+    ),
+    "GRPO H'' from sums: S_c for S": (
+        curvature,
+        "grpo_curvature_from_sums",
+        lambda p, S, N, *rest: SUMS(p, np.asarray(S) - N, N, *rest),
+        ["second-order-grpo"],
+    ),
+    "mean H'': factor two": (curvature, "mean_grpo_curvature", lambda z: 2 * MEAN(z), ["noise-drift"]),
+    "noise drift: ½ missing": (curvature, "noise_drift", lambda z, s: 2 * DRIFT(z, s), ["noise-drift"]),
+    "noise drift: sign": (curvature, "noise_drift", lambda z, s: -DRIFT(z, s), ["noise-drift"]),
+    "expected change: sign": (updates, "expected_change", lambda z, A, t: -EXPECTED(z, A, t), ["expected-change"]),
+    "expected change: A not centred": (
+        updates,
+        "expected_change",
+        lambda z, A, t: -np.asarray(t) * (np.exp(et.log_softmax(z)) * A * et.discriminant(z)).sum(-1),
+        ["expected-change"],
+    ),
+    "covariances: exchanged": (
+        updates,
+        "score_covariances",
+        lambda z, A: COVARIANCES(z, A)[::-1],
+        ["two-covariances"],
+    ),
+    "entropy bonus: S for S²": (
+        updates,
+        "entropy_bonus_change",
+        lambda z, b: np.asarray(b) * np.abs(et.discriminant(z)).sum(-1),
+        ["entropy-bonus"],
+    ),
+    "temperature: 1/T for 1/T²": (
+        updates,
+        "temperature_change",
+        lambda z, k, a, T, loss=None: T * TEMPERATURE(z, k, a, T, loss),
+        ["temperature"],
+    ),
+    "temperature: own baseline for the loss's": (
+        updates,
+        "temperature_change",
+        lambda z, k, a, T, loss=None: TEMPERATURE(z, k, a, T) * (1.0 if loss is None else T / loss),
+        ["temperature"],
+    ),
+    "boundary: e^−H": (updates, "baseline_boundary", lambda z: np.exp(-et.entropy(z)), ["baseline-boundary"]),
+    "output matrix: inner products dropped": (
+        updates,
+        "output_matrix_change",
+        lambda z, h, y, g, t: MATRIX(z, np.eye(len(z)), y, g, t),
+        ["shared-output-matrix"],
+    ),
+    "output matrix: weights dropped": (
+        updates,
+        "output_matrix_change",
+        lambda z, h, y, g, t: MATRIX(z, h, y, np.ones(len(z)), t),
+        ["shared-output-matrix"],
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _tiny_budget(monkeypatch):
+    monkeypatch.setitem(BUDGETS, "tiny", TINY)
+
+
+def test_there_are_enough():
+    assert len(PLANTED) >= 12
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_error_fails_the_statements_it_concerns(name, monkeypatch):
+    module, attribute, wrong, concerned = PLANTED[name]
+    monkeypatch.setattr(module, attribute, wrong)
+    report = verify(only=concerned, budget="tiny")
+    for result in report.results:
+        assert not result.passed, f"{result.identifier} did not notice"
+        for check in result.checks:
+            assert "error" not in check.evidence.data, check.verdict  # the figures fail, not the plant's own code
+            assert check.passed or check.kind is not Kind.SYMBOLIC  # a derivation does not depend on the code
+
+
+def test_without_a_plant_they_pass():
+    concerned = {name for *_, names in PLANTED.values() for name in names}
+    report = verify(only=sorted(concerned), budget="tiny")
+    assert report.passed, [(r.identifier, c.verdict) for r in report.results for c in r.checks if not c.passed]

@@ -1,0 +1,115 @@
+"""Whole runs through the command line: any model, any dataset and reward, clear errors before any work."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from entropy_theory import records
+from entropy_theory.cli import main
+from entropy_theory.testbed import decoder
+from entropy_theory.training import run
+
+SMALL = ["--steps", "5", "--prompts-per-step", "4", "--generations", "4"]
+
+
+@pytest.fixture(scope="module")
+def unseen_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another architecture, tied embeddings, dropout on, weights nobody has trained."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    torch.manual_seed(3)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=30, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=2)
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_train_on_a_model_never_seen(unseen_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["train", "--model", str(unseen_model), "--rule", "clip-b", *SMALL, "--out", str(out)]) == 0
+    lines = records.read_lines(out / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert all(line["entropy_control/valid_tokens"] > 0 and line["entropy"] > 0 for line in lines)
+    assert (out / "model" / "model.safetensors").exists()
+    assert records.read_json(out / "config.json")["configuration"]["rule"] == "clip-b"
+    assert "packages" in records.read_json(out / "environment.json")
+    assert "clip-b: 5 steps" in capsys.readouterr().out
+    # The finished run is not repeated ...
+    stamp = (out / "metrics.jsonl").stat().st_mtime_ns
+    assert main(["train", "--model", str(unseen_model), "--rule", "clip-b", *SMALL, "--out", str(out)]) == 0
+    assert (out / "metrics.jsonl").stat().st_mtime_ns == stamp
+    # ... and another one does not end up in its folder.
+    assert main(["train", "--model", str(unseen_model), "--rule", "clip-v", *SMALL, "--out", str(out)]) == 2
+    assert "differs in rule" in capsys.readouterr().err
+
+
+def test_own_dataset_and_reward(tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "prompts.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": f"{n}=", "wish": str(n)}) for n in range(9))
+    )
+    (tmp_path / "my_reward.py").write_text(
+        "def prefers(completions, wish, **_):\n    return [float(w[0] in c) for c, w in zip(completions, wish)]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    words = ["--model", str(tiny_decoder), "--dataset", "prompts.jsonl", "--reward", "my_reward:prefers"]
+    assert main(["train", *words, *SMALL, "--max-completion-length", "4", "--out", "run", "--realised-every", "2"]) == 0
+    lines = records.read_lines(Path("run/metrics.jsonl"))
+    assert "rewards/prefers/mean" in lines[0]
+    assert [line["step"] for line in lines if "entropy_control/realised_change" in line] == [1, 3, 5]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rule", "clip-x"], "did you mean"),
+        (["--rule", "clip-b(nu=1)"], "nu"),
+        (["--rule", "clip-b", "--scoring", "one-pass", "--num-iterations", "2"], "'one-pass' with num_iterations = 2"),
+        (["--save-batches", "-1"], "save_batches: expected an integer >= 0"),
+        (["--loss-type", "soft"], "loss_type: expected one of"),
+        (["--temperature", "0"], "temperature: expected a finite number > 0, received 0.0"),
+        (["--steps", "0"], "steps: expected an integer >= 1, received 0"),
+        (["--generations", "1"], "generations"),
+        (["--gradient-accumulation", "7"], "multiple of processes * gradient_accumulation = 7"),
+        (["--dataset", "x.jsonl"], "reward: expected module:function"),
+        (["--dataset", "nowhere.jsonl", "--reward", "json:dumps"], "dataset: expected a file, folder or hub name"),
+        (["--dataset", "data.jsonl", "--reward", "json:nothing"], "reward: expected an importable module:function"),
+        (["--dataset", "data.jsonl", "--reward", "json"], "reward: expected module:function"),
+        (["--dataset", "answers.jsonl", "--reward", "json:dumps"], "dataset: expected a column named prompt"),
+        (["--model", "nowhere/at-all"], "model: expected a folder or hub name"),
+        (["--steps", "many"], "steps"),
+        (["--speed", "3"], "speed"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_ends_with_status_2_and_one_line(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("data.jsonl").write_text('{"prompt": "a"}\n')
+    Path("answers.jsonl").write_text('{"answer": "a"}\n')
+    monkeypatch.setattr(decoder, "cached_checkpoint", lambda *_, **__: pytest.fail("work began"))
+    assert main(["train", *words]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("entropy-theory: ")
+    assert captured.err.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_tokenizer_larger_than_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    GPT2LMHeadModel(GPT2Config(vocab_size=8, n_positions=32, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    decoder.build_tokenizer().save_pretrained(tmp_path)
+    assert main(["train", "--model", str(tmp_path), *SMALL, "--out", str(tmp_path / "run")]) == 2
+    assert "tokenizer of at most 8 ids" in capsys.readouterr().err
+
+
+def test_final_averages_the_last_steps() -> None:
+    lines = [{"step": i, "entropy": float(i), "entropy_control/slope": None} for i in range(1, 31)]
+    assert run._final(lines) == {"entropy": sum(range(21, 31)) / 10}
