@@ -10,8 +10,9 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from entropy_theory import cli
-from entropy_theory.audit import run
-from entropy_theory.audit.config import AuditConfig
+from entropy_theory.audit import config as audit_config
+from entropy_theory.audit import run as audit_run
+from entropy_theory.audit.config import AuditConfig, audit
 from entropy_theory.testbed import decoder, sum_task
 
 
@@ -22,13 +23,13 @@ def small(model: Path, out: Path, **changes: object) -> AuditConfig:
 
 
 def measured(config: AuditConfig) -> dict[str, dict[str, np.ndarray]]:
-    return {path.name: run.read_step(path)[0] for path in sorted((config.out / "steps").iterdir())}
+    return {path.name: audit_run.read_step(path)[0] for path in sorted((config.out / "steps").iterdir())}
 
 
 @pytest.fixture(scope="module")
 def finished(tiny_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[AuditConfig, dict]:
     config = small(tiny_decoder, tmp_path_factory.mktemp("audit") / "run")
-    return config, config.audit(config)
+    return config, audit(config)
 
 
 def test_every_step_is_measured_and_holds_its_checks(finished: tuple[AuditConfig, dict]) -> None:
@@ -69,10 +70,10 @@ def test_a_killed_audit_goes_on_and_ends_with_the_same_numbers(
         steps.append(done)
 
     with pytest.raises(KeyboardInterrupt):
-        config.audit(config, kill)
+        audit(config, kill)
     assert [path.name for path in (config.out / "steps").iterdir()] == ["adamw-0-2.safetensors"]
     steps.clear()
-    result = config.audit(config, lambda done, total, words: steps.append(done))
+    result = audit(config, lambda done, total, words: steps.append(done))
     assert steps[0] >= 2  # behind the step that was measured before
     expected = measured(finished[0])
     for name, arrays in measured(config).items():
@@ -86,7 +87,7 @@ def test_the_command_prints_draws_and_does_not_repeat(
 ) -> None:
     config, result = finished
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr(audit, "run_arm", lambda *_: pytest.fail("a finished audit was repeated"))
+    monkeypatch.setattr(audit_config, "run_arm", lambda *_: pytest.fail("a finished audit was repeated"))
     words = ["--arms", *config.arms, "--at", "2", "4", "--seeds", "0", "--max-completion-length", "8"]
     words += ["--prompts-per-step", "4", "--generations", "8", "--positions", "8", "--resamples", "20"]
     words += ["--learning-rate", "1e-3", "--model", str(config.model), "--out", str(config.out)]
@@ -103,7 +104,7 @@ def test_the_command_prints_draws_and_does_not_repeat(
 def test_steps_without_a_gradient_are_waited_out_and_then_named(
     tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit, "PATIENCE", 2)
+    monkeypatch.setattr(audit_config, "PATIENCE", 2)
     monkeypatch.setattr(audit_run, "PATIENCE", 2)
     calls = []
 
@@ -113,17 +114,17 @@ def test_steps_without_a_gradient_are_waited_out_and_then_named(
 
     monkeypatch.setattr(sum_task, "reward", reward)
     config = small(tiny_decoder, tmp_path / "late", arms=("adamw",), at=(1,))
-    assert [row["step"] for row in config.audit(config)["steps"]] == [3]
+    assert [row["step"] for row in audit(config)["steps"]] == [3]
     monkeypatch.setattr(sum_task, "reward", lambda completions, **_: [1.0] * len(completions))
     config = small(tiny_decoder, tmp_path / "never", arms=("adamw",), at=(1,))
     with pytest.raises(ValueError, match="at: expected steps with a gradient within 2 more"):
-        config.audit(config)
+        audit(config)
 
 
 def test_a_tied_output_matrix_cannot_be_trained_alone() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_positions=8, n_embd=8, n_layer=1, n_head=1))
     with pytest.raises(ValueError, match="the model's output matrix is also its embedding"):
-        run._train_the_output_matrix_alone(model)
+        audit_run._train_the_output_matrix_alone(model)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from entropy_theory import cli
+from entropy_theory.inspection import scoring
 from entropy_theory.inspection.rollouts import Rollouts, Tokenised, advantages_of, read_rollouts, tokenise
 from entropy_theory.inspection.scoring import load_policy, score
 from entropy_theory.vocab import token_statistics
@@ -213,7 +214,7 @@ def test_scores_are_those_of_each_sequence_alone(
     policy = load_policy(str(byte_model))
     assert policy.head is not None
     if how == "hidden":
-        monkeypatch.setattr(rollout_scoring, "LOGITS_BUDGET", 0)
+        monkeypatch.setattr(scoring, "LOGITS_BUDGET", 0)
     sequences = tokenise(rollouts, policy.tokenizer)
     for bound in (1, 30, 8192):
         found = score(policy, sequences, tmp_path, temperature=0.7, batch_tokens=bound)

@@ -123,7 +123,7 @@ def against_one_pass(rule: Rule, args: GRPOConfig) -> tuple[str, str] | None:
     return None
 
 
-def own_seam(trainer: type) -> str | None:
+def own_seam(trainer: type, mixin: type = object) -> str | None:
     """Name a method, of those that one pass reaches through, that a trainer of somebody's own puts before TRL's.
 
     Example:
@@ -134,8 +134,7 @@ def own_seam(trainer: type) -> str | None:
         ('Mine._compute_loss', None)
     """
     for kind in trainer.__mro__:
-        package = kind.__module__.partition(".")[0]
-        if package in ("trl", "transformers") or kind.__module__.startswith("entropy_theory.bridge.trl"):
+        if kind.__module__.partition(".")[0] in ("trl", "transformers") or issubclass(mixin, kind):
             continue
         for name in ("_generate_and_score_completions", "_get_per_token_logps_and_entropies", "_compute_loss"):
             if name in vars(kind):

@@ -113,7 +113,7 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         self._scoring = getattr(config, "scoring", "auto")
         check_supported(self.rule, config, version("trl"), self._scoring)
         self._one_pass = self._scoring != "batch" and against_one_pass(self.rule, config) is None
-        if self._scoring == "auto" and own_seam(type(self)):
+        if self._scoring == "auto" and own_seam(type(self), EntropyControlMixin):
             self._one_pass = False  # whoever works on the batch finds it controlled
         for name in ("realised_change_every", "save_batches"):
             if int(getattr(config, name, 0)) < 0:

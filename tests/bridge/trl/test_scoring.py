@@ -60,7 +60,7 @@ def test_statistics_by_every_route(
     tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str, large: bool
 ) -> None:
     if large:
-        monkeypatch.setattr(trl_scoring, "LARGE_VOCABULARY", 8)
+        monkeypatch.setattr(scoring, "LARGE_VOCABULARY", 8)
     options = arguments(tmp_path, temperature=1.2, learning_rate=0.0, save_batches=1, **ROUTES[route])
     trainer = build(Counting, tiny_decoder, bridge.EntropyControlledGRPOConfig(**options))
     trainer.train()
@@ -93,7 +93,7 @@ def test_forwards_of_the_policy(tiny_decoder: Path, tmp_path: Path, route: str) 
 def test_large_vocabulary_updates_agree_with_plain_trl(
     tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trl_scoring, "LARGE_VOCABULARY", 8)
+    monkeypatch.setattr(scoring, "LARGE_VOCABULARY", 8)
     options = arguments(tmp_path, num_iterations=2, max_steps=2, optim="sgd", max_grad_norm=0.0, learning_rate=0.1)
     plain = build(GRPOTrainer, tiny_decoder, GRPOConfig(**options), reward_funcs=closeness)
     start = torch.cat([p.detach().flatten().clone() for p in plain.model.parameters()])
@@ -138,7 +138,7 @@ def gpt2_with_bias() -> GPT2LMHeadModel:
     ids=["soft cap", "bias", "scaled logits"],
 )
 def test_output_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any, reason: str) -> None:
-    monkeypatch.setattr(trl_scoring, "LARGE_VOCABULARY", 8)
+    monkeypatch.setattr(scoring, "LARGE_VOCABULARY", 8)
     torch.manual_seed(0)
     model = make()
     with torch.no_grad():  # far from uniform, so that cap, bias and scale matter
@@ -201,7 +201,7 @@ def test_one_pass_equals_the_batch(tiny_decoder: Path, tmp_path: Path, rule: str
         config = bridge.EntropyControlledGRPOConfig(**options, realised_change_every=1)
         trainer = build(Counting, tiny_decoder, config, rule=rule, reward_funcs=closeness)
         start = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
-        results[scoring] = (parameters_after(trainer) - start, trainer.state.log_history[:-1])
+        results[way] = (parameters_after(trainer) - start, trainer.state.log_history[:-1])
     (one, one_log), (whole, log) = results["one-pass"], results["batch"]
     # The same tokens and the same mask; the statistics come from two forwards of different shape.
     assert torch.linalg.norm(one - whole) < 1e-5 * torch.linalg.norm(whole)

@@ -13,6 +13,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl_runs import arguments, build, closeness, parameters_after
 
 from entropy_theory.bridge import trl as bridge
+from entropy_theory.bridge.trl import trainer as controlled
 from entropy_theory.testbed import sum_task
 
 TWO_PASSES = {"num_iterations": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 16, "max_steps": 4}
@@ -127,6 +128,6 @@ def test_a_resumed_run_ends_with_the_same_weights(tiny_decoder: Path, tmp_path: 
 def test_other_releases_are_refused_with_the_range(
     tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bridge, "version", lambda _: "2.1.0")
+    monkeypatch.setattr(controlled, "version", lambda _: "2.1.0")
     with pytest.raises(ValueError, match=r"trl: expected a release in >=1.0,<2,!=1.15.\*, received 2.1.0"):
         trainer(tiny_decoder, tmp_path, "none")

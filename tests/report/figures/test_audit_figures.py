@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from entropy_theory.report import figures, findings, tables
-from entropy_theory.report.figures.audit import audit_figure
+from entropy_theory.report.figures.audit import ARMS, PIECES, PREDICTIONS, audit_figure
 
 RECORD = Path(__file__).parents[3] / "simulations" / "results" / "shared_parameters.json"
 
@@ -31,9 +31,9 @@ def test_it_shows_every_arm_prediction_and_piece(
     assert (tmp_path / "audit.png").stat().st_size > 50_000
     (legend,) = figure.legends
     texts = [text.get_text() for text in legend.get_texts()]
-    assert set(texts) == {*audit.ARMS.values(), *audit.PREDICTIONS.values()}
+    assert set(texts) == {*ARMS.values(), *PREDICTIONS.values()}
     pieces = figure.axes[3].get_legend().get_texts()
-    assert [text.get_text() for text in pieces] == list(audit.PIECES.values())
+    assert [text.get_text() for text in pieces] == list(PIECES.values())
     widths = [bar.get_width() for bar in figure.axes[3].patches if bar.get_width()]
     # the pieces of an arm add up to one; "rest" is rounding and not drawn
     assert sum(widths) == pytest.approx(len(recorded["arms"]), abs=1e-3)
@@ -67,7 +67,7 @@ def test_the_table_fits_a_terminal(recorded: dict[str, Any]) -> None:
     text = console.export_text()
     assert "…" not in text
     for arm, found in recorded["arms"].items():
-        assert audit.ARMS[arm].split(",")[0] in text
+        assert ARMS[arm].split(",")[0] in text
         assert f"{found['predictors']['parameters']['sign_agreement']['value']:.0%}" in text
 
 

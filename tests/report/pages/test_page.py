@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from entropy_theory.report import figures
+from entropy_theory.report.figures import drawing
 from entropy_theory.report.pages import page
 
 RUNS = [
@@ -24,7 +25,7 @@ def test_figures_are_the_same_file_twice(theme: figures.Theme) -> None:
     one, two = (figures.to_svg(figures.training_curves(RUNS, FINALS, theme=theme), theme) for _ in range(2))
     assert one == two
     assert one.count("<path") > 10
-    assert figures._PALETTE[theme][0] in one
+    assert drawing._PALETTE[theme][0] in one
     assert not re.findall(r'(?:href|src)="(?!#|data:)', one)  # nothing is fetched
 
 

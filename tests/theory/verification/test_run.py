@@ -65,7 +65,7 @@ def test_wrong_arguments_are_refused_before_any_work():
 def _with_check(monkeypatch, function):
     check = Check(Kind.PROPERTY, "made up", function, "math.log", "none")
     entry = catalogue.Statement("made-up", "t", "s", "x", "f", ("a",), (check,))
-    monkeypatch.setattr(statements, "STATEMENTS", (entry, catalogue.statement("corollary-3.4")))
+    monkeypatch.setattr(catalogue, "STATEMENTS", (entry, catalogue.statement("corollary-3.4")))
 
 
 def test_a_check_that_raises_is_a_failed_check(monkeypatch):
