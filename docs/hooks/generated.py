@@ -1,6 +1,6 @@
 """Puts what the package knows about itself into the pages, so that it is written once.
 
-    <!-- statement: theorem-3.3 -->   a statement: words, formula, assumptions, checks with function and test
+    <!-- statement: theorem-3.3 -->   a statement: words, formula, assumptions, checks with function, tests
     <!-- statements -->               the list of all statements
     <!-- modules: vocab -->           the public modules of a room, for the API pages
 
@@ -15,7 +15,8 @@ from typing import Any
 
 from entropy_theory.errors import invalid
 from entropy_theory.theory.verification.catalogue import STATEMENTS, statement
-from entropy_theory.theory.verification.evidence import Check, Statement
+from entropy_theory.theory.verification.evidence import Statement
+from entropy_theory.theory.verification.marked_tests import holding
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "entropy_theory"
@@ -48,10 +49,8 @@ def expand(markdown: str, page: str) -> str:
 def statement_block(one: Statement, up: str) -> str:
     """Write a statement as Markdown; `up` leads from the page to the root of the repository."""
     formulas = re.split(r"(?<=[,;])\\quad", one.formula)
-    checks = [
-        f"- **{check.kind.value}**: {check.name}. {subject_link(check.subject)} · {test_link(check, up)}"
-        for check in one.checks
-    ]
+    checks = [f"- **{check.kind.value}**: {check.name}. {subject_link(check.subject)}" for check in one.checks]
+    tests = [f"- tests: {', '.join(test_link(test, up) for test in holding(one.identifier))}"]
     return "\n".join(
         [
             f"### {one.title} {{#{one.identifier}}}",
@@ -64,6 +63,7 @@ def statement_block(one: Statement, up: str) -> str:
             f"Assumes: {'; '.join(one.assumptions)}.".replace("<", "&lt;"),
             "",
             *checks,
+            *tests,
             "",
         ]
     )
@@ -94,9 +94,9 @@ def subject_link(subject: str) -> str:
     return f"[`{f'et.{public[1]}' if public else subject.removeprefix('entropy_theory.')}`][{subject}]"
 
 
-def test_link(check: Check, up: str) -> str:
+def test_link(test: str, up: str) -> str:
     """Link a test to its line."""
-    path, name = check.test.split("::")
+    path, name = test.split("::")
     return f"[`{name}`]({up}{path}#L{line_of(ROOT / path, name)})"
 
 

@@ -34,7 +34,7 @@ def log_softmax(logits: ArrayLike) -> FloatArray:
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row. L is −inf where the logit is.
 
     Raises:
-        ValueError: If the logits are not real, V < 2, a logit is NaN or +inf, or a row has only −inf.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> log_softmax([0.0, 0.0])
@@ -59,7 +59,7 @@ def entropy(logits: ArrayLike) -> FloatArray:
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row. 0 ≤ H ≤ log V.
 
     Raises:
-        ValueError: If the logits are not real, V < 2, a logit is NaN or +inf, or a row has only −inf.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> entropy([[0.0, 0.0, 0.0, 0.0], [0.0, -60.0, -float("inf"), -float("inf")]])
@@ -87,8 +87,7 @@ def entropy_change(logits: ArrayLike, delta: ArrayLike) -> FloatArray:
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row; δ finite.
 
     Raises:
-        ValueError: If the logits or delta are not real, V < 2 or differs between them, leading shapes do not
-            broadcast, a logit is NaN, +inf or alone with −inf, or delta is not finite.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> change = entropy_change([1.0, 0.0, -1.0], [1e-8, 0.0, 0.0])

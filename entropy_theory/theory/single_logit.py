@@ -35,7 +35,7 @@ def rest_entropy(prob: ArrayLike, entropy: ArrayLike) -> FloatArray:
     Domain: 0 ≤ p ≤ 1, H ≥ h(p). 0 ≤ H_rest ≤ log(V − 1); 0 by convention at p = 1.
 
     Raises:
-        ValueError: If an argument is not real or out of range, H is below h(p), or the shapes do not broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> print(f"{rest_entropy(0.5, 1.5 * np.log(2.0)):.6f}")  # (½, ¼, ¼): two equal others
@@ -65,7 +65,7 @@ def single_logit_entropy_change(prob: ArrayLike, entropy: ArrayLike, step: Array
     the token; use `entropy_change` there.
 
     Raises:
-        ValueError: If an argument is not real or out of range, H is below h(p), or the shapes do not broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> print(f"{single_logit_entropy_change(0.1, 2.0, 0.3):+.6f}")  # p < e^{−H}: a rise
@@ -107,7 +107,7 @@ def sign_flip_radius(prob: ArrayLike, entropy: ArrayLike) -> FloatArray:
     Domain: 0 < p < 1, H ≥ h(p).
 
     Raises:
-        ValueError: If an argument is not real or out of range, H is below h(p), or the shapes do not broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> radius = sign_flip_radius([0.1, 0.4, 0.9], [2.0, 1.0, 1.0])
@@ -155,8 +155,7 @@ def discriminant_bounds(prob: ArrayLike, vocab_size: ArrayLike) -> tuple[FloatAr
     Domain: 0 ≤ p ≤ 1, V ≥ 2.
 
     Raises:
-        ValueError: If prob is not real or outside [0, 1], vocab_size is not an integer or < 2, or shapes do not
-            broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> low, high = discriminant_bounds(0.1, 50_000)
@@ -296,8 +295,8 @@ def _solve(
             newton = size - excess / slope
         inside = (newton > near) & (newton < far)
         following = np.where(inside, newton, 0.5 * (near + far))
-        settled = np.abs(following - size) <= 4e-16 * size
-        size = np.where(settled, size, following)
-        if (settled | ~wanted).all():
+        converged = np.abs(following - size) <= 4e-16 * size
+        size = np.where(converged, size, following)
+        if (converged | ~wanted).all():
             break
     return sign * size

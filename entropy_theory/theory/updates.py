@@ -35,8 +35,7 @@ def expected_change(logits: ArrayLike, advantages: ArrayLike, step: ArrayLike) -
     O(η²).
 
     Raises:
-        ValueError: If an argument is not real or not finite, V < 2 or differs, a logit is NaN, +inf or alone with −inf,
-            or shapes do not broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> print(f"{expected_change([1.0, 0.0], [1.0, -1.0], 0.1):.6f}")  # the likelier token is the better one
@@ -69,8 +68,7 @@ def entropy_bonus_change(logits: ArrayLike, coefficient: ArrayLike) -> FloatArra
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row; β finite and small. The error is O(β²).
 
     Raises:
-        ValueError: If an argument is not real or not finite, V < 2, a logit is NaN, +inf or alone with −inf, or shapes
-            do not broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> print(f"{entropy_bonus_change([1.0, 0.0, -1.0], 0.1):.6f}")
@@ -103,8 +101,7 @@ def temperature_change(
     O(α²).
 
     Raises:
-        ValueError: If an argument is not real, a temperature is not > 0 and finite, the token is out of range, V < 2, a
-            logit is NaN, +inf or alone with −inf, or shapes do not broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> print(f"{temperature_change([1.0, 0.0, -1.0], 0, 0.1, temperature=2.0):.6f}")
@@ -138,7 +135,7 @@ def baseline_boundary(logits: ArrayLike) -> FloatArray:
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row.
 
     Raises:
-        ValueError: If the logits are not real, V < 2, a logit is NaN or +inf, or a row has only −inf.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> boundary = baseline_boundary(np.log([0.5, 0.45, 0.05]))
@@ -169,8 +166,7 @@ def output_matrix_change(
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row; all else finite. The error is O(η²).
 
     Raises:
-        ValueError: If an argument is not real, a shape is not the one above, a token is out of range, a logit is NaN,
-            +inf or alone with −inf, or another value is not finite.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> change = output_matrix_change([[1.0, 0.0, -1.0]] * 2, [[1.0, 0.0], [0.0, 1.0]], [0, 2], [1.0, 0.0], 0.1)
@@ -209,8 +205,7 @@ def score_covariances(logits: ArrayLike, advantages: ArrayLike) -> tuple[FloatAr
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row; advantages finite.
 
     Raises:
-        ValueError: If an argument is not real or not finite, V < 2 or differs, a logit is NaN, +inf or alone with −inf,
-            or shapes do not broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> by_score, by_log = score_covariances([1.0, 0.0], [1.0, 1.0])

@@ -1,8 +1,4 @@
-"""The statements of the theory: for each its text, formula and assumptions, and the checks that hold it.
-
-To add a statement, append it to a list in `statements_paper`, `statements_laws` or `statements_steps`; to hold it
-better, append a `Check`. The verification, the report and the tests read `STATEMENTS` and nothing else.
-"""
+"""All statements of the theory, by identifier: what the verification, the report and the tests read."""
 
 from __future__ import annotations
 

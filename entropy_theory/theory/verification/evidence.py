@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -119,21 +120,44 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Check:
-    """One way in which a statement is held.
+    """One way in which a statement is held. Calling it runs it.
 
     Attributes:
         kind: The kind of check.
         name: What it compares, in a few words.
         function: The check itself.
-        subject: The public function or derivation it holds to account, as a dotted path.
-        test: The test that holds the same statement, as a pytest node.
+        subject: The public function, derivation or certificate that it holds to account, as a dotted path.
     """
 
     kind: Kind
     name: str
     function: Callable[[Budget], Evidence]
     subject: str
-    test: str
+
+    def __call__(self, budget: Budget) -> Evidence:
+        """Run the check within a budget."""
+        return self.function(budget)
+
+
+def check(kind: Kind, name: str, subject: Callable[..., Any]) -> Callable[[Callable[[Budget], Evidence]], Check]:
+    """Make a check of the function below, which holds another one to account.
+
+    Example:
+        >>> from entropy_theory.theory.discriminant import baseline
+        >>> @check(Kind.PROPERTY, "made up", baseline)
+        ... def never_fails(budget: Budget) -> Evidence:
+        ...     return Evidence(True, "")
+        >>> never_fails.subject
+        'entropy_theory.baseline'
+    """
+    return lambda function: Check(kind, name, function, dotted_path(subject))
+
+
+def dotted_path(function: Callable[..., Any]) -> str:
+    """Name a function by where users find it: the package itself if it is public there, else its module."""
+    package, name = __name__.partition(".")[0], function.__qualname__
+    public = getattr(sys.modules[package], name, None) is function
+    return f"{package}.{name}" if public else f"{function.__module__}.{name}"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 from entropy_theory.records import write_json
 from entropy_theory.theory.verification.catalogue import select
 from entropy_theory.theory.verification.evidence import Budget, Check, Evidence, Kind, budget_named, verdict
+from entropy_theory.theory.verification.marked_tests import holding
 
 Progress = Callable[[int, int, str], None]
 """Called as progress(done, total, label) before each check, and once more when all are done."""
@@ -33,8 +34,8 @@ class CheckResult:
         verdict: The outcome in words that claim no more than the kind allows.
         evidence: The figures behind it.
         seconds: How long it took.
-        subject: The public function or derivation held to account.
-        test: The test that holds the same statement.
+        subject: The public function, derivation or certificate held to account.
+        test: The first test that names the statement; empty without a checkout.
     """
 
     kind: Kind
@@ -49,7 +50,7 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class StatementResult:
-    """Outcome of one statement: what it says and what its checks found."""
+    """Outcome of one statement: what it says, what its checks found, and the tests of this checkout that name it."""
 
     identifier: str
     title: str
@@ -58,6 +59,7 @@ class StatementResult:
     formula: str
     assumptions: tuple[str, ...]
     checks: tuple[CheckResult, ...]
+    tests: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -141,7 +143,7 @@ def verify(
     chosen = select(only)
     allowance = budget_named(budget)
     if certify:
-        from entropy_theory.theory.certificates.single_logit import flint
+        from entropy_theory.theory.certificates.balls import flint
 
         flint()  # its absence is one error, not one failed check per certificate
     wanted = [
@@ -151,11 +153,11 @@ def verify(
     total = sum(map(len, wanted))
     done, results, started = 0, [], perf_counter()
     for statement, checks in zip(chosen, wanted, strict=True):
-        outcomes = []
+        outcomes, tests = [], holding(statement.identifier)
         for check in checks:
             if progress is not None:
                 progress(done, total, f"{statement.identifier}: {check.kind.value}")
-            outcomes.append(_run(check, allowance))
+            outcomes.append(_run(check, allowance, tests[0] if tests else ""))
             done += 1
         results.append(
             StatementResult(
@@ -166,6 +168,7 @@ def verify(
                 statement.formula,
                 statement.assumptions,
                 tuple(outcomes),
+                tests,
             )
         )
     if progress is not None:
@@ -173,15 +176,15 @@ def verify(
     return Report(allowance.name, tuple(results), perf_counter() - started, _environment(), certify)
 
 
-def _run(check: Check, budget: Budget) -> CheckResult:
+def _run(check: Check, budget: Budget, test: str) -> CheckResult:
     started = perf_counter()
     try:
-        evidence = check.function(budget)
+        evidence = check(budget)
     except Exception as error:
         evidence = Evidence(False, "the check raised an exception", {"error": f"{type(error).__name__}: {error}"})
     seconds = perf_counter() - started
     words = verdict(check.kind, evidence)
-    return CheckResult(check.kind, check.name, evidence.passed, words, evidence, seconds, check.subject, check.test)
+    return CheckResult(check.kind, check.name, evidence.passed, words, evidence, seconds, check.subject, test)
 
 
 def _environment() -> dict[str, str]:

@@ -90,7 +90,7 @@ OUTSIDE = (scaled_policy_gradient(1.05), scaled_policy_gradient(-0.1), two_token
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """Outcome of a search in one family.
 
     Attributes:
@@ -112,7 +112,7 @@ class Found:
     example: dict[str, Any]
 
 
-def search_sign(family: Family, chains: int, rounds: int, seed: int) -> Found:
+def search_sign(family: Family, chains: int, rounds: int, seed: int) -> SearchResult:
     """Look for a ray of a family on which entropy rises although a fall is predicted.
 
     Args:
@@ -136,10 +136,10 @@ def search_sign(family: Family, chains: int, rounds: int, seed: int) -> Found:
             if confirmed == 0:
                 example = ray | {"score": float(outcome["score"]), "change": float(outcome["change"])}
             confirmed += 1
-    return Found(family.name, chains * (rounds + 1), float(scores.max()), hits, confirmed, rechecked, example)
+    return SearchResult(family.name, chains * (rounds + 1), float(scores.max()), hits, confirmed, rechecked, example)
 
 
-def search_unimodal(chains: int, rounds: int, seed: int) -> Found:
+def search_unimodal(chains: int, rounds: int, seed: int) -> SearchResult:
     """Look for a GRPO step with α < 0 whose predicted rise rises, falls and rises again.
 
     Open in section B.8 of the theory notes. A ray is scored by the largest slope after the first clear fall, in units
@@ -155,7 +155,9 @@ def search_unimodal(chains: int, rounds: int, seed: int) -> Found:
         if recheck_unimodal(ray):
             example = ray if confirmed == 0 else example
             confirmed += 1
-    return Found("e_k − p, α < 0", chains * (rounds + 1), float(scores.max()), hits, confirmed, rechecked, example)
+    return SearchResult(
+        "e_k − p, α < 0", chains * (rounds + 1), float(scores.max()), hits, confirmed, rechecked, example
+    )
 
 
 def sign_score(family: Family, rays: Rays) -> FloatArray:

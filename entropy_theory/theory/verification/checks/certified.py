@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 
 import mpmath as mp
 import numpy as np
 
 from entropy_theory.theory import discriminant
-from entropy_theory.theory.certificates import sign_theorem, single_logit
+from entropy_theory.theory.certificates import rays, sign_theorem, single_logit
+from entropy_theory.theory.certificates.balls import Certificate, joined
 from entropy_theory.theory.verification.checks import oracle
-from entropy_theory.theory.verification.evidence import Budget, Evidence
+from entropy_theory.theory.verification.evidence import Budget, Evidence, Kind, check
+
+certificate = partial(check, Kind.CERTIFICATE)
 
 # For each κ: the ε₀ that is certified, and a larger step at which one policy is shown to break the 10 %.
 ACCURACY = ((1.0, 0.0953, 0.0954), (0.1, 0.0167, 0.01671), (0.01, 0.001802, 0.001803))
@@ -18,11 +22,13 @@ ACCURACY = ((1.0, 0.0953, 0.0954), (0.1, 0.0167, 0.01671), (0.01, 0.001802, 0.00
 THREE_TOKENS = ((5.0, 6.0), (3.0, 10.0))
 
 
+@certificate("the law in factored form, and both bounds, over a box", single_logit.one_logit)
 def one_logit(budget: Budget) -> Evidence:
     """Section B.5: the sign law of one logit and the bound of its divergence, for every policy of every V."""
     return _evidence(single_logit.one_logit())
 
 
+@certificate("ε₀ for κ = 1, .1, .01, and that it cannot be larger", single_logit.first_order_accuracy)
 def accuracy(budget: Budget) -> Evidence:
     """Theorem 3.2 is within 10 % of the truth for |x| ≥ κ and |ε| ≤ ε₀(κ), and ε₀ cannot be larger by a thousandth."""
     parts = [single_logit.first_order_accuracy(kappa, step) for kappa, step, _ in ACCURACY]
@@ -42,17 +48,20 @@ def accuracy(budget: Budget) -> Evidence:
     )
 
 
+@certificate("two tokens, without the proof", sign_theorem.sign_theorem_two_tokens)
 def two_tokens(budget: Budget) -> Evidence:
     """Section B.8 at V = 2, without its proof."""
     return _evidence(sign_theorem.sign_theorem_two_tokens())
 
 
+@certificate("three tokens, without the proof", sign_theorem.sign_theorem_three_tokens)
 def three_tokens(budget: Budget) -> Evidence:
     """Section B.8 at V = 3, without its proof."""
     parts = [sign_theorem.sign_theorem_three_tokens(*sizes) for sizes in THREE_TOKENS]
-    return _evidence(single_logit.joined(parts, "; ".join(part.region for part in parts)))
+    return _evidence(joined(parts, "; ".join(part.region for part in parts)))
 
 
+@certificate("enclosures of the first-order remainder", rays.remainder_enclosure)
 def remainder(budget: Budget) -> Evidence:
     """Enclosures of the first-order remainder of a few policies, and exact remainders that must lie inside them."""
     rng = np.random.default_rng(budget.seed)
@@ -63,7 +72,7 @@ def remainder(budget: Budget) -> Evidence:
             token = int(rng.integers(size))
             direction = discriminant.grpo_direction(logits, token)
             end = 0.5
-            enclosure = single_logit.remainder_enclosure(logits, direction, -end, end)
+            enclosure = rays.remainder_enclosure(logits, direction, -end, end)
             widest = max(widest, enclosure.high - enclosure.low)
             with mp.workdps(60):
                 z, d = oracle.exact(logits), oracle.exact(direction)
@@ -80,7 +89,7 @@ def remainder(budget: Budget) -> Evidence:
     )
 
 
-def _evidence(certificate: single_logit.Certificate) -> Evidence:
+def _evidence(certificate: Certificate) -> Evidence:
     open_part = "" if certificate.undecided is None else f"; undecided: {certificate.undecided}"
     return Evidence(
         certificate.certified,
