@@ -115,7 +115,11 @@ def line_of(path: Path, name: str) -> int:
 def module_directives(room: str) -> str:
     """Ask mkdocstrings for every public module of a room and of the folders in it, or for one module."""
     folder = PACKAGE / room
-    paths = sorted(folder.rglob("*.py"), key=lambda p: (p.parent, p.name)) if folder.is_dir() else [folder.with_suffix(".py")]
+    paths = (
+        sorted(folder.rglob("*.py"), key=lambda p: (p.parent, p.name))
+        if folder.is_dir()
+        else [folder.with_suffix(".py")]
+    )
     modules = [path.relative_to(ROOT).with_suffix("").parts for path in paths]
     public = [".".join(parts) for parts in modules if not any(part.startswith("_") for part in parts)]
     return "\n\n".join(f"::: {name}" for name in public)
