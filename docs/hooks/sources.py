@@ -63,7 +63,7 @@ def pointed(match: re.Match[str], page: str, place_of_page: str) -> str:
         return relpath(place(target), start) + re.sub(r"^#L(?=\d+$)", "#L-", anchor)
     if page == place_of_page or "://" in match[1]:
         return match[0]
-    return relpath(normpath(f"{Path(page).parent}/{match[1]}"), start) + anchor
+    return relpath(normpath(f"docs/{Path(page).parent}/{match[1]}").removeprefix("docs/"), start) + anchor
 
 
 def outside(link: str, page: str) -> str | None:

@@ -243,6 +243,18 @@ def test_every_module_has_a_place_in_the_api() -> None:
     assert [module for module in modules if f"::: {module}\n" not in shown + "\n"] == []
 
 
+def test_links_of_pages_outside_docs_do_not_depend_on_where_the_checkout_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mkdocs", reason="needs the extra docs")
+    monkeypatch.syspath_prepend(DOCS / "hooks")
+    monkeypatch.chdir(tmp_path)
+    sources = hook("sources")
+    links = "[a](docs/glossary.md#x) [b](CHANGELOG.md) [c](tests/oracles.py#L3) [d](https://e.org/f)"
+    text = sources.LINK.sub(lambda match: sources.pointed(match, "../README.md", "source/README.md"), links)
+    assert text == "[a](../glossary.md#x) [b](CHANGELOG.md) [c](tests/oracles.py.md#L-3) [d](https://e.org/f)"
+
+
 def test_the_site_builds_and_needs_no_network(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="needs the extra docs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
