@@ -60,7 +60,7 @@ def smollm2(progress: Progress | None = None) -> Path:
 
     The folder appears whole or not at all: the work happens in a folder beside it, which is renamed at the end. It
     holds the weights in float32 as safetensors, the tokenizer with its chat template, the licence of the package, and
-    ``pretrained.json`` with the digests of the source and of the weights. The weights' digest is compared at every call.
+    ``pretrained.json`` with the digests of the source and of the weights; the latter is compared at every call.
 
     Args:
         progress: Called with (steps done, steps in all, words).

@@ -103,10 +103,10 @@ def text_of(completion: Any) -> str:
 
 
 def read_answer(text: str) -> str:
-    """Read the answer out of a completion.
+    r"""Read the answer out of a completion.
 
     Example:
-        >>> read_answer("I think <answer> 12 </answer>"), read_answer(" 12\\n")
+        >>> read_answer("I think <answer> 12 </answer>"), read_answer(" 12\n")
         ('12', '12')
     """
     tagged = _TAGGED.findall(text)
