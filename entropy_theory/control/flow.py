@@ -61,6 +61,24 @@ class Context:
     generator: torch.Generator | None
     valid_tokens: int
 
+    def generator_for(self, rule: object) -> torch.Generator:
+        """The generator, for a rule that draws.
+
+        Raises:
+            ValueError: the caller gave none.
+
+        Example:
+            >>> from entropy_theory.control import rule
+            >>> x = torch.full((1, 2), -1.0)
+            >>> rule("random-mask(fraction=0.5)").apply(TokenBatch(x, -x, torch.tensor([1.0]), torch.ones(1, 2)))
+            Traceback (most recent call last):
+            ...
+            ValueError: generator: expected a torch.Generator, ... for random-mask(fraction=0.5), received None
+        """
+        if self.generator is None:
+            raise invalid("generator", f"a torch.Generator, in the same state on every rank, for {rule}", None)
+        return self.generator
+
 
 @dataclass(frozen=True, eq=False)
 class Flow:
