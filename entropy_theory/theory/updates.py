@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from entropy_theory.errors import invalid
 from entropy_theory.theory import categorical as _categorical
 from entropy_theory.theory import discriminant as _first
-from entropy_theory.theory._policy import FloatArray, as_direction, as_logits, as_real, as_tokens, joint_shape
+from entropy_theory.theory._policy import FloatArray, as_direction, as_logits, as_real, as_tokens, at_token, joint_shape
 
 
 def expected_change(logits: ArrayLike, advantages: ArrayLike, step: ArrayLike) -> FloatArray:
@@ -189,6 +189,40 @@ def output_matrix_change(
     scores = _first.discriminant(z)
     centred = scores @ _first.grpo_direction(z, chosen).T  # [s, t]: Σ_i S^s_i (e_{y_t} − p_t)_i
     return -eta * (states @ states.T * centred) @ gains
+
+
+def tangent_influence(logits: ArrayLike, tangent: ArrayLike, token: ArrayLike | None = None) -> FloatArray:
+    """How much mean entropy changes per unit of a token's gradient weight, when weights are shared.
+
+    Part E of the theory notes.
+
+    Formula: D_t(y) = ⟨∇H̄, ∇log p_t(y)⟩ = u_y − E_{p_t}[u], u = J_t ∇H̄; one step of gradient ascent on
+    (1/n) Σ g_t log p_t changes H̄ by (η/n) Σ g_t D_t + O(η²). With free logits u = −S/n and D = −S_c/n.
+
+    Symbols: z is `logits`; u is `tangent`, the logits' derivative along ∇H̄ (or along P ∇H̄ for a preconditioner P); y is
+    `token`, or every token; D is the result.
+
+    Shapes: logits (..., V), tangent (..., V), token an integer or integers (...); leading shapes broadcast. Returns
+    (..., V) without a token and (...) with one. Nats, float64.
+
+    Domain: V ≥ 2; logits finite or −inf, with a finite one in every row; tangent finite; ∇H̄ does not depend on y_t.
+
+    Raises:
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
+
+    Example:
+        >>> print(np.round(tangent_influence([1.0, 0.0, -1.0], [0.2, -0.1, 0.0]), 4))
+        [ 0.0914 -0.2086 -0.1086]
+    """
+    z = as_logits(logits)
+    u = as_direction("tangent", tangent, z.shape)
+    probs = np.exp(_categorical.log_softmax(z))
+    # Measured from the likeliest token, so that its D keeps its digits on a nearly deterministic row.
+    shape = np.broadcast_shapes(z.shape, u.shape)
+    top = np.broadcast_to(z.argmax(axis=-1)[..., np.newaxis], (*shape[:-1], 1))
+    relative = u - np.take_along_axis(np.broadcast_to(u, shape), top, axis=-1)
+    influence: FloatArray = relative - (probs * relative).sum(axis=-1, keepdims=True)
+    return influence if token is None else at_token(influence, as_tokens(token, influence.shape))[()]
 
 
 def score_covariances(logits: ArrayLike, advantages: ArrayLike) -> tuple[FloatArray, FloatArray]:

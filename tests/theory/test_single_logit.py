@@ -127,7 +127,8 @@ def test_shapes_broadcast():
     [
         (lambda: et.single_logit_entropy_change(1.5, 1.0, 0.1), "prob: expected values with 0 <= p <= 1, received 1.5"),
         (lambda: et.single_logit_entropy_change(np.nan, 1.0, 0.1), "prob: expected values with 0 <= p <= 1, received"),
-        (lambda: et.single_logit_entropy_change(0.5, -1.0, 0.1), "entropy: expected finite values >= 0, received -1.0"),
+        (lambda: et.single_logit_entropy_change(0.5, -1.0, 0.1), "entropy: expected values with 0 <= H <= 709, rec"),
+        (lambda: et.sign_flip_radius(0.5, 1e308), "entropy: expected values with 0 <= H <= 709, received 1e+308"),
         (lambda: et.single_logit_entropy_change(0.5, 0.5, 0.1), "entropy: expected at least the binary entropy"),
         (lambda: et.single_logit_entropy_change(0.5, 1.0, np.inf), "step: expected finite values, received"),
         (lambda: et.single_logit_entropy_change([0.5, 0.4], 1.0, [1.0] * 3), "step: expected a shape that broadcasts"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,7 +14,7 @@ from entropy_theory.errors import invalid
 from entropy_theory.theory._policy import as_direction, as_logits
 from entropy_theory.theory.certificates.balls import Ball, interval, precision
 
-_BITS = 128  # sums over tokens cancel
+_BITS = 256  # sums over tokens cancel
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,76 @@ def remainder_enclosure(
         for part in parts[1:]:
             hull = hull.union(part)
         return RemainderEnclosure(_down(hull), _up(hull), first, last)
+
+
+@dataclass(frozen=True)
+class StepEnclosure:
+    """Enclosures of what one step of one policy does; each is a ball that holds the true number.
+
+    Attributes:
+        predicted: −α Σ S_i d_i, the first order of the change.
+        change: ΔH, or ΔJ with the entropy to come.
+    """
+
+    predicted: Ball
+    change: Ball
+
+    @property
+    def breaks_the_sign(self) -> bool:
+        """Whether, rigorously, a fall is predicted and the change is a rise."""
+        return bool(self.predicted < 0 and self.change > 0)
+
+
+def step_enclosure(
+    probs: Sequence[str],
+    direction: Callable[[list[Ball]], list[Ball]],
+    alpha: str,
+    counts: Sequence[int] | None = None,
+    future: Sequence[str] | None = None,
+) -> StepEnclosure:
+    """Enclose the change of entropy under one step of one policy that is given by decimals, and its first order.
+
+    Sections B.1 and B.8 and part F of the theory notes.
+
+    Formula: ΔJ = H(q) − H(p) + Σ (q − p) Q, q ∝ p e^{α d}, and −α Σ p_i (H + log p_i − Q_i + E_p Q) d_i, with Q = 0 for
+    the entropy of the position alone.
+
+    Args:
+        probs: p, one decimal per atom of equal tokens; normalised if it does not sum to 1.
+        direction: p → d, on balls, one per atom.
+        alpha: α, a decimal.
+        counts: Number of tokens in each atom; one each when None.
+        future: Q, one decimal per atom; 0 when None.
+
+    Raises:
+        ImportError: If python-flint is not installed.
+
+    Example:
+        >>> two_tokens = lambda p: [1 - 2 * p[0], 1 - 2 * p[1], -2 * p[2]]
+        >>> outcome = step_enclosure(["0.735", "0.001", "0.264"], two_tokens, "5")
+        >>> outcome.breaks_the_sign, bool(outcome.change > 0.27)
+        (True, True)
+    """
+    with precision(_BITS) as arb:
+        n = [arb(count) for count in counts or [1] * len(probs)]
+        Q = [arb(value) for value in future or ["0"] * len(probs)]
+        weights = [arb(value) for value in probs]
+        p = _normalised(n, weights)
+        d, step = direction(p), arb(alpha)
+        q = _normalised(n, [value * (step * move).exp() for value, move in zip(p, d, strict=True)])
+        before, after = (
+            sum((c * v * (ahead - v.log()) for c, v, ahead in zip(n, values, Q, strict=True)), arb(0))
+            for values in (p, q)
+        )  # H + E[Q], which is also what S^tot adds to log p − Q
+        slope = sum(
+            (c * v * (before + v.log() - ahead) * move for c, v, ahead, move in zip(n, p, Q, d, strict=True)), arb(0)
+        )
+        return StepEnclosure(-step * slope, after - before)
+
+
+def _normalised(counts: Sequence[Ball], weights: Sequence[Ball]) -> list[Ball]:
+    total = sum(n * weight for n, weight in zip(counts, weights, strict=True))
+    return [weight / total for weight in weights]
 
 
 def _curvature(arb: Any, weights: Sequence[Ball], moves: Sequence[Ball], t: Ball) -> Ball:

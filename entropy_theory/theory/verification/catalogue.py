@@ -7,11 +7,17 @@ from difflib import get_close_matches
 
 from entropy_theory.errors import invalid
 from entropy_theory.theory.verification.evidence import Statement
+from entropy_theory.theory.verification.statements.finite import FINITE_STATEMENTS
 from entropy_theory.theory.verification.statements.laws import LAW_STATEMENTS
 from entropy_theory.theory.verification.statements.paper import PAPER_STATEMENTS
 from entropy_theory.theory.verification.statements.steps import STEP_STATEMENTS
 
-STATEMENTS: tuple[Statement, ...] = (*PAPER_STATEMENTS, *LAW_STATEMENTS, *STEP_STATEMENTS)
+STATEMENTS: tuple[Statement, ...] = (
+    *PAPER_STATEMENTS,
+    *LAW_STATEMENTS,
+    *FINITE_STATEMENTS,
+    *STEP_STATEMENTS,
+)
 
 
 def identifiers() -> tuple[str, ...]:

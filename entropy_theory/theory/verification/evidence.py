@@ -39,6 +39,7 @@ class Budget:
         seed: Seed of every other check.
         chains: Starts of a counterexample search, all climbing at once.
         rounds: Moves of each.
+        exact_rays: Rays evaluated at 50 digits in the search for a breach of the step bound.
         wide: Whether a slope check also takes policies of V = 151,936.
     """
 
@@ -53,6 +54,7 @@ class Budget:
     seed: int = 20260203
     chains: int = 200
     rounds: int = 120
+    exact_rays: int = 40
     wide: bool = True
 
 
@@ -69,6 +71,7 @@ BUDGETS: dict[str, Budget] = {
         tuple(range(8)),
         chains=1500,
         rounds=300,
+        exact_rays=400,
     ),
     "thorough": Budget(
         "thorough",
@@ -79,8 +82,9 @@ BUDGETS: dict[str, Budget] = {
         (2, 3, 12, 60),
         2_000_000,
         tuple(range(16)),
-        chains=6000,
+        chains=10_500,
         rounds=750,
+        exact_rays=10_500,
     ),
 }
 

@@ -124,7 +124,7 @@ def compare(
                         cases += 1
                         if not error <= worst:  # also true of NaN
                             worst, at = error, {"vocab_size": vocab_size, "token": token}
-    digits = floor(-log10(max(worst, 1e-16))) if worst < 1.0 else 0
+    digits = digits_of(worst)
     passed = digits >= REQUIRED_DIGITS
     return Evidence(
         passed,
@@ -139,3 +139,8 @@ def compare(
             f" probabilities down to e^-{largest_gap:g}",
         },
     )
+
+
+def digits_of(error: float) -> int:
+    """Decimal digits that agree at a relative error, at most the 16 that float64 holds."""
+    return floor(-log10(max(error, 1e-16))) if error < 1.0 else 0

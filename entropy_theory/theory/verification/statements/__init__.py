@@ -17,3 +17,8 @@ SMALL_STEP = "a small step: the error is of second order in it"
 def beyond(section: str) -> str:
     """Name a section of the theory notes as the source of a statement."""
     return f"beyond the paper: section {section} of the theory notes"
+
+
+def part(number: str) -> str:
+    """Name a part of the theory notes, or a result of one, as the source of a statement."""
+    return f"beyond the paper: part {number} of the theory notes"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from entropy_theory.theory.verification import search
+from entropy_theory.theory.verification import questions
 from entropy_theory.theory.verification.checks import certified, exactness, laws, searches, symbolic
 from entropy_theory.theory.verification.evidence import Statement
 from entropy_theory.theory.verification.statements import ONE_LOGIT, POSITIVE, beyond
@@ -62,7 +62,7 @@ LAW_STATEMENTS: tuple[Statement, ...] = (
         checks=(
             symbolic.derivation("laws.sign_law_of_one_logit", "slope of H along the logit, its peak and its asymmetry"),
             laws.one_logit_falls,
-            searches.inside("climbing towards a rise, λ = 0", search.INSIDE[2]),
+            searches.inside("climbing towards a rise, λ = 0", questions.INSIDE[2]),
             certified.one_logit,
         ),
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from entropy_theory.theory.verification.checks import precision, properties, sampling, slopes, symbolic
+from entropy_theory.theory.verification.checks import precision, properties, sampling, sequences, slopes, symbolic
 from entropy_theory.theory.verification.evidence import Statement
 from entropy_theory.theory.verification.statements import OWN_LOGITS, PAPER, POSITIVE, SMALL_STEP, beyond
 
@@ -68,7 +68,9 @@ PAPER_STATEMENTS: tuple[Statement, ...] = (
         identifier="corollary-3.5",
         title="The centred discriminant of a batch has mean zero",
         source=f"{PAPER}, Corollary 3.5",
-        text="Over a batch sampled on-policy the mean of S_c is zero in expectation; its standard error is known.",
+        text="Over a batch sampled on-policy the mean of S_c is zero in expectation; its standard error is known."
+        " That is so for sums and fixed denominators: with a stop token, the mean over tokens divides by a sampled"
+        " length, and is biased by the covariance of the sum and the length.",
         formula=r"E\Big[\tfrac1n \textstyle\sum_t S_{c,t}\Big] = 0,\quad"
         r" \mathrm{SE} = \tfrac1n \sqrt{\textstyle\sum_t \operatorname{Var}_{p_t} S}",
         assumptions=(
@@ -77,6 +79,8 @@ PAPER_STATEMENTS: tuple[Statement, ...] = (
         ),
         checks=(
             symbolic.derivation("updates.corollary_3_5", "mean and variance of the sum, token after token"),
+            symbolic.derivation("sequences.token_mean_bias", "the bias of a mean over a sampled number of tokens"),
+            sequences.enumerated_means,
             sampling.on_policy_mean,
         ),
     ),

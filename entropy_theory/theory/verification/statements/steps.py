@@ -1,70 +1,12 @@
-"""Statements beyond the paper that concern GRPO steps at any size, the second order, and whole updates."""
+"""Statements beyond the paper that concern the second order, whole updates, and positions that share weights."""
 
 from __future__ import annotations
 
-from entropy_theory.theory.verification import search
-from entropy_theory.theory.verification.checks import certified, exactness, laws, sampling, searches, slopes, symbolic
+from entropy_theory.theory.verification.checks import certified, exactness, laws, sampling, sequences, slopes, symbolic
 from entropy_theory.theory.verification.evidence import Statement
-from entropy_theory.theory.verification.statements import ONE_TOKEN, OWN_LOGITS, PAPER, POSITIVE, SMALL_STEP, beyond
+from entropy_theory.theory.verification.statements import OWN_LOGITS, PAPER, POSITIVE, SMALL_STEP, beyond, part
 
 STEP_STATEMENTS: tuple[Statement, ...] = (
-    Statement(
-        identifier="one-sided-sign-theorem",
-        title="A predicted fall of a GRPO step is a fall",
-        source=beyond("B.8"),
-        text="If the first order of a GRPO step predicts no rise, entropy falls at every step size, by at least the"
-        " divergence of the new policy from the old. Only predicted rises can fail.",
-        formula=r"\alpha S_c \ge 0,\; \alpha \ne 0 \;\Rightarrow\; \Delta H \le -\mathrm{KL}(q_\alpha \,\|\, p) < 0,"
-        r"\quad q_t \propto p\, e^{t (e_k - \lambda p)},\; 0 \le \lambda \le 1",
-        assumptions=(POSITIVE, OWN_LOGITS, ONE_TOKEN),
-        checks=(
-            symbolic.derivation("sign_theorem.slope_along_a_ray", "slope of H along a ray"),
-            symbolic.derivation("sign_theorem.one_sided_sign_theorem", "each identity and inequality of the proof"),
-            laws.grpo_falls,
-            searches.inside("climbing towards a rise, λ = 1 and ½", *search.INSIDE[:2]),
-            certified.two_tokens,
-            certified.three_tokens,
-        ),
-    ),
-    Statement(
-        identifier="sharpness-of-the-sign-theorem",
-        title="The sign theorem reaches no further",
-        source=beyond("B.8"),
-        text="Just outside its reach there are policies on which a predicted fall is a rise: λ = 1.05, λ = -.1, two"
-        " sampled tokens, the expected policy gradient.",
-        formula=r"\alpha\, \textstyle\sum_i S_i d_i \ge 0 \;\not\Rightarrow\; \Delta H < 0 \text{ for }"
-        r" d = e_k - 1.05 p,\; e_k + 0.1 p,\; e_1 + e_2 - 2p,\; p (A - E_p A)",
-        assumptions=(POSITIVE, OWN_LOGITS),
-        checks=(
-            searches.outside("λ = 1.05", search.OUTSIDE[0]),
-            searches.outside("λ = −.1", search.OUTSIDE[1]),
-            searches.outside("two sampled tokens", search.OUTSIDE[2]),
-            searches.outside("expected policy gradient", search.OUTSIDE[3]),
-        ),
-    ),
-    Statement(
-        identifier="rises-come-and-go",
-        title="Predicted rises of a GRPO step need not form an interval",
-        source=beyond("B.8"),
-        text="Along one ray the entropy can return to its start three times. For two tokens there is one return.",
-        formula=r"p = (10^{-6}, .13, .869999):\; \Delta H = 0 \text{ at } \alpha = 5.24343,\, 8.49445,\, 12.10728;\quad"
-        r" V = 2:\; \alpha^* = -\frac{\operatorname{logit} p}{1 - p}",
-        assumptions=(POSITIVE, OWN_LOGITS, ONE_TOKEN),
-        checks=(
-            symbolic.derivation("sign_theorem.slope_along_a_ray", "slope of H along a ray"),
-            exactness.known_roots,
-        ),
-    ),
-    Statement(
-        identifier="unimodal-rise",
-        title="Open: for α < 0 the predicted rise rises once",
-        source=beyond("B.8, open"),
-        text="No exception is known to this: under a negative step a predicted rise grows, then shrinks, and does not"
-        " grow again. It is a conjecture; the search looks for an exception.",
-        formula=r"\alpha < 0,\; S_c > 0 \;\Rightarrow\; H \text{ is unimodal along the ray (conjecture)}",
-        assumptions=(POSITIVE, OWN_LOGITS, ONE_TOKEN),
-        checks=(searches.unimodal,),
-    ),
     Statement(
         identifier="second-order",
         title="The second order along any direction",
@@ -164,11 +106,16 @@ STEP_STATEMENTS: tuple[Statement, ...] = (
         title="What breaks Corollary 3.5",
         source=beyond("B.13"),
         text="Tokens drawn by top-p are not drawn from the policy that is scored: the mean of S_c is then far from"
-        " zero, in units of its standard error.",
-        formula=r"E_{k \sim \tilde p}[S_{c,k}] = \textstyle\sum_k \tilde p_k S_{c,k} \ne 0"
-        r" \text{ in general for } \tilde p \ne p",
+        " zero, in units of its standard error. For two tokens and greedy decoding it is known exactly.",
+        formula=r"E_{k \sim \tilde p}[S_{c,k}] = \textstyle\sum_k (\tilde p_k - p_k) S_k,\quad"
+        r" V = 2,\; \tilde p = (1, 0):\; 2 p (1 - p)^2 \operatorname{logit} p",
         assumptions=("the standard error is that of the distribution that was sampled",),
-        checks=(sampling.off_policy_mean,),
+        checks=(
+            symbolic.derivation(
+                "sequences.sampled_elsewhere", "the mean under another distribution, and greedy decoding"
+            ),
+            sampling.off_policy_mean,
+        ),
     ),
     Statement(
         identifier="shared-output-matrix",
@@ -182,6 +129,69 @@ STEP_STATEMENTS: tuple[Statement, ...] = (
         checks=(
             symbolic.derivation("updates.shared_output_matrix", "the move of a position's logits, summed over tokens"),
             slopes.output_matrix,
+        ),
+    ),
+    Statement(
+        identifier="influence",
+        title="Which token moves mean entropy",
+        source=part("E"),
+        text="With shared weights a token's part in the change of mean entropy is the inner product of two gradients;"
+        " with free logits it is minus S_c.",
+        formula=r"\Delta \bar H = \frac{\eta}{n} \textstyle\sum_t g_t D_t + O(\eta^2),\quad"
+        r" D_t = \langle \nabla \bar H, \nabla \log p_t \rangle",
+        assumptions=(
+            "mean entropy over a fixed set of contexts",
+            "one step of plain or preconditioned gradient ascent",
+        ),
+        checks=(
+            symbolic.derivation("sequences.influence", "the chain rule, and free logits"),
+            sequences.influence,
+        ),
+    ),
+    Statement(
+        identifier="tangent-logits",
+        title="The influence of every token from one tangent",
+        source=part("E"),
+        text="The derivative of the logits along the gradient of mean entropy takes the place of S: less its policy"
+        " mean it is the influence of every token of the vocabulary.",
+        formula=r"D_t(y) = u_y - E_{p_t}[u],\; u = J_t \nabla \bar H;\quad E_{y \sim p_t}[D_t] = 0,\;"
+        r" E[A D_t] = \operatorname{Cov}_{p_t}(A, u)",
+        assumptions=("the gradient of mean entropy does not depend on the sampled token: other sequences' contexts",),
+        checks=(
+            symbolic.derivation("sequences.tangent_logits", "the inner product, its means, and a group's baseline"),
+            sequences.tangent,
+            sequences.tangent_means,
+        ),
+    ),
+    Statement(
+        identifier="state-shift",
+        title="An update changes which contexts are visited",
+        source=part("F"),
+        text="The gradient of on-policy mean entropy has two parts: entropy on the contexts that are visited, and a"
+        " policy gradient with future entropy as the return. The second can decide the sign.",
+        formula=r"\nabla M = \frac{1}{E[L]} E\Big[\textstyle\sum_t \nabla h_t + \sum_t \nabla \log \pi(y_t | x_t)"
+        r" \Big(\sum_{s > t} (h_s - M) - b_t\Big)\Big]",
+        assumptions=("tokens drawn from the policy itself", "b_t does not depend on the token; M and E[L] as logged"),
+        checks=(
+            symbolic.derivation("sequences.state_shift", "the slope in the logits of one context, three means"),
+            sequences.shift_gradient,
+            sequences.wrong_sign,
+            sequences.reweighted,
+        ),
+    ),
+    Statement(
+        identifier="tabular-state-shift",
+        title="One context and what follows it, at any step",
+        source=part("F"),
+        text="With the entropy still to come in place of zero, the exact identity holds for all entropy that follows a"
+        " context. The sign theorem does not carry over.",
+        formula=r"\Delta J = \rho \Big[-\textstyle\sum_i (q_i - p_i)(\log p_i - Q_i) - \mathrm{KL}\Big],\quad"
+        r" S_i^{tot} = p_i (\log p_i - Q_i + H + E_p Q)",
+        assumptions=(POSITIVE, "the logits of one context move", "the context is visited at most once per sequence"),
+        checks=(
+            symbolic.derivation("sequences.tabular_state_shift", "the summands, and the slope"),
+            sequences.tabular_change,
+            certified.future_breaks_the_sign,
         ),
     ),
     Statement(
