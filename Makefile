@@ -43,7 +43,7 @@ SWEEPS := first_order_accuracy sign_phase_diagram noise_drift clipping_methods h
 	four_conditions corollary_3_5 shared_parameters scaling control_comparison lens_against_realised
 
 figures: $(STAMP)-train  ## draw all paper figures from the committed results (under 2 minutes)
-	$(BIN)/python paper_figures/gallery.py
+	$(BIN)/python -m paper_figures.gallery
 
 figures-full: $(STAMP)-train  ## run all simulations again, then draw
 	for sweep in $(SWEEPS); do $(BIN)/python simulations/$$sweep.py || exit; done
