@@ -166,7 +166,7 @@ def _inspect(config: Any, console: Console) -> int:
 
 def _audit(config: Any, console: Console) -> int:
     from entropy_theory import records
-    from entropy_theory.audit.config import audit
+    from entropy_theory.audit.run import audit
     from entropy_theory.report import figures, findings
     from entropy_theory.report.figures.audit import audit_figure
     from entropy_theory.report.tables import audit_table
@@ -246,7 +246,7 @@ COMMANDS = {
         "entropy_theory.inspection.inspect:InspectConfig",
         _inspect,
     ),
-    "train": Command("GRPO with an entropy-control rule", "entropy_theory.training.run:TrainConfig", _train),
+    "train": Command("GRPO with an entropy-control rule", "entropy_theory.training.config:TrainConfig", _train),
     "audit": Command(
         "how well the theory predicts what optimizer steps do to your model's entropy",
         "entropy_theory.audit.config:AuditConfig",

@@ -326,7 +326,8 @@ def _write_report(
 ) -> None:
     from entropy_theory.report import figures, findings
     from entropy_theory.report.pages import page
-    from entropy_theory.training.run import LAST, TrainConfig
+    from entropy_theory.training.config import TrainConfig
+    from entropy_theory.training.run import LAST
 
     bars = {a: {n: {"mean": i.mean, "half_width": i.half_width} for n, i in m.items()} for a, m in finals.items()}
     base = [run for run in runs if ARMS[run["arm"]] == "none"]

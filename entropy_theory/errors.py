@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def invalid(name: str, expected: str, received: object) -> ValueError:
     """Build the ValueError for a bad argument: its name, what was expected, what came.
@@ -19,6 +21,53 @@ def invalid(name: str, expected: str, received: object) -> ValueError:
         'temperature: expected a number > 0, received 0.0'
     """
     return ValueError(f"{name}: expected {expected}, received {received}")
+
+
+def at_least(config: object, least: int, *names: str) -> None:
+    """Raise ValueError for an integer of a configuration that is below a bound; None passes.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> at_least(SimpleNamespace(steps=0), 1, "steps")
+        Traceback (most recent call last):
+        ...
+        ValueError: steps: expected an integer >= 1, received 0
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise invalid(name, f"an integer >= {least}", value)
+
+
+def finite_number(config: object, *names: str, zero: bool = False) -> None:
+    """Raise ValueError for a number of a configuration that is not finite and positive; None passes.
+
+    Args:
+        config: The configuration.
+        *names: Its attributes.
+        zero: Whether 0 is allowed.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> finite_number(SimpleNamespace(temperature=0.0), "temperature")
+        Traceback (most recent call last):
+        ...
+        ValueError: temperature: expected a finite number > 0, received 0.0
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
+            raise invalid(name, f"a finite number {'>=' if zero else '>'} 0", value)
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    r"""Write an exception's message on one line, cut to a length.
+
+    Example:
+        >>> one_line(ValueError("no\n  such file"))
+        'no such file'
+    """
+    return " ".join(str(error).split())[:limit]
 
 
 def missing_extra(package: str, extra: str) -> ImportError:

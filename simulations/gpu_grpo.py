@@ -134,7 +134,8 @@ def warm_up(config: GpuGrpoConfig, folder: Path, console: Console) -> None:
 
 def run_arm(config: GpuGrpoConfig, rule: str, seed: int, warm: Path, prompts: Path, out: Path) -> dict[str, Any]:
     """Run one arm, or take it up, and return what it wrote."""
-    from entropy_theory.training.run import TrainConfig, train
+    from entropy_theory.training.config import TrainConfig
+    from entropy_theory.training.run import train
 
     final = train(
         TrainConfig(

@@ -57,7 +57,7 @@ def train(run: GrpoRun) -> dict[str, Any]:
         rate and distinct right answers for each sum.
     """
     from entropy_theory.records import read_lines
-    from entropy_theory.training.run import TrainConfig
+    from entropy_theory.training.config import TrainConfig
     from entropy_theory.training.run import train as train_with
 
     start = warmed_up(run.tiny)

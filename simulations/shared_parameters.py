@@ -91,7 +91,8 @@ def audit_config(run: AuditRun, config: SharedParametersConfig | None = None) ->
 
 def work(run: AuditRun) -> dict[str, Any]:
     """Train one arm and measure its steps."""
-    from entropy_theory.audit.config import run_arm, step_rows
+    from entropy_theory.audit.run import run_arm
+    from entropy_theory.audit.summary import step_rows
 
     audit = audit_config(run)
     run_arm(audit, run.arm, run.seed)
@@ -102,7 +103,7 @@ def main(config: SharedParametersConfig) -> dict[str, Any] | None:
     """Audit, record, print and draw."""
     from rich.console import Console
 
-    from entropy_theory.audit.config import summarise
+    from entropy_theory.audit.summary import summarise
     from entropy_theory.report import figures, findings
     from entropy_theory.report.figures.audit import audit_figure
     from entropy_theory.report.tables import audit_table

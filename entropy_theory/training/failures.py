@@ -5,13 +5,9 @@ Nothing is lost in any of these: the last whole checkpoint stays, and the same c
 
 from __future__ import annotations
 
-import functools
-import inspect
-import math
 import signal
 import threading
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,64 +15,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from entropy_theory.bridge.trl import checkpoints
-from entropy_theory.errors import RunError
-
-Reward = Callable[..., Any]
-
-
-def guarded_reward(reward: Reward, name: str) -> Reward:
-    """Let a reward function be named that raises, or does not return one finite number (or None) per completion.
-
-    Args:
-        reward: The function, plain or async, in TRL's form.
-        name: How the user wrote it.
-
-    Returns:
-        The function; called, it raises RunError where ``reward`` fails.
-
-    Example:
-        >>> guarded_reward(lambda completions: [1 / len(c) for c in completions], "my:reward")(completions=["", "a"])
-        Traceback (most recent call last):
-        ...
-        entropy_theory.errors.RunError: reward my:reward raised ZeroDivisionError: division by zero (...)
-    """
-
-    def failed(error: Exception) -> RunError:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        message = f"reward {name} raised {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
-        return RunError(message)
-
-    def checked(rewards: Sequence[float | None], arguments: dict[str, Any]) -> Sequence[float | None]:
-        count = len(arguments["completions"]) if "completions" in arguments else len(rewards)
-        if len(rewards) != count:
-            raise RunError(f"reward {name} returned {len(rewards)} rewards for {count} completions")
-        # None means "does not apply"; TRL would count NaN as that, and let an infinity spoil the whole group.
-        wrong = [r for r in rewards if r is not None and not math.isfinite(r)]
-        if wrong:
-            raise RunError(f"reward {name} returned {wrong[0]}, {len(wrong)} of {count} rewards are not finite")
-        return rewards
-
-    if inspect.iscoroutinefunction(reward):
-
-        @functools.wraps(reward)
-        async def guarded_async(**arguments: Any) -> Any:
-            try:
-                rewards = await reward(**arguments)
-            except Exception as error:
-                raise failed(error) from error
-            return checked(rewards, arguments)
-
-        return guarded_async
-
-    @functools.wraps(reward)
-    def guarded(**arguments: Any) -> Any:
-        try:
-            rewards = reward(**arguments)
-        except Exception as error:
-            raise failed(error) from error
-        return checked(rewards, arguments)
-
-    return guarded
+from entropy_theory.errors import RunError, one_line
 
 
 class Termination(TrainerCallback):
@@ -132,7 +71,7 @@ def explained(trainer: Any, out: Path) -> Iterator[None]:
     except (RuntimeError, OSError, ValueError) as error:
         if not (termination.began or isinstance(error, RunError)):
             raise
-        said = f"after {trainer.state.global_step} steps: {' '.join(str(error).split())[:500]}"
+        said = f"after {trainer.state.global_step} steps: {one_line(error, 500)}"
         last = checkpoints.latest_checkpoint(out)
         way_on = f"the same command goes on from {last.name}" if last else "there is no checkpoint yet"
         raise RunError(f"{said}; {way_on}", status=getattr(error, "status", 1)) from error

@@ -112,4 +112,4 @@ def test_tokenizer_larger_than_the_model(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_final_averages_the_last_steps() -> None:
     lines = [{"step": i, "entropy": float(i), "entropy_control/slope": None} for i in range(1, 31)]
-    assert run._final(lines) == {"entropy": sum(range(21, 31)) / 10}
+    assert run.final_means(lines) == {"entropy": sum(range(21, 31)) / 10}
