@@ -139,7 +139,7 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(config: ScalingConfig) -> dict[str, Any] | None:
     """Run, record, print."""
-    config = sweep.settle(config, QUICK)
+    config = sweep.with_quick_settings(config, QUICK)
     record = sweep.run("scaling", config, tasks(config), work, summarise)
     if record is not None:
         print("processor time, ns per logit, and the worst relative error of S_c")

@@ -48,18 +48,7 @@ QUICK = {"seeds": (0, 1), "at": (2, 4), "positions": 32, "prompts": 4, "generati
 
 @dataclass(frozen=True)
 class AuditRun:
-    """One arm with one seed; the attributes are those of the configuration.
-
-    Attributes:
-        arm: Optimizer.
-        seed: Seed.
-        at: Steps.
-        positions: Positions.
-        prompts: Prompts.
-        generations: Completions per prompt.
-        tiny: Which decoder.
-        folder: Where the measured steps are kept.
-    """
+    """One arm with one seed; the attributes are those of the configuration."""
 
     arm: str
     seed: int
@@ -108,7 +97,7 @@ def main(config: SharedParametersConfig) -> dict[str, Any] | None:
     from entropy_theory.report.figures.audit import audit_figure
     from entropy_theory.report.tables import audit_table
 
-    config = sweep.settle(config, QUICK)
+    config = sweep.with_quick_settings(config, QUICK)
     shape = (config.at, config.positions, config.prompts, config.generations, config.tiny)
     folder = config.runs / ("audit-tiny" if config.tiny else "audit")
     tasks = [AuditRun(arm, seed, *shape, folder) for arm in config.arms for seed in config.seeds]
