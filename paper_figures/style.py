@@ -33,7 +33,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 @contextmanager
 def style() -> Iterator[None]:
     """Draw in the project's colours, in sizes that are read in print."""
-    sizes = {
+    sizes: dict[Any, Any] = {
         "font.size": 8,
         "axes.labelsize": 8,
         "axes.titlesize": 8,
@@ -70,7 +70,7 @@ def letters(axes: Sequence[Axes]) -> None:
         axis.set_title("")
 
 
-def band(axis: Axes, x: Sequence[float], curves: Sequence[Sequence[float]], color: str, **line: Any) -> None:
+def band(axis: Axes, x: Any, curves: Sequence[Sequence[float]], color: str, **line: Any) -> None:
     """Draw the mean of several seeds' curves, with its 95 % t-interval, or with thin lines for fewer than five."""
     stacked = np.array(curves, dtype=float)
     mean = stacked.mean(axis=0)

@@ -78,5 +78,5 @@ def simulate(run: BankRun) -> dict[str, Any]:
     }
 
 
-LEFT_OUT = {BankRun: ("curves",)}
+LEFT_OUT: dict[type, tuple[str, ...]] = {BankRun: ("curves",)}
 """There are many bank runs; the records keep where they ended."""

@@ -17,6 +17,8 @@ import sweep
 import tyro
 from grpo_runs import warmed_up
 
+from entropy_theory.audit.config import Arm, AuditConfig
+
 
 @dataclass(frozen=True)
 class SharedParametersConfig(sweep.SweepOptions):
@@ -33,7 +35,7 @@ class SharedParametersConfig(sweep.SweepOptions):
         picture: Where the figure goes; default: beside the record.
     """
 
-    arms: tuple[str, ...] = ("sgd", "adamw", "sgd-output")
+    arms: tuple[Arm, ...] = ("sgd", "adamw", "sgd-output")
     seeds: tuple[int, ...] = (0, 1, 2)
     at: tuple[int, ...] = (5, 15, 30, 60)
     positions: int = 256
@@ -50,7 +52,7 @@ QUICK = {"seeds": (0, 1), "at": (2, 4), "positions": 32, "prompts": 4, "generati
 class AuditRun:
     """One arm with one seed; the attributes are those of the configuration."""
 
-    arm: str
+    arm: Arm
     seed: int
     at: tuple[int, ...]
     positions: int
@@ -60,10 +62,8 @@ class AuditRun:
     folder: Path
 
 
-def audit_config(run: AuditRun, config: SharedParametersConfig | None = None) -> Any:
+def audit_config(run: AuditRun, config: SharedParametersConfig | None = None) -> AuditConfig:
     """The audit that a run belongs to."""
-    from entropy_theory.audit.config import AuditConfig
-
     return AuditConfig(
         arms=(run.arm,) if config is None else config.arms,
         seeds=(run.seed,) if config is None else config.seeds,

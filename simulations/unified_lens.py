@@ -278,7 +278,7 @@ def tasks(config: LensConfig) -> list[Any]:
 
 def work(task: Any) -> dict[str, Any]:
     """Do a task of any kind."""
-    kinds = {
+    kinds: dict[type, Any] = {
         ClippedInBank: clipped_in_bank,
         ClippedInModel: clipped_in_model,
         BankRun: simulate,
