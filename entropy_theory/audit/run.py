@@ -18,7 +18,7 @@ from entropy_theory.audit.summary import summarise
 from entropy_theory.bridge.trl import checkpoints
 from entropy_theory.errors import invalid
 from entropy_theory.training.config import TrainConfig
-from entropy_theory.training.inputs import Progress, load_task, load_tokenizer, model_folder
+from entropy_theory.training.inputs import Progress, check_chat, load_task, load_tokenizer, model_folder
 from entropy_theory.training.run import load_libraries, silence, trainer_arguments
 
 SMALL = 1_000_000  # parameters below which the work of an operation is not worth a second thread
@@ -41,10 +41,9 @@ def audit(config: AuditConfig, progress: Progress | None = None) -> dict[str, An
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise invalid("audit", "one process (a step is measured on the whole batch)", os.environ["WORLD_SIZE"])
-    with records.exclusive(config.out):
-        if records.open_run(config.out, config):
-            found: dict[str, Any] = records.read_json(config.out / "result.json")
-            return found
+    with records.run_folder(config.out, config) as finished:
+        if finished:
+            return records.read_record(config.out / "result.json", "arms", "steps")
         runs, last = [(arm, seed) for arm in config.arms for seed in config.seeds], max(config.at)
         for number, (arm, seed) in enumerate(runs):
 
@@ -110,6 +109,7 @@ def _build(config: AuditConfig, arm: Arm, run: TrainConfig, progress: Any) -> An
             progress(0, f"warm-up: {done}/{total}, {words}")
 
     tokenizer = load_tokenizer(run)
+    check_chat(data, tokenizer, run)
     trainer = Audited(
         model=model_folder(run, warming),
         reward_funcs=reward,

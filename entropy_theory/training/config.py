@@ -40,7 +40,7 @@ class TrainConfig:
         realised_every: Measure the realised entropy change on the same tokens every k generations; 0: never.
         scoring: "auto" scores inside the training forward where that is exact; "batch" never, "one-pass" always.
         save_batches: Save the token statistics of every k-th generation batch to OUT/batches, for the lens; 0: never.
-        save_every: Steps between checkpoints; a run that was killed goes on from the last one and ends with the same
+        save_every: Steps between checkpoints; a run that was killed resumes from the last one and ends with the same
             numbers. Rounded up to whole generation batches.
         log_completions: Keep each step's completions, rewards and advantages in trainer/completions, for `inspect`.
         report_to: TRL's loggers, such as tensorboard or wandb.

@@ -1,6 +1,6 @@
-"""What breaks a run from outside, said in one line: a reward that raises, a full disk, a SIGTERM.
+"""What breaks a run from outside, reported in one line: a reward that raises, a full disk, a SIGTERM.
 
-Nothing is lost in any of these: the last whole checkpoint stays, and the same command goes on from it.
+Nothing is lost in any of these: the last whole checkpoint stays, and the same command resumes from it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from entropy_theory.errors import RunError, one_line
 
 
 class Termination(TrainerCallback):
-    """Takes a SIGTERM as preemption: the run goes on to the next generation boundary, saves, and stops there."""
+    """Takes a SIGTERM as preemption: the run continues to the next generation boundary, saves, and stops there."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
@@ -53,7 +53,7 @@ class Termination(TrainerCallback):
 
 @contextmanager
 def explained(trainer: Any, out: Path) -> Iterator[None]:
-    """Say in one line why a run broke off and where it goes on; a refusal before the first step passes as it is.
+    """Say in one line why a run broke off and where it resumes; a refusal before the first step passes as it is.
 
     Args:
         trainer: The trainer, which gets a callback.
@@ -68,12 +68,12 @@ def explained(trainer: Any, out: Path) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, termination.ask) if main else None
     try:
         yield
-    except (RuntimeError, OSError, ValueError) as error:
+    except Exception as error:
         if not (termination.began or isinstance(error, RunError)):
             raise
         said = f"after {trainer.state.global_step} steps: {one_line(error, 500)}"
         last = checkpoints.latest_checkpoint(out)
-        way_on = f"the same command goes on from {last.name}" if last else "there is no checkpoint yet"
+        way_on = f"the same command resumes from {last.name}" if last else "there is no checkpoint yet"
         raise RunError(f"{said}; {way_on}", status=getattr(error, "status", 1)) from error
     finally:
         if main:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from entropy_theory.errors import RunError, invalid
+from entropy_theory.errors import RunError, invalid, one_line
+from entropy_theory.rewards import checked_rewards
 from entropy_theory.testbed import sum_task
 
 Reward = Callable[..., Any]
@@ -35,15 +35,16 @@ def load_reward(spec: str) -> Reward:
         sys.path.insert(0, str(Path.cwd()))
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise invalid("reward", "an importable module:function", f"{spec!r} ({error})") from None
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+        kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        raise invalid("reward", "an importable module:function", f"{spec!r} ({kind}{one_line(error)})") from error
     if not callable(function):
         raise invalid("reward", "a callable", f"{spec!r}, a {type(function).__name__}")
     return function
 
 
 def guarded_reward(reward: Reward, name: str) -> Reward:
-    """Let a reward function be named that raises, or does not return one finite number (or None) per completion.
+    """Make a reward function raise an error that names it where it fails or returns no rewards.
 
     Args:
         reward: The function, plain or async, in TRL's form.
@@ -59,20 +60,20 @@ def guarded_reward(reward: Reward, name: str) -> Reward:
         entropy_theory.errors.RunError: reward my:reward raised ZeroDivisionError: division by zero (...)
     """
 
-    def failed(error: Exception) -> RunError:
+    def failed(error: BaseException) -> RunError:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        message = f"reward {name} raised {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+        message = (
+            f"reward {name} raised {type(error).__name__}: {one_line(error)} ({place.filename}, line {place.lineno})"
+        )
         return RunError(message)
 
-    def checked(rewards: Sequence[float | None], arguments: dict[str, Any]) -> Sequence[float | None]:
-        count = len(arguments["completions"]) if "completions" in arguments else len(rewards)
-        if len(rewards) != count:
-            raise RunError(f"reward {name} returned {len(rewards)} rewards for {count} completions")
-        # None means "does not apply"; TRL would count NaN as that, and let an infinity spoil the whole group.
-        wrong = [r for r in rewards if r is not None and not math.isfinite(r)]
-        if wrong:
-            raise RunError(f"reward {name} returned {wrong[0]}, {len(wrong)} of {count} rewards are not finite")
-        return rewards
+    def checked(rewards: Any, arguments: dict[str, Any]) -> list[float | None]:
+        try:
+            return checked_rewards(
+                rewards, len(arguments["completions"]) if "completions" in arguments else len(rewards)
+            )
+        except (ValueError, TypeError) as error:
+            raise RunError(f"reward {name} returned {error}") from None
 
     if inspect.iscoroutinefunction(reward):
 
@@ -80,7 +81,7 @@ def guarded_reward(reward: Reward, name: str) -> Reward:
         async def guarded_async(**arguments: Any) -> Any:
             try:
                 rewards = await reward(**arguments)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise failed(error) from error
             return checked(rewards, arguments)
 
@@ -90,7 +91,7 @@ def guarded_reward(reward: Reward, name: str) -> Reward:
     def guarded(**arguments: Any) -> Any:
         try:
             rewards = reward(**arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise failed(error) from error
         return checked(rewards, arguments)
 

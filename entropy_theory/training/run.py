@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from contextlib import nullcontext
@@ -10,12 +9,12 @@ from typing import Any
 
 from entropy_theory import records
 from entropy_theory.bridge.trl import checkpoints
-from entropy_theory.errors import invalid, missing_extra, one_line
+from entropy_theory.errors import RunError, invalid, missing_extra, reading
 from entropy_theory.testbed import sum_task
 from entropy_theory.training.config import TrainConfig
-from entropy_theory.training.inputs import Progress, load_task, load_tokenizer, model_folder
+from entropy_theory.training.inputs import Progress, check_chat, load_task, load_tokenizer, model_folder
 
-LAST = 10  # steps that "final" averages over
+METRICS = "metrics.jsonl"
 _TESTBED_RATE = 6e-4  # from the recipe of the demo; 1e-3 wrecks the warm start
 _USUAL_RATE = 1e-6
 
@@ -74,12 +73,13 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
     check_supported(rule, arguments, trl.__version__, config.scoring)
     data, reward = load_task(config)
     tokenizer = load_tokenizer(config)
+    check_chat(data, tokenizer, config)
 
-    with records.exclusive(config.out) if process.is_main_process else nullcontext():
-        # The checkpoint schedule does not change the result: a run may be resumed with another.
-        finished = [process.is_main_process and records.open_run(config.out, config, ignore=("out", "save_every"))]
-        if accelerate.utils.broadcast_object_list(finished)[0]:
-            return records.read_json(config.out / "result.json")
+    # The checkpoint schedule does not change the result: a run may be resumed with another.
+    opened = records.run_folder(config.out, config, ignore=("out", "save_every"))
+    with opened if process.is_main_process else nullcontext(False) as finished:
+        if accelerate.utils.broadcast_object_list([finished])[0]:
+            return records.read_record(config.out / "result.json", "final", "steps", "seconds")
         with process.main_process_first():
             model = model_folder(config, _prefixed(progress, "warm-up: "))
         return _run(config, arguments, model, tokenizer, data, reward, progress)
@@ -96,45 +96,37 @@ def _run(
 ) -> dict[str, Any]:
     from entropy_theory.bridge.trl import EntropyControlledGRPOTrainer
     from entropy_theory.training.failures import explained
+    from entropy_theory.training.metrics import Recorder, cut_back, final_means
 
     start = time.monotonic()
-    try:
+    with reading("model", "a causal language model in safetensors", model):
         trainer = EntropyControlledGRPOTrainer(
             model=model,
             reward_funcs=reward,
             args=arguments,
             train_dataset=data,
             processing_class=tokenizer,
-            callbacks=[_recorder(config, progress)],
+            callbacks=[Recorder(config.out / METRICS, config.steps, progress)],
         )
-    except OSError as error:
-        raise invalid("model", "a causal language model in safetensors", f"{model!r} ({one_line(error)})") from None
     trainer.batches_folder = config.out / "batches"
     silence(trainer)
+    first = trainer.is_world_process_zero()
+    checkpoint = checkpoints.latest_checkpoint(config.out / "trainer")
+    if first:
+        cut_back(config.out / METRICS, checkpoint)
     with explained(trainer, config.out / "trainer"):
-        trainer.train(resume_from_checkpoint=_last_checkpoint(config, trainer))
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if trainer.state.global_step < config.steps:
+            raise RunError(f"training ended before step {config.steps}", status=1 if trainer.state.global_step else 2)
         trainer.save_model(str(config.out / "model"))
     result = {
-        "final": final_means(records.read_lines(config.out / "metrics.jsonl"))
-        if trainer.is_world_process_zero()
-        else {},
-        "steps": config.steps,
+        "final": final_means(records.read_lines(config.out / METRICS)) if first else {},
+        "steps": trainer.state.global_step,
         "seconds": round(time.monotonic() - start, 1),
     }
-    if trainer.is_world_process_zero():
+    if first:
         records.write_json(config.out / "result.json", result)
     return result
-
-
-def _last_checkpoint(config: TrainConfig, trainer: Any) -> str | None:
-    """Find the last checkpoint of a run that was stopped, and drop the metrics written after it."""
-    checkpoint = checkpoints.latest_checkpoint(config.out / "trainer")
-    step = 0 if checkpoint is None else checkpoints.checkpoint_step(checkpoint)
-    if trainer.is_world_process_zero():
-        path = config.out / "metrics.jsonl"
-        if path.exists():
-            records.write_lines(path, [line for line in records.read_lines(path) if line["step"] <= step])
-    return None if checkpoint is None else str(checkpoint)
 
 
 def silence(trainer: Any) -> None:
@@ -198,39 +190,6 @@ def trainer_arguments(config: TrainConfig, processes: int) -> dict[str, Any]:
         "disable_tqdm": True,
         "seed": config.seed,
     }
-
-
-def _recorder(config: TrainConfig, progress: Progress | None) -> Any:
-    from transformers import TrainerCallback
-
-    class Recorder(TrainerCallback):
-        """Writes a line per step and moves the progress bar."""
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-            if not state.is_world_process_zero or not logs or "loss" not in logs:
-                return
-            numbers = {k: v for k, v in logs.items() if isinstance(v, int | float)}
-            # JSON has no NaN: a metric that is not a number is recorded as null, not left out.
-            line = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-            records.append_line(config.out / "metrics.jsonl", {"step": state.global_step, **line})
-            if progress is not None:
-                word = f"entropy {logs.get('entropy', math.nan):.3f}, reward {logs.get('reward', math.nan):.2f}"
-                progress(state.global_step, config.steps, word)
-
-    return Recorder()
-
-
-def final_means(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """Average the last steps."""
-    last = lines[-LAST:]
-    final = {}
-    names = ["entropy", "reward", "distinct_right", "entropy_control/dropped_share", "entropy_control/slope"]
-    names += sorted({name for line in last for name in line if name.startswith("entropy_control/observed/")})
-    for name in names:
-        values = [line[name] for line in last if line.get(name) is not None]
-        if values:
-            final[name.removeprefix("entropy_control/")] = sum(values) / len(values)
-    return final
 
 
 def _no_gpu() -> bool:

@@ -1,4 +1,4 @@
-"""Sweeps give the same results in one process, in several and as shares of a cluster's, and go on where they ended."""
+"""Sweeps give the same results in one process, in several and as shares of a cluster's, and resume where they ended."""
 
 from __future__ import annotations
 
