@@ -95,7 +95,7 @@ def package_commands() -> Iterator[object]:
 @pytest.mark.parametrize("words", list(package_commands()))
 def test_commands_parse(words: list[str], reader: Path) -> None:
     name = next(n for n in cli.COMMANDS if words[: n.count(" ") + 1] == n.split())
-    config = cli._parse(name, cli.COMMANDS[name], words[name.count(" ") + 1 :])
+    config = cli.parse(name, words[name.count(" ") + 1 :])
     assert config is not None
 
 
