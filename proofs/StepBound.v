@@ -132,7 +132,7 @@ Proof.
   rewrite <- (@bound_equality_along_ray V p k lam sampled alpha). unfold upper_bound.
   rewrite D_0_covariance, (entropy_ext q _ q_is), (KL_ext q _ p p q_is), q_is, q_at_k by easy. reflexivity.
 Qed.
-(* D_0 > 0 and q_k − p_k has the sign of α: what the bound says about a predicted rise is finite, and falls with KL. *)
+(* D_0 > 0 in closed form, and q_k − p_k has the sign of α. *)
 Theorem step_bound_denominator : 0 < D_0 /\ D_0 = p k * (lam * Sum (fun i => p i * p i) (others k) + (1 - lam * p k) * (1 - p k)).
 Proof. rewrite D_0_covariance. assert (S := sampled). split; [apply D_0_pos|apply D_0_is]; exact S. Qed.
 Theorem sampled_token_gains : (0 < alpha -> p k < q k) /\ (alpha < 0 -> q k < p k).
