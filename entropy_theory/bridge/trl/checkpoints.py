@@ -1,8 +1,8 @@
 """Checkpoints that are whole or absent: staged beside their place, listed in a manifest, renamed at the end.
 
 The trainer's own checkpoints appear file by file, and a missing random-number, optimizer or scheduler file is passed
-over in silence when training goes on: the run then ends with other numbers. Here a checkpoint without its manifest, or
-with a file missing or cut short, is refused by name.
+over in silence when training resumes: the run then ends with other numbers. Here a checkpoint without its manifest, or
+with a file missing or cut short, raises an error that names it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import math
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from transformers.trainer_utils import SaveStrategy
 
 from entropy_theory import __version__, records
 from entropy_theory.errors import RunError, invalid
@@ -128,6 +131,23 @@ def boundary(args: Any) -> int:
     )
 
 
+def round_save_steps(args: Any) -> None:
+    """Let checkpoints fall between generation batches: only there does a resumed run repeat the undisturbed one."""
+    if args.save_strategy != SaveStrategy.STEPS:
+        return
+    period = boundary(args)
+    if args.save_steps < 1:
+        raise invalid("save_steps", "a number of steps (a share of the run is not supported)", args.save_steps)
+    rounded = -(-int(args.save_steps) // period) * period
+    if rounded != args.save_steps:
+        warnings.warn(
+            f"save_steps: {args.save_steps} rounded to {rounded}, a multiple of the {period} optimizer steps of a "
+            "generation batch; a checkpoint inside a batch could not be resumed exactly",
+            stacklevel=4,
+        )
+        args.save_steps = rounded
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """Find the newest checkpoint that was put in place; None when there is none.
 
@@ -169,7 +189,7 @@ class SafeCheckpoints(_Trainer):
     _epochs_done = 0
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Train as the trainer does; a checkpoint to go on from must be whole and of the same rule.
+        """Train as the trainer does; a checkpoint to resume from must be whole and of the same rule.
 
         Raises:
             ValueError: The checkpoint is incomplete, or was written under another rule or release.
@@ -177,15 +197,13 @@ class SafeCheckpoints(_Trainer):
                 stay as they are.
         """
         if resume_from_checkpoint is True:
-            found = latest_checkpoint(Path(self.args.output_dir))
-            if found is None:
+            newest = latest_checkpoint(Path(self.args.output_dir))
+            if newest is None:
                 raise invalid("resume_from_checkpoint", f"a checkpoint in {self.args.output_dir}", "none")
-            resume_from_checkpoint = str(found)
+            resume_from_checkpoint = str(newest)
         if resume_from_checkpoint:
             manifest = open_checkpoint(Path(resume_from_checkpoint))
-            if manifest["rule"] != str(self.rule):
-                raise invalid("rule", f"{manifest['rule']!r}, the checkpoint's", repr(str(self.rule)))
-            self.rule_state, self._generations = manifest["rule_state"], manifest["generations"]
+            self._restore_control(manifest)
             self._epochs_done = manifest["epochs"]
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
@@ -229,13 +247,8 @@ class SafeCheckpoints(_Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 staged = Path(self._staging) / name
-                content = {
-                    "rule": str(self.rule),
-                    "rule_state": self.rule_state,
-                    "generations": self._generations,
-                    "epochs": int(self.state.epoch),  # whole at the end of an epoch: it ends with n/n = 1
-                }
-                seal(staged, content)
+                # An epoch ends with n/n = 1, so the number is whole there.
+                seal(staged, {**self._control_state(), "epochs": int(self.state.epoch)})
                 put_in_place(staged, root / name)
                 rotate(root, self.args.save_total_limit, self.state.best_model_checkpoint)
             self.accelerator.wait_for_everyone()

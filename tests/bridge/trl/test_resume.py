@@ -19,7 +19,6 @@ from trl import GRPOConfig
 from entropy_theory import records
 from entropy_theory.bridge import trl as bridge
 from entropy_theory.bridge.trl import checkpoints
-from entropy_theory.bridge.trl import trainer as controlled
 from entropy_theory.cli import main
 from entropy_theory.testbed import decoder, sum_task
 
@@ -170,7 +169,7 @@ def test_save_steps_fall_between_generations(tmp_path: Path) -> None:
         bf16=False,
     )
     with pytest.warns(UserWarning, match="save_steps: 5 rounded to 6"):
-        controlled._round_save_steps(args)
+        checkpoints.round_save_steps(args)
     assert args.save_steps == 6
 
 
