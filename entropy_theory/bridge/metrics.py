@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from entropy_theory.control import Reducer, TokenBatch
+from entropy_theory.control.effects import predicted_effects
 
 PREFIX = "entropy_control/"
 
@@ -26,7 +27,7 @@ def batch_metrics(batch: TokenBatch, coefficients: Tensor, reducer: Reducer) -> 
     values = {"entropy": batch.entropy, "mean_discriminant": batch.scores()}
     if batch.available("centered_discriminant"):
         centered = values["mean_centered_discriminant"] = batch.centered_scores()
-        values["slope"] = -torch.where(mask, coefficients, 0.0).double() * centered.double()
+        values["slope"] = predicted_effects(torch.where(mask, coefficients, 0.0), centered).gradient
     sums = [torch.where(mask, value.double(), 0.0).sum() for value in values.values()]
     totals = reducer.sum(torch.stack([*sums, mask.sum().double()]))
     return dict(zip(values, (totals[:-1] / totals[-1]).tolist(), strict=True))

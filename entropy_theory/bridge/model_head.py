@@ -47,9 +47,9 @@ def is_product(
 ) -> bool:
     """Say whether logits are z = κ tanh((h Wᵀ + b)/κ) to rounding.
 
-    The tolerance of logit i is 4 ε |z_i| + 8 ε' ‖h‖ ‖W_i‖: ε of the dtype of the product, since the product and the three
-    operations of the cap are each rounded to it; ε' of its accumulation, since d terms added in another order differ by
-    about ε' ‖h‖ ‖W_i‖. A scale, a mask or a further layer is off by more.
+    The tolerance of logit i is 4 ε |z_i| + 8 ε' ‖h‖ ‖W_i‖: ε of the dtype of the product, since the product and the
+    three operations of the cap are each rounded to it; ε' of its accumulation, since d terms added in another order
+    differ by about ε' ‖h‖ ‖W_i‖. A scale, a mask or a further layer is off by more.
 
     Args:
         logits: What the model returned, (..., V).

@@ -1,29 +1,30 @@
-"""The rule interface, pipes of rules, and the registry that finds rules by name.
+"""The rule interface, and pipes of rules.
 
 A rule turns the statistics of a batch into a coefficient g_t = ∂J/∂ log p_t per token, J being the objective to
 be maximised. To first order, and where positions share no parameters, one update then changes entropy by
 ΔH_t = −(η/n) g_t S_c,t (arXiv 2602.03392, Theorem 3.3; n the loss denominator), which is how rules are compared.
 
-A new rule is a frozen dataclass that derives from `Rule`, is decorated with `register`, and implements
+A new rule is a frozen dataclass that derives from `Rule`, is decorated with `registry.register`, and implements
 `transform`. Its fields are its hyper-parameters, all with defaults.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
 from entropy_theory.control.batch import TokenBatch
-from entropy_theory.control.flow import Context, Flow, RuleOutput, State
+from entropy_theory.control.flow import Context, Decided, Flow, RuleOutput, State
 from entropy_theory.control.reducers import LOCAL, Reducer, masked_count
-from entropy_theory.control.spec import format_value, parse_spec
+from entropy_theory.control.spec import format_value
 from entropy_theory.errors import invalid
 
 Phase = Literal["batch", "live"]
+Scope = Literal["token", "sequence", "batch"]
+"""How much a rule must see at once, from the narrowest to the widest."""
 Step = tuple[Flow, dict[str, float], State | None]
 """What `transform` returns: the changed flow, metrics of the rule's own, and its next state."""
 
@@ -35,7 +36,9 @@ class Rule:
     Class attributes, which an instance may narrow when a parameter decides:
         name: How it is found and printed.
         phase: "batch" when it is fixed once per generation batch, "live" when it needs the current ratio.
-        needs: The `TokenBatch` fields beyond the required ones that it reads.
+        needs: The `TokenBatch` fields that it reads besides `log_probs`, `advantages` and `completion_mask`.
+        scope: How much it must see at once: "token" decides token by token, "sequence" needs whole rows, "batch" takes
+            statistics over all tokens of an optimizer step. The narrower two may be asked per micro-batch.
         paper: Its source.
         kind: What it does to the gradient: mask, weight, advantages, surrogate, penalty, entropy term, control.
         quadrants: Which quadrants it acts on, in words.
@@ -44,9 +47,10 @@ class Rule:
         threshold_parameter: Of a mask, the parameter along which its drops are nested (`scan_threshold`); or empty.
 
     Example:
+        >>> from entropy_theory.control import rule
         >>> clip = rule("clip-b", mu=1)
-        >>> str(clip), clip.phase, clip.needs
-        ('clip-b(mu=1)', 'batch', ())
+        >>> str(clip), clip.phase, clip.scope, clip.needs
+        ('clip-b(mu=1)', 'batch', 'batch', ('entropy',))
         >>> print(clip | rule("ppo-clip"))
         clip-b(mu=1)|ppo-clip
     """
@@ -56,6 +60,7 @@ class Rule:
 
     name: ClassVar[str] = ""
     phase: ClassVar[Phase] = "batch"
+    scope: ClassVar[Scope] = "batch"
     needs: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[str] = ""
     kind: ClassVar[str] = ""
@@ -86,7 +91,7 @@ class Rule:
         generator: torch.Generator | None = None,
         state: State | None = None,
         *,
-        after: RuleOutput | None = None,
+        after: Decided | None = None,
     ) -> RuleOutput:
         """Compute the coefficients g_t of this rank's tokens, with statistics over all ranks.
 
@@ -110,6 +115,7 @@ class Rule:
                 generator. All are found before any work.
 
         Example:
+            >>> from entropy_theory.control import rule
             >>> x = torch.full((1, 3), -1.0)
             >>> out = rule("none").apply(TokenBatch(x, -x, torch.tensor([2.0]), torch.tensor([[1, 1, 0]])))
             >>> out.coefficients.tolist(), out.denominator.item()
@@ -148,6 +154,7 @@ class Rule:
             The batch part and the live part; None for one that is empty.
 
         Example:
+            >>> from entropy_theory.control import rule
             >>> print(*rule("clip-b|steer|ppo-clip").split())
             clip-b steer|ppo-clip
             >>> print(*rule("clip-b").split())
@@ -235,7 +242,8 @@ class Pipe(Rule):
     """Several rules, applied left to right.
 
     Coefficients multiply through and keep-masks are intersected. Statistics of a later rule see all valid tokens,
-    or with `statistics="kept"` those that earlier rules kept. A pipe is "live" when one of its rules is.
+    or with `statistics="kept"` those that earlier rules kept. A pipe is "live" when one of its rules is, and its scope
+    is the widest of theirs.
 
     Metrics of a member are prefixed `name/` (`name#2/` for the second of a name), among them `dropped`: the tokens
     that it dropped and no earlier member had. The state is a mapping with one entry per member, keyed by position.
@@ -247,9 +255,10 @@ class Pipe(Rule):
         ValueError: fewer than two rules, or something else than rules.
 
     Example:
-        >>> pipe = rule("clip-b") | rule("ppo-clip")
-        >>> pipe.phase, pipe.needs, pipe == rule("clip-b|ppo-clip")
-        ('live', ('old_log_probs',), True)
+        >>> from entropy_theory.control import rule
+        >>> pipe = rule("clip-v") | rule("ppo-clip")
+        >>> pipe.phase, pipe.needs, pipe == rule("clip-v|ppo-clip")
+        ('live', ('centered_discriminant', 'old_log_probs'), True)
     """
 
     _least: ClassVar[int] = 2
@@ -263,6 +272,7 @@ class Pipe(Rule):
         self._narrow(
             name="|".join(r.name for r in self.rules),
             phase="live" if any(r.phase == "live" for r in self.rules) else "batch",
+            scope=max((r.scope for r in self.rules), key=get_args(Scope).index),
             needs=tuple(dict.fromkeys(n for r in self.rules for n in r.needs)),
             paper="; ".join(dict.fromkeys(r.paper for r in self.rules if r.paper)),
             entropy_term=any(r.entropy_term for r in self.rules),
@@ -275,6 +285,7 @@ class Pipe(Rule):
         """Separate the longest beginning without a live rule from the rest; see `Rule.split`.
 
         Example:
+            >>> from entropy_theory.control import rule
             >>> print(*rule("clip-b|clip-b(mu=1)|ppo-clip").split())
             clip-b|clip-b(mu=1) ppo-clip
         """
@@ -287,6 +298,7 @@ class Pipe(Rule):
         """Apply the members in order.
 
         Example:
+            >>> from entropy_theory.control import rule
             >>> x = torch.full((1, 2), -1.0)
             >>> batch = TokenBatch(x, -x, torch.tensor([2.0]), x * 0 + 1)
             >>> rule("none|clip-b").apply(batch).metrics["clip-b/dropped"]
@@ -319,132 +331,3 @@ def _part(rules: tuple[Rule, ...], before: tuple[str, ...]) -> _Part:
     part = _Part(rules)
     part._narrow(_before=before)
     return part
-
-
-_REGISTRY: dict[str, type[Rule]] = {}
-R = TypeVar("R", bound=type[Rule])
-
-
-def register(cls: R) -> R:
-    """Make a rule class findable by its name; a decorator for frozen dataclasses.
-
-    Raises:
-        ValueError: the class has no name, the name is not one a specification can spell, or it is taken.
-
-    Example:
-        >>> register(NoControl) is NoControl  # registering the same class again changes nothing
-        True
-    """
-    if not cls.name or [n for n, _ in parse_spec(cls.name)] != [cls.name]:
-        raise invalid("name", f"a name made of letters, digits and hyphens on {cls.__name__}", repr(cls.name))
-    if _REGISTRY.setdefault(cls.name, cls) is not cls:
-        raise invalid("name", f"a name that {_REGISTRY[cls.name].__name__} has not taken", repr(cls.name))
-    return cls
-
-
-def rule_names() -> tuple[str, ...]:
-    """List the names that `rule` knows, in alphabetical order.
-
-    Example:
-        >>> "clip-b" in rule_names()
-        True
-    """
-    return tuple(sorted(_REGISTRY))
-
-
-def rule_class(name: str) -> type[Rule]:
-    """Find a rule class by name.
-
-    Raises:
-        ValueError: no such rule; the message lists the names and the closest one.
-
-    Example:
-        >>> rule_class("none").__name__
-        'NoControl'
-    """
-    if name not in _REGISTRY:
-        raise invalid("rule", f"one of {', '.join(rule_names())}", repr(name) + _did_you_mean(name, rule_names()))
-    return _REGISTRY[name]
-
-
-def _did_you_mean(word: str, words: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def rule(spec: str | Rule, **params: object) -> Rule:
-    """Make a rule from its name and parameters, or from a specification.
-
-    The same text works in Python, on the command line and in YAML: `name`, `name(parameter=value, ...)`, joined by
-    `|`. Printing a rule gives a specification that makes an equal rule.
-
-    Args:
-        spec: A name, a specification, or a rule, which is returned as it is.
-        **params: Parameters of a single rule, besides those in its parentheses.
-
-    Returns:
-        The rule; a `Pipe` when there are several.
-
-    Raises:
-        ValueError: unknown rule or parameter (with the closest match), a value out of range, text of another form,
-            or parameters for a pipe or a finished rule.
-
-    Example:
-        >>> rule("clip-b", mu=1) == rule("clip-b(mu=1)") == rule(str(rule("clip-b", mu=1.0)))
-        True
-        >>> rule("clip-bb")
-        Traceback (most recent call last):
-        ...
-        ValueError: rule: expected one of ..., received 'clip-bb'; did you mean 'clip-b'?
-    """
-    if isinstance(spec, Rule):
-        if params:
-            raise invalid(next(iter(params)), "no parameters beside a finished rule", repr(str(spec)))
-        return spec
-    calls = parse_spec(spec)
-    if len(calls) > 1:
-        if params:
-            raise invalid(next(iter(params)), "parameters of a pipe inside its specification", repr(spec))
-        return Pipe(tuple(_make(name, parameters) for name, parameters in calls))
-    name, parameters = calls[0]
-    for twice in parameters.keys() & params.keys():
-        raise invalid(twice, "a parameter given once", repr(spec) + f" and {twice}={params[twice]!r}")
-    return _make(name, {**parameters, **params})
-
-
-def _make(name: str, parameters: dict[str, Any]) -> Rule:
-    cls = rule_class(name)
-    known = tuple(f.name for f in fields(cls))
-    for parameter in parameters:
-        if parameter not in known:
-            expected = f"one of {', '.join(known)}" if known else "no parameters"
-            raise invalid(f"{name} parameter", expected, repr(parameter) + _did_you_mean(parameter, known))
-    return cls(**parameters)
-
-
-@register
-@dataclass(frozen=True)
-class NoControl(Rule):
-    """The unmodified policy gradient: g = r A, and g = A to the bit when the batch has no old log-probabilities.
-
-    Quadrants: all four as they are.
-
-    Example:
-        >>> str(NoControl())
-        'none'
-    """
-
-    name: ClassVar[str] = "none"
-    kind: ClassVar[str] = "control"
-    quadrants: ClassVar[str] = "all four unchanged"
-    parity: ClassVar[str] = "the unclipped policy gradient, to the bit"
-
-    def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Return the flow as it came.
-
-        Example:
-            >>> x = torch.tensor([[-0.7]])
-            >>> NoControl().apply(TokenBatch(x, -x, x, x * 0 + 1)).metrics["dropped"]
-            0.0
-        """
-        return flow, {}, None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from dataclasses import MISSING, fields
 
-from entropy_theory.control.base import Rule, rule_class, rule_names
+from entropy_theory.control.base import Rule
+from entropy_theory.control.registry import rule_class, rule_names
 from entropy_theory.control.spec import format_value
 
 _HEADER = """\

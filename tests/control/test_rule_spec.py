@@ -156,7 +156,7 @@ def test_pipes_are_flat_and_take_the_strongest_phase() -> None:
     assert pipe == a | (b | c) == rule("clip-b|clip-v|ppo-clip")
     assert pipe.phase == "live"
     assert (a | b).phase == "batch"
-    assert pipe.needs == ("centered_discriminant", "old_log_probs")
+    assert pipe.needs == ("entropy", "centered_discriminant", "old_log_probs")
     with pytest.raises(ValueError, match="rules: expected at least two rules"):
         Pipe((a,))
     with pytest.raises(TypeError):
@@ -164,7 +164,7 @@ def test_pipes_are_flat_and_take_the_strongest_phase() -> None:
 
 
 def test_what_a_parameter_decides() -> None:
-    assert rule("clip-b", log_probs_source="rollout").needs == ("rollout_log_probs",)
+    assert rule("clip-b", log_probs_source="rollout").needs == ("entropy", "rollout_log_probs")
     assert rule("random-mask", match="clip-v|ppo-clip").needs == ("centered_discriminant", "old_log_probs")
     assert rule("random-mask", match="ppo-clip").phase == "live"
     assert rule("random-mask", fraction=0.5).phase == "batch"

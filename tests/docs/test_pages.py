@@ -52,8 +52,8 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_file({"logits": torch.zeros(2, 8)}, tmp_path / "logits.safetensors")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    rules = importlib.import_module("entropy_theory.control.base")
-    monkeypatch.setattr(rules, "_REGISTRY", dict(rules._REGISTRY))  # a page's own rule ends with the page
+    rules = importlib.import_module("entropy_theory.control.registry")
+    monkeypatch.setattr(rules, "REGISTRY", dict(rules.REGISTRY))  # a page's own rule ends with the page
     return tmp_path
 
 

@@ -89,9 +89,10 @@ class BatchDecision:
             **scores: Those of its scores that need its whole distribution.
         """
         old = inputs.get("old_per_token_logps")
+        changed: dict[str, Any] = {"log_probs": log_probs, "entropy": entropy}
+        changed["old_log_probs"] = log_probs.detach() if old is None else old
         stale = dict.fromkeys(("discriminant", "baseline", "sum_squared_discriminant", "grpo_curvature"))
-        changed = {"log_probs": log_probs, "entropy": entropy, **(stale | scores)}
-        return replace(self.scored, old_log_probs=log_probs.detach() if old is None else old, **changed)
+        return replace(self.scored, **changed, **(stale | scores))
 
 
 def sorted_rows(parts: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], Tensor]:

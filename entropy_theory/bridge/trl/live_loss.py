@@ -99,8 +99,8 @@ class LiveLoss:
     def loss(self, trl_loss: Callable[[], Tensor], inputs: dict[str, Any]) -> Tensor:
         """Run TRL's loss on a micro-batch and return the controlled one.
 
-        TRL's loss runs first and whole, because nothing else logs TRL's metrics. Its forward is intercepted (`forward`),
-        so that the policy is run once; the loss of a ratio-based rule is then formed from that forward's results.
+        TRL's loss runs first and whole, because nothing else logs TRL's metrics. Its forward is intercepted
+        (`forward`), so that the policy is run once; the loss of a ratio-based rule is formed from its results.
         """
         self.call = call = LossCall(inputs, BatchDecision.unpack(inputs))
         try:
@@ -275,4 +275,3 @@ class LiveLoss:
             total = sum(value * weight for value, weight in zip(values, weights, strict=True))
             counts = name.rpartition("/")[2] in ("valid_tokens", "dropped")
             self._host.log_metrics({name: sum(values) if counts else total / sum(weights)})
-

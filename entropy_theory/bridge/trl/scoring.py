@@ -168,7 +168,9 @@ class Scorer:
             with self.layer.watch() as seen:
                 output = run_forward()
             blocks = ids[:, -length:].split([len(hidden) for hidden in seen])
-            scored = (self.from_hidden(h[:, -length - 1 : -1], t, second_order) for h, t in zip(seen, blocks, strict=True))
+            scored = (
+                self.from_hidden(h[:, -length - 1 : -1], t, second_order) for h, t in zip(seen, blocks, strict=True)
+            )
             return output, joined(list(scored))
         batch = {
             "prompt_ids": ids[:, :-length],

@@ -43,7 +43,9 @@ def check_live_rule(rule: Rule, *, entropy: bool = False, micro_batch_statistics
     """
     spec, members = str(rule), rule.rules if isinstance(rule, Pipe) else (rule,)
     if rule.split()[0] is not None:
-        raise invalid("rule", "the ratio-based part alone (the rest belongs to the trainer, once per batch)", repr(spec))
+        raise invalid(
+            "rule", "the ratio-based part alone (the rest belongs to the trainer, once per batch)", repr(spec)
+        )
     given = {"old_log_probs", "entropy", *(["old_entropy"] if entropy else [])}
     missing = [name for name in rule.needs if name not in given]
     if missing:

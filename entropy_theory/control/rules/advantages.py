@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from entropy_theory.control.base import Rule, Step, register
+from entropy_theory.control.base import Rule, Scope, Step
 from entropy_theory.control.flow import Context, Flow, State
 from entropy_theory.control.reducers import masked_quantile
+from entropy_theory.control.registry import register
 
 Samples = Literal["weighted", "positive", "negative", "advantage"]
 Pass = Literal["first", "second"]
@@ -67,6 +68,7 @@ class WReinforce(Rule):
     """
 
     name: ClassVar[str] = "w-reinforce"
+    scope: ClassVar[Scope] = "sequence"
     needs: ClassVar[tuple[str, ...]] = ("rewards",)
     paper: ClassVar[str] = "arXiv 2506.01347"
     kind: ClassVar[str] = "advantages"
@@ -81,6 +83,8 @@ class WReinforce(Rule):
         self._number("positive_weight", 0.0)
         self._choice("samples", get_args(Samples))
         self._choice("across_holes", (True, False))
+        if self.across_holes or self.samples == "advantage":
+            self._narrow(scope="token")
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Put advantages made of the rewards in place.
@@ -136,6 +140,8 @@ class EntropyAdvantage(Rule):
     """
 
     name: ClassVar[str] = "entropy-advantage"
+    scope: ClassVar[Scope] = "token"
+    needs: ClassVar[tuple[str, ...]] = ("entropy",)
     paper: ClassVar[str] = "arXiv 2506.14758"
     kind: ClassVar[str] = "advantages"
     quadrants: ClassVar[str] = "enlarges Q1 and Q2, shrinks Q3 and Q4, where entropy is high"
@@ -197,6 +203,7 @@ class Lopti(Rule):
     """
 
     name: ClassVar[str] = "lopti"
+    scope: ClassVar[Scope] = "token"
     needs: ClassVar[tuple[str, ...]] = ("old_log_probs",)
     paper: ClassVar[str] = "arXiv 2505.12929"
     kind: ClassVar[str] = "mask (one of two passes)"
@@ -214,6 +221,7 @@ class Lopti(Rule):
         self._number("threshold", 0.0, 1.0)
         if self.portion is not None:
             self._number("portion", 0.0, 1.0, above=True)
+            self._narrow(scope="batch")
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Keep the tokens of the pass.

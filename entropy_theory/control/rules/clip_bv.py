@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from entropy_theory.control.base import Rule, Step, register
+from entropy_theory.control.base import Rule, Scope, Step
 from entropy_theory.control.flow import Context, Denominator, Flow, State, Statistics
 from entropy_theory.control.reducers import masked_count, masked_moments, masked_top_k
+from entropy_theory.control.registry import register
 
 Side = Literal["lower", "upper", "both"]
 Advantages = Literal["negative", "positive", "all"]
@@ -148,6 +149,7 @@ class ClipB(_DiscriminatorClipping):
     """
 
     name: ClassVar[str] = "clip-b"
+    needs: ClassVar[tuple[str, ...]] = ("entropy",)
     quadrants: ClassVar[str] = "removes Q4 (A < 0, unlikely tokens)"
     parity: ClassVar[str] = "Trinity-RFT clipb, five settings"
 
@@ -158,7 +160,7 @@ class ClipB(_DiscriminatorClipping):
         super().__post_init__()
         self._choice("log_probs_source", get_args(LogProbsSource))
         if self.log_probs_source in ("rollout", "old"):
-            self._narrow(needs=(f"{self.log_probs_source}_log_probs",))
+            self._narrow(needs=("entropy", f"{self.log_probs_source}_log_probs"))
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Drop the outliers of S.
@@ -302,6 +304,8 @@ class KeepSign(Rule):
     """
 
     name: ClassVar[str] = "keep-sign"
+    scope: ClassVar[Scope] = "token"
+    needs: ClassVar[tuple[str, ...]] = ("entropy",)
     paper: ClassVar[str] = "arXiv 2602.03392"
     kind: ClassVar[str] = "mask"
     quadrants: ClassVar[str] = "keeps roughly one of the four"

@@ -13,9 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from entropy_theory.control.base import Phase, Rule, Step, register
+from entropy_theory.control.base import Phase, Rule, Step
 from entropy_theory.control.flow import Context, Flow, State
-from entropy_theory.control.reducers import masked_count, masked_mean, masked_top_k, random_tokens
+from entropy_theory.control.random import random_tokens
+from entropy_theory.control.reducers import masked_count, masked_mean, masked_top_k
+from entropy_theory.control.registry import register
 from entropy_theory.control.rules.ppo import clipped_objective
 from entropy_theory.errors import invalid
 

@@ -11,9 +11,10 @@ from typing import ClassVar, Literal, get_args
 
 import torch
 
-from entropy_theory.control.base import Rule, Step, register
+from entropy_theory.control.base import Rule, Scope, Step
 from entropy_theory.control.flow import Context, Flow, State
 from entropy_theory.control.reducers import masked_mean
+from entropy_theory.control.registry import register
 
 Over = Literal["counted", "kept"]
 Variant = Literal["skywork", "trl"]
@@ -26,6 +27,7 @@ class _EntropyTerm(Rule):
 
     kind: ClassVar[str] = "entropy term"
     entropy_term: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("entropy",)
 
     over: Over = "counted"
 
@@ -71,6 +73,7 @@ class EntropyBonus(_EntropyTerm):
     """
 
     name: ClassVar[str] = "entropy-bonus"
+    scope: ClassVar[Scope] = "token"
     paper: ClassVar[str] = "Williams & Peng 1991; arXiv 1602.01783"
     quadrants: ClassVar[str] = "none: raises entropy at every position by c Σ S²"
     parity: ClassVar[str] = "verl entropy loss (four aggregations), TRL entropy bonus"
@@ -80,6 +83,8 @@ class EntropyBonus(_EntropyTerm):
     def __post_init__(self) -> None:
         self._number("coefficient", -float("inf"))
         self._choice("over", get_args(Over))
+        if self.over == "kept":
+            self._narrow(scope="batch")
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Add the term.
@@ -140,7 +145,7 @@ class AdaptiveEntropy(_EntropyTerm):
     """
 
     name: ClassVar[str] = "adaptive-entropy"
-    needs: ClassVar[tuple[str, ...]] = ("old_log_probs",)
+    needs: ClassVar[tuple[str, ...]] = ("entropy", "old_log_probs")
     paper: ClassVar[str] = "arXiv 2505.22312"
     quadrants: ClassVar[str] = "none: as entropy-bonus, while entropy is below the target"
     parity: ClassVar[str] = "Skywork EntController, TRL use_adaptive_entropy, 48 steps each"
@@ -164,7 +169,7 @@ class AdaptiveEntropy(_EntropyTerm):
         if self.maximum is not None:
             self._number("maximum", self.minimum or 0.0)
         if (self.signal or self._own_signal) == "entropy":
-            self._narrow(needs=())
+            self._narrow(needs=("entropy",))
 
     @property
     def _own_signal(self) -> str:

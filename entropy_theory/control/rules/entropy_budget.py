@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from entropy_theory.control.base import Rule, Step, register
+from entropy_theory.control.base import Rule, Step
 from entropy_theory.control.batch import TokenBatch
 from entropy_theory.control.flow import Context, Flow, State
 from entropy_theory.control.reducers import Reducer, masked_mean
+from entropy_theory.control.registry import register
 from entropy_theory.errors import invalid
 
 Distance = Literal["uniform", "relative"]
@@ -121,7 +122,9 @@ class EntropyBudget(Rule):
         self._choice("distance", get_args(Distance))
         if self.second_order_step is not None:
             self._number("second_order_step", 0.0, above=True)
-            self._narrow(needs=("centered_discriminant", "grpo_curvature"))
+        entropy = () if self.target is None else ("entropy",)
+        curvature = () if self.second_order_step is None else ("grpo_curvature",)
+        self._narrow(needs=(*entropy, "centered_discriminant", *curvature))
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Project the gradient onto the budget.

@@ -7,11 +7,12 @@ from typing import ClassVar, Literal, get_args
 
 import torch
 
-from entropy_theory.control.base import Phase, Rule, Step, register
+from entropy_theory.control.base import Phase, Rule, Scope, Step
 from entropy_theory.control.flow import Context, Denominator, Flow, State, Statistics
 from entropy_theory.control.reducers import masked_count, masked_quantile, masked_top_k
+from entropy_theory.control.registry import register
 
-Scope = Literal["batch", "sequence"]
+Population = Literal["batch", "sequence"]
 
 ENTROPY_FLOOR = 1e-8
 """Added to both entropies before their ratio is taken, as ERC does."""
@@ -49,6 +50,7 @@ class HighEntropy(Rule):
     """
 
     name: ClassVar[str] = "high-entropy"
+    needs: ClassVar[tuple[str, ...]] = ("entropy",)
     paper: ClassVar[str] = "arXiv 2506.01939"
     kind: ClassVar[str] = "mask"
     quadrants: ClassVar[str] = "all four alike, at low entropy"
@@ -56,14 +58,14 @@ class HighEntropy(Rule):
     parity: ClassVar[str] = "TRL get_high_entropy_mask, four shares; its loss and entropy bonus"
 
     share: float = 0.2
-    scope: Scope = "batch"
+    scope: Population = "batch"  # type: ignore[misc]  # here a parameter is the declaration
     strict: bool = False
     denominator: Denominator = "valid"
     statistics: Statistics = "valid"
 
     def __post_init__(self) -> None:
         self._number("share", 0.0, 1.0)
-        self._choice("scope", get_args(Scope))
+        self._choice("scope", get_args(Population))
         self._choice("strict", (True, False))
         self._choice("denominator", get_args(Denominator))
         self._choice("statistics", get_args(Statistics))
@@ -131,7 +133,8 @@ class EntropyRatio(Rule):
 
     name: ClassVar[str] = "entropy-ratio"
     phase: ClassVar[Phase] = "live"
-    needs: ClassVar[tuple[str, ...]] = ("old_entropy",)
+    scope: ClassVar[Scope] = "token"
+    needs: ClassVar[tuple[str, ...]] = ("entropy", "old_entropy")
     paper: ClassVar[str] = "arXiv 2512.05591"
     kind: ClassVar[str] = "mask"
     quadrants: ClassVar[str] = "any, where entropy has already moved"
@@ -145,6 +148,8 @@ class EntropyRatio(Rule):
         self._number("low", 0.0, 1.0)
         self._number("high", 1.0)
         self._fraction_instead_of("low", "high")
+        if self.drop_fraction is not None:
+            self._narrow(scope="batch")
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Take the gradient from tokens outside the band.

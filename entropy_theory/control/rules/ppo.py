@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from entropy_theory.control.base import Phase, Rule, Step, register
+from entropy_theory.control.base import Phase, Rule, Scope, Step
 from entropy_theory.control.flow import Context, Flow, State
+from entropy_theory.control.registry import register
 
 DCPO_CAP = 10.0
 """DCPO's upper bound of the ratio is at most this, or `dual_clip` if that is larger."""
@@ -97,6 +98,7 @@ class PPOClip(Rule):
     """
 
     name: ClassVar[str] = "ppo-clip"
+    scope: ClassVar[Scope] = "token"
     phase: ClassVar[Phase] = "live"
     needs: ClassVar[tuple[str, ...]] = ("old_log_probs",)
     paper: ClassVar[str] = "arXiv 1707.06347, 1912.09729"
@@ -359,6 +361,7 @@ class CEGPPO(Rule):
     """
 
     name: ClassVar[str] = "ce-gppo"
+    scope: ClassVar[Scope] = "token"
     phase: ClassVar[Phase] = "live"
     needs: ClassVar[tuple[str, ...]] = ("old_log_probs",)
     paper: ClassVar[str] = "arXiv 2509.20712"

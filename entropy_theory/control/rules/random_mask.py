@@ -7,9 +7,11 @@ from typing import ClassVar, Literal, get_args
 
 import torch
 
-from entropy_theory.control.base import Rule, Step, register, rule
+from entropy_theory.control.base import Rule, Step
 from entropy_theory.control.flow import Context, Flow, State, Statistics
-from entropy_theory.control.reducers import masked_count, masked_top_k, uniform_keys
+from entropy_theory.control.random import uniform_keys
+from entropy_theory.control.reducers import masked_count, masked_top_k
+from entropy_theory.control.registry import register, rule
 from entropy_theory.control.rules.clip_bv import Advantages, selected_advantages
 from entropy_theory.errors import invalid
 

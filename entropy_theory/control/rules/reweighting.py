@@ -9,9 +9,10 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from entropy_theory.control.base import Phase, Rule, Step, register
+from entropy_theory.control.base import Phase, Rule, Scope, Step
 from entropy_theory.control.flow import MAX_LOG_RATIO, Context, Flow, State
 from entropy_theory.control.reducers import masked_count, masked_mean, masked_min_max, masked_top_k
+from entropy_theory.control.registry import register
 
 SteerForm = Literal["exponential", "linear"]
 StareVariant = Literal["O1", "C2"]
@@ -62,7 +63,7 @@ class Steer(Rule):
 
     name: ClassVar[str] = "steer"
     phase: ClassVar[Phase] = "live"
-    needs: ClassVar[tuple[str, ...]] = ("old_log_probs",)
+    needs: ClassVar[tuple[str, ...]] = ("entropy", "old_log_probs")
     paper: ClassVar[str] = "arXiv 2510.10150"
     kind: ClassVar[str] = "weight"
     quadrants: ClassVar[str] = "shrinks all four alike, the strongest movers first"
@@ -79,7 +80,7 @@ class Steer(Rule):
         self._number("maximum", self.minimum)
         self._choice("frozen", (True, False))
         if self.frozen:
-            self._narrow(phase="batch", needs=())
+            self._narrow(phase="batch", needs=("entropy",))
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Weigh the tokens.
@@ -153,6 +154,7 @@ class Stare(Rule):
     """
 
     name: ClassVar[str] = "stare"
+    needs: ClassVar[tuple[str, ...]] = ("entropy",)
     paper: ClassVar[str] = "arXiv 2606.19236"
     kind: ClassVar[str] = "weight"
     quadrants: ClassVar[str] = "enlarges Q2; C2 also shrinks Q4"
@@ -261,7 +263,7 @@ class EntropyFlow(Rule):
         self._choice("score", get_args(Score))
         self._number("strength", 0.0, 1.0)
         if self.score == "uncentered":
-            self._narrow(needs=())
+            self._narrow(needs=("entropy",))
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Balance the flow.
@@ -323,6 +325,7 @@ class AdvantageReweighting(Rule):
     """
 
     name: ClassVar[str] = "advantage-reweighting"
+    scope: ClassVar[Scope] = "token"
     needs: ClassVar[tuple[str, ...]] = ("old_log_probs",)
     paper: ClassVar[str] = "arXiv 2505.12929"
     kind: ClassVar[str] = "weight"
@@ -343,6 +346,8 @@ class AdvantageReweighting(Rule):
         self._number("center", -math.inf)
         self._number("negative_weight", 0.0)
         self._number("upper", 0.0, 1.0, above=True)
+        if self.form == "sigmoid-negative":
+            self._narrow(scope="batch")
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Weigh the advantages.

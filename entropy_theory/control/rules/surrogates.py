@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from entropy_theory.control.base import Phase, Rule, Step, register
+from entropy_theory.control.base import Phase, Rule, Scope, Step
 from entropy_theory.control.flow import MAX_LOG_RATIO, Context, Flow, State
+from entropy_theory.control.registry import register
 
 GSPO_MAX_LOG_RATIO = 10.0
 """The log of a sequence's ratio is clamped to this from above, as verl does."""
@@ -33,6 +34,7 @@ class _Surrogate(Rule):
     """What all of them share."""
 
     phase: ClassVar[Phase] = "live"
+    scope: ClassVar[Scope] = "token"
     needs: ClassVar[tuple[str, ...]] = ("old_log_probs",)
     kind: ClassVar[str] = "surrogate"
 
@@ -124,6 +126,7 @@ class GSPO(_Surrogate):
     """
 
     name: ClassVar[str] = "gspo"
+    scope: ClassVar[Scope] = "sequence"
     paper: ClassVar[str] = "arXiv 2507.18071"
     kind: ClassVar[str] = "mask of sequences"
     quadrants: ClassVar[str] = "whole sequences, whatever the quadrants of their tokens"
@@ -237,6 +240,7 @@ class GPG(Rule):
     """
 
     name: ClassVar[str] = "gpg"
+    scope: ClassVar[Scope] = "token"
     paper: ClassVar[str] = "arXiv 2504.02546"
     kind: ClassVar[str] = "surrogate"
     quadrants: ClassVar[str] = "all four, at any ratio"
@@ -360,6 +364,7 @@ class GMPO(_Surrogate):
     """
 
     name: ClassVar[str] = "gmpo"
+    scope: ClassVar[Scope] = "sequence"
     paper: ClassVar[str] = "arXiv 2507.20673"
     kind: ClassVar[str] = "mask"
     quadrants: ClassVar[str] = "as ppo-clip with wide bounds"

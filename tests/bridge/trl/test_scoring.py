@@ -16,6 +16,7 @@ from entropy_theory.bridge.trl import scoring
 from entropy_theory.vocab import TokenStatistics, token_statistics
 from entropy_theory.vocab.statistics import FIELDS, SECOND_ORDER_FIELDS
 
+
 class Counting(bridge.EntropyControlledGRPOTrainer):
     """Keeps the batch that the rule was given, the statistics that came with it, and those that were used."""
 
@@ -156,7 +157,9 @@ def test_output_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: An
             trainer.train()
     else:
         trainer.train()
-    ids, mask = (torch.cat([trainer.batch[f"prompt_{n}"], trainer.batch[f"completion_{n}"]], 1) for n in ("ids", "mask"))
+    ids, mask = (
+        torch.cat([trainer.batch[f"prompt_{n}"], trainer.batch[f"completion_{n}"]], 1) for n in ("ids", "mask")
+    )
     assert trainer._scorer.obstacle(ids, mask) == reason
     assert_same(trainer.used, from_logits(trainer), trainer.batch["completion_mask"].bool())
 
