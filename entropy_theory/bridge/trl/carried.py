@@ -91,7 +91,9 @@ class BatchDecision:
         old = inputs.get("old_per_token_logps")
         changed: dict[str, Any] = {"log_probs": log_probs, "entropy": entropy}
         changed["old_log_probs"] = log_probs.detach() if old is None else old
-        stale = dict.fromkeys(("discriminant", "baseline", "sum_squared_discriminant", "grpo_curvature"))
+        stale: dict[str, Any] = dict.fromkeys(
+            ("discriminant", "baseline", "sum_squared_discriminant", "grpo_curvature")
+        )
         return replace(self.scored, **changed, **(stale | scores))
 
 

@@ -99,7 +99,6 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
             if int(getattr(config, name, 0)) < 0:
                 raise invalid(name, "an integer >= 0", getattr(config, name))
         self.batches_folder = Path(config.output_dir or "trainer_output") / "batches"
-        checkpoints.round_save_steps(config)
 
     def _start_control(self) -> None:
         args = self.args
@@ -292,10 +291,19 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
     def _control_state(self) -> dict[str, Any]:
         return {"rule": str(self.rule), "rule_state": self._run.state, "generations": self._generation.count}
 
-    def _restore_control(self, state: Mapping[str, Any]) -> None:
-        if state["rule"] != str(self.rule):
-            raise invalid("rule", f"{state['rule']!r}, the checkpoint's", repr(str(self.rule)))
-        self._run.state, self._generation.count = state["rule_state"], state["generations"]
+    def _restore_control(self, manifest: Mapping[str, Any], other: bool) -> list[str]:
+        """Take up the rule's memory; return in words what is lost, where another rule may take over."""
+        self._generation.count = manifest["generations"]
+        written = manifest["rule"]
+        if written == str(self.rule):
+            self._run.state = manifest["rule_state"]
+        elif not other:
+            expected = f"{written!r}, the checkpoint's (resume_with_new_rule=True resumes under another)"
+            raise invalid("rule", expected, repr(str(self.rule)))
+        elif written is not None:
+            memory = "" if manifest["rule_state"] is None else ", and its memory is lost"
+            return [f"the rule was {written!r} and is {str(self.rule)!r}{memory}"]
+        return []
 
 
 class EntropyControlledGRPOTrainer(EntropyControlMixin, GRPOTrainer):
