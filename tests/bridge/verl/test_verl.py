@@ -418,8 +418,9 @@ def test_rules_are_registered_under_names_that_verl_finds(core_algos) -> None:
 @pytest.fixture(scope="module")
 def external(core_algos):
     pytest.importorskip("transfer_queue", reason="TransferQueue is not installed (extra 'verl')")
+    from entropy_theory.bridge.verl import trainer
 
-    return verl_trainer
+    return trainer
 
 
 def composed(*overrides: str):
@@ -518,6 +519,7 @@ def test_the_environment_chooses_the_engine_that_scores_the_baseline(external, m
     from verl.workers.engine import EngineRegistry
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
+    monkeypatch.delenv("VERL_ENGINE_VENDOR", raising=False)
     monkeypatch.setenv("VERL_ENGINE_DEVICE", "cuda")
     assert EngineRegistry.get_engine_cls("language_model", "fsdp2") is FSDPEngineWithLMHead
     monkeypatch.setenv("VERL_ENGINE_VENDOR", "entropy_theory")
