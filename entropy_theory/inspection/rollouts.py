@@ -269,9 +269,7 @@ def _ids(name: str, value: object, least: int) -> tuple[int, ...] | None:
 
 
 def _short(value: object) -> str:
-    return one_line(
-        repr(value) if not isinstance(value, int) else f"{value:.6g}" if abs(value) > 10**15 else str(value), 80
-    )
+    return one_line(repr(value), 80)
 
 
 def advantages_of(rollouts: Rollouts, scale: ScaleRewards = "group") -> tuple[np.ndarray, bool]:
