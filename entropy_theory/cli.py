@@ -160,6 +160,8 @@ def _inspect(config: Any, console: Console) -> int:
         save_inspect_page(page_data(inspection), config.out)
     else:
         write_table(inspection)
+    for assumption in inspection.assumptions:
+        console.print(assumption, markup=False, highlight=False)
     for warning in inspection.warnings:
         console.print(f"careful: {warning}", markup=False, highlight=False)
     if is_page:

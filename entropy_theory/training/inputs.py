@@ -46,7 +46,7 @@ def load_task(config: TrainConfig, tokenizer: Any) -> tuple[Dataset, Reward]:
         raise invalid(
             "prompts_per_step", f"at most {len(prompts)}, the prompts of the dataset", config.prompts_per_step
         )
-    return prompts, guarded_reward(reward, name)
+    return prompts, guarded_reward(reward, name, config.log_completions)
 
 
 def load_prompts(name: str, split: str) -> Dataset:

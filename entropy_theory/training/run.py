@@ -10,6 +10,7 @@ from typing import Any
 from entropy_theory import records
 from entropy_theory.bridge.trl import checkpoints
 from entropy_theory.errors import RunError, invalid, missing_extra, reading
+from entropy_theory.sampling import Sampling
 from entropy_theory.testbed import sum_task
 from entropy_theory.training.config import TrainConfig
 from entropy_theory.training.inputs import Progress, check_chat, load_task, load_tokenizer, model_folder
@@ -112,6 +113,8 @@ def _run(
     trainer.batches_folder = config.out / "batches"
     silence(trainer)
     first = trainer.is_world_process_zero()
+    if first and config.log_completions:
+        sampling_of(trainer).write(config.out / "trainer" / "completions")
     checkpoint = checkpoints.latest_checkpoint(config.out / "trainer")
     if first:
         cut_back(config.out / METRICS, checkpoint)
@@ -128,6 +131,20 @@ def _run(
     if first:
         records.write_json(config.out / "result.json", result)
     return result
+
+
+def sampling_of(trainer: Any) -> Sampling:
+    """Describe how a GRPO trainer samples, for `inspect`."""
+    ends = getattr(trainer, "eos_token_ids", None) or [trainer.processing_class.eos_token_id]
+    return Sampling(
+        temperature=float(trainer.temperature),
+        max_completion_length=trainer.max_completion_length,
+        end_token_ids=list(ends),
+        chat_template_kwargs=dict(getattr(trainer, "chat_template_kwargs", None) or {}),
+        reward_columns=list(trainer.reward_func_names),
+        reward_weights=trainer.reward_weights.tolist(),
+        scale_rewards=str(trainer.scale_rewards),
+    )
 
 
 def silence(trainer: Any) -> None:
