@@ -29,6 +29,50 @@ Proof.
 Qed.
 End Monotone.
 
+(* f as a function of x, both given along a parameter: f' = s x' with x' > 0. If the slope s grows, chord slopes grow:
+   f is a convex function of x. *)
+Section Chords.
+Variables f x s dx : R -> R.
+Hypothesis f_derive : forall t, is_derive f t (s t * dx t).
+Hypothesis x_derive : forall t, is_derive x t (dx t).
+Hypothesis dx_pos : forall t, 0 < dx t.
+
+Lemma x_increases a b : a < b -> x a < x b.
+Proof. intros L. apply (increasing_from_derivative x dx a b L); auto. Qed.
+Lemma tangent_derive b t : is_derive (fun u => f u - s b * x u) t ((s t - s b) * dx t).
+Proof.
+  replace ((s t - s b) * dx t) with (s t * dx t - s b * dx t) by ring.
+  apply (is_derive_minus f (fun u => s b * x u)); [apply f_derive|]. exact (is_derive_scal x t (s b) (dx t) (x_derive t)).
+Qed.
+Lemma convex_chords a b c : a < b < c -> (forall u v, a <= u -> u <= v -> v <= c -> s u <= s v) ->
+  (f b - f a) / (x b - x a) <= (f c - f b) / (x c - x b).
+Proof.
+  intros [L1 L2] M. assert (X1 := x_increases a b L1). assert (X2 := x_increases b c L2). apply Rle_trans with (s b).
+  - apply Rmult_le_reg_r with (x b - x a); [lra|]. unfold Rdiv. rewrite Rmult_assoc, Rinv_l, Rmult_1_r by lra.
+    enough (- (f a - s b * x a) <= - (f b - s b * x b)) by lra.
+    apply (nondecreasing_from_derivative (fun u => - (f u - s b * x u)) (fun t => - ((s t - s b) * dx t))); [lra| |].
+    + intros u _. exact (is_derive_opp _ _ _ (tangent_derive b u)).
+    + intros u U. assert (s u <= s b) by (apply M; lra). assert (D := dx_pos u). nra.
+  - apply Rmult_le_reg_r with (x c - x b); [lra|]. unfold Rdiv. rewrite Rmult_assoc, Rinv_l, Rmult_1_r by lra.
+    enough (f b - s b * x b <= f c - s b * x c) by lra.
+    apply (nondecreasing_from_derivative (fun u => f u - s b * x u) (fun t => (s t - s b) * dx t)); [lra|intros; apply tangent_derive|].
+    intros u U. assert (s b <= s u) by (apply M; lra). assert (D := dx_pos u). nra.
+Qed.
+Lemma strictly_convex_chords a b c : a < b < c -> (forall u v, a <= u -> u < v -> v <= c -> s u < s v) ->
+  (f b - f a) / (x b - x a) < (f c - f b) / (x c - x b).
+Proof.
+  intros [L1 L2] M. assert (X1 := x_increases a b L1). assert (X2 := x_increases b c L2). apply Rlt_trans with (s b).
+  - apply Rmult_lt_reg_r with (x b - x a); [lra|]. unfold Rdiv. rewrite Rmult_assoc, Rinv_l, Rmult_1_r by lra.
+    enough (f b - s b * x b < f a - s b * x a) by lra.
+    apply (decreasing_from_derivative (fun u => f u - s b * x u) (fun t => (s t - s b) * dx t) a b L1); [intros; apply tangent_derive|].
+    intros u U. assert (s u < s b) by (apply M; lra). assert (D := dx_pos u). nra.
+  - apply Rmult_lt_reg_r with (x c - x b); [lra|]. unfold Rdiv. rewrite Rmult_assoc, Rinv_l, Rmult_1_r by lra.
+    enough (f b - s b * x b < f c - s b * x c) by lra.
+    apply (increasing_from_derivative (fun u => f u - s b * x u) (fun t => (s t - s b) * dx t) b c L2); [intros; apply tangent_derive|].
+    intros u U. assert (s b < s u) by (apply M; lra). assert (D := dx_pos u). nra.
+Qed.
+End Chords.
+
 (* Coquelicot's rules with the derivatives written as real products. *)
 Lemma derive_scal (c : R) (f : R -> R) (d t : R) : is_derive f t d -> is_derive (fun u => c * f u) t (c * d).
 Proof. intros D. exact (is_derive_scal f t c d D). Qed.

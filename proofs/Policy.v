@@ -126,7 +126,7 @@ Proof.
   - rewrite remove_absent by easy. lra.
   - destruct I as [->|I]; [easy|]. simpl. rewrite (IH N' I). lra.
 Qed.
-Lemma sum_split f k : Σ i, f i = f k + Sum f (others k).
+Lemma sum_split f k : total f = f k + Sum f (others k).
 Proof. apply Sum_remove; [apply tokens_distinct|apply tokens_complete]. Qed.
 Lemma sum_unit_vector f k : Σ i, unit_vector k i * f i = f k.
 Proof.
