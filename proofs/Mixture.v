@@ -169,6 +169,8 @@ Proof.
   { rewrite <- ln_1. assert (E := exp_pos y). apply ln_increasing; lra. }
   assert (sigmoid y * (y + b - a) <= 0) by nra. lra.
 Qed.
+Lemma F_continuous : Ranalysis1.continuity F.
+Proof. intros y. apply continuity_pt_filterlim. apply (ex_derive_continuous F). eexists. apply F_derive. Qed.
 (* e^{−s} <= 1/s and s e^{−s} <= 4/s bound F at −s. *)
 Lemma F_left_limit s : 0 < s -> a - b <= s -> F (- s) <= b + 9 / s.
 Proof.
@@ -192,5 +194,32 @@ Proof.
     - assert (sigmoid (- s) * (s + a - b) <= exp (- s) * (2 * s)) by (apply Rmult_le_compat; lra). lra.
     - assert (0 <= s * exp (- s)) by (apply Rmult_le_pos; [lra|left; apply exp_pos]). nra. }
   replace (9 / s) with (/ s + 2 * (4 / s)) by (field; lra). lra.
+Qed.
+
+(* The other point at the height of y, beyond the peak (y left of it) and before it (y right of it and F y > b). *)
+Lemma root_beyond_peak y : a <= b -> y < a - b -> exists r, a - b < r <= 2 * (a - b) - y /\ F r = F y.
+Proof.
+  intros O L. assert (S := F_lopsided (a - b - y) O). assert (U := F_increasing y (a - b) L (Rle_refl _)).
+  replace (a - b + (a - b - y)) with (2 * (a - b) - y) in S by ring. replace (a - b - (a - b - y)) with y in S by ring.
+  destruct (IVT_gen F (a - b) (2 * (a - b) - y) (F y) F_continuous) as [r [R E]].
+  - rewrite Rmin_right, Rmax_left by lra. lra.
+  - rewrite Rmin_left, Rmax_right in R by lra. exists r. split; [|easy]. split; [|lra].
+    destruct (Req_dec r (a - b)) as [Z|]; [rewrite Z in E; lra|lra].
+Qed.
+Lemma root_before_peak y : a <= b -> a - b < y -> b < F y -> exists r, r < a - b /\ r <= 2 * (a - b) - y /\ F r = F y.
+Proof.
+  intros O L H. set (s := Rmax (b - a + 1) (9 / (F y - b))).
+  assert (S1 : b - a + 1 <= s) by apply Rmax_l. assert (S2 : 9 / (F y - b) <= s) by apply Rmax_r.
+  assert (Low : F (- s) <= F y).
+  { apply Rle_trans with (b + 9 / s); [apply F_left_limit; lra|]. enough (9 / s <= F y - b) by lra.
+    apply Rmult_le_reg_r with s; [lra|]. unfold Rdiv. rewrite Rmult_assoc, Rinv_l, Rmult_1_r by lra.
+    apply (Rmult_le_compat_l (F y - b)) in S2; [|lra]. unfold Rdiv in S2. replace ((F y - b) * (9 * / (F y - b))) with 9 in S2 by (field; lra). lra. }
+  assert (U := F_decreasing (a - b) y L (Rle_refl _)).
+  destruct (IVT_gen F (- s) (a - b) (F y) F_continuous) as [r [R E]].
+  - rewrite Rmin_left, Rmax_right by lra. lra.
+  - rewrite Rmin_left, Rmax_right in R by lra. assert (N : r <> a - b) by (intros Z; rewrite Z in E; lra).
+    exists r. split; [lra|]. split; [|easy]. destruct (Rle_lt_dec r (2 * (a - b) - y)) as [|G]; [easy|].
+    assert (S := F_lopsided (y - (a - b)) O). replace (a - b + (y - (a - b))) with y in S by ring.
+    assert (I := F_increasing (a - b - (y - (a - b))) r). lra.
 Qed.
 End Mixture.
