@@ -39,6 +39,15 @@ Proof.
     rewrite (Sum_ext _ (fun i => p i * (v i * ln (p i)) - mean p v * (p i * ln (p i)) + (p i * v i - mean p v * p i))) by (intros; ring).
     rewrite Sum_plus, !Sum_minus, !Sum_scal, T. unfold covariance, mean. ring.
 Qed.
+(* S_i' = (v_i − E_p v) S_i + p_i (H' + v_i − E_p v) *)
+Lemma discriminant_derive i : is_derive (fun s => discriminant (softmax (z s)) i) t
+  ((v i - mean p v) * discriminant p i + p i * (- (Σ j, v j * discriminant p j) + (v i - mean p v))).
+Proof.
+  unfold discriminant at 1. eapply derive_eq.
+  - apply (derive_mult (fun s => softmax (z s) i) (fun s => entropy (softmax (z s)) + ln (softmax (z s) i))); [apply softmax_derive|].
+    apply derive_plus; [apply entropy_chain_rule|apply ln_softmax_derive].
+  - cbv beta. fold p. unfold discriminant. ring.
+Qed.
 End Curve.
 
 Section Ray.

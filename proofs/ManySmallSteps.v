@@ -82,10 +82,7 @@ Proof.
   intros D. set (p := softmax (z t)).
   assert (S : forall i, is_derive (fun s => discriminant (softmax (z s)) i) t
     ((v i - mean p v) * discriminant p i + p i * (- (Σ j, v j * discriminant p j) + (v i - mean p v)))).
-  { intros i. unfold discriminant at 1. eapply derive_eq.
-    - apply (derive_mult (fun s => softmax (z s) i) (fun s => entropy (softmax (z s)) + ln (softmax (z s) i)));
-      [now apply softmax_derive|]. apply derive_plus; [now apply entropy_chain_rule|now apply ln_softmax_derive].
-    - cbv beta. fold p. unfold discriminant. ring. }
+  { intros i. now apply discriminant_derive. }
   unfold centred_discriminant, centred_slope. apply derive_minus; [apply S|].
   unfold baseline, mean at 1. apply (derive_Sum (fun s i => softmax (z s) i * discriminant (softmax (z s)) i)).
   intros i _. apply (derive_mult (fun s => softmax (z s) i) (fun s => discriminant (softmax (z s)) i)); [now apply softmax_derive|apply S].

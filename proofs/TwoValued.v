@@ -239,7 +239,7 @@ Proof.
       - rewrite Rmult_1_r, ln_mult, ln_Rinv by (easy || now apply Rinv_0_lt_compat). ring. }
     rewrite X. ring.
 Qed.
-Lemma KL_of_a_step_pos eps : eps <> 0 -> 0 < KL (q eps) p.
+Theorem KL_of_a_step_pos eps : eps <> 0 -> 0 < KL (q eps) p.
 Proof.
   intros N. destruct (KL_nonneg (q eps) p (softmax_policy _) (softmax_policy _)) as [|E]; [easy|]. exfalso.
   assert (S := KL_zero (q eps) p (softmax_policy _) (softmax_policy _) (eq_sym E)).
@@ -248,10 +248,11 @@ Proof.
 Qed.
 
 (* The sign theorem for two-valued directions, at any size. *)
-Theorem two_valued_sign_theorem eps : 0 <= eps * x -> entropy (q eps) - entropy p <= - KL (q eps) p.
+Theorem two_valued_sign_theorem eps : 0 <= eps * x ->
+  entropy (q eps) - entropy p <= - KL (q eps) p /\ (eps <> 0 -> - KL (q eps) p < 0).
 Proof.
-  intros S. rewrite exact_change. assert (M := pass_rate_moves_with_eps eps).
-  destruct (Rtotal_order eps 0) as [L|[E|G]].
+  intros S. split; [|intros N; assert (K0 := KL_of_a_step_pos eps N); lra].
+  rewrite exact_change. assert (M := pass_rate_moves_with_eps eps). destruct (Rtotal_order eps 0) as [L|[E|G]].
   - assert (Q eps < P) by (now apply M). assert (x <= 0) by nra. nra.
   - assert (Z : Q eps = P).
     { apply Sum_ext. intros i _. f_equal. apply softmax_ext. intros. unfold step. rewrite E. ring. }
