@@ -1,8 +1,8 @@
 #!/bin/sh
 # Compile the proofs from scratch, check them with coqchk, and report the axioms of the main theorems.
 #
-#   check.sh          coqchk re-checks the files of this folder
-#   check.sh --full   coqchk re-checks the libraries below them too (about a minute)
+#   check.sh          the axioms of all theorems together; coqchk re-checks the files of this folder
+#   check.sh --full   the axioms of each theorem; coqchk re-checks the libraries below them too (minutes)
 #
 # Exit status: 0 all proved, 1 something is wrong, 2 Coq or Coquelicot is missing.
 set -u
@@ -42,12 +42,23 @@ for file in $files; do
 done
 echo "compiled: $(echo "$files" | wc -l) files in $(($(date +%s) - start)) s"
 
-# Axioms.v prints one block per file, in the order of its lines; a block is "Axioms:" and their names, or "Closed ...".
-sed -n 's/^Print Assumptions of_\(.*\)\.$/\1/p' Axioms.v > names
-awk 'NR == FNR { name[NR] = $1; last = NR; next }
-     /^Axioms:/ || /^Closed under/ { if (n) print line; n++; line = "axioms of " name[n] ".v:"; next }
-     /^[^ ]/ { line = line " " $1 }
-     END { print line; if (n != last) exit 1 }' names Axioms.v.out > report || fail "Axioms.v printed another number of blocks than it names"
+# One line per block of Print Assumptions: "Axioms:" and their names, or "Closed under the global context".
+# usage: axioms FILE NAMES, the n-th block belonging to the n-th name
+axioms() {
+  awk 'NR == FNR { name[NR] = $0; last = NR; next }
+       /^Axioms:/ || /^Closed under/ { if (n) print line; n++; line = "axioms of " name[n] ":"; next }
+       /^[^ ]/ { line = line " " $1 }
+       END { print line; if (n != last) exit 1 }' "$2" "$1"
+}
+sed -n 's/^  [ (]@\([A-Za-z0-9_.]*\)[,)].*/\1/p' Axioms.v > names
+sed -n 's/.*"theorem": "\([^"]*\)".*/\1/p' "$here/theorems.json" | diff - names >&2 || fail "theorems.json (<) and Axioms.v (>) name different theorems"
+echo "all $(wc -l < names) main theorems together" > together
+axioms Axioms.v.out together > report || fail "Axioms.v does not print the axioms of main_theorems"
+if [ "$full" = yes ]; then
+  { sed -n '/^From/,/\.$/p' Axioms.v; sed 's/.*/Print Assumptions &./' names; } > Each.v
+  coqc -q -Q . EntropyTheory -w -ambiguous-paths Each.v > Each.out || fail "the theorems that Axioms.v names do not exist"
+  axioms Each.out names >> report || fail "Coq printed the axioms of another number of theorems than Axioms.v names"
+fi
 cat report
 for axiom in $(cut -d: -f2 report); do
   case " $allowed " in *" $axiom "*) ;; *) fail "axiom $axiom is not allowed" ;; esac
