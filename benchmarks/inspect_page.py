@@ -27,7 +27,7 @@ from entropy_theory.inspection.page_data import page_data
 from entropy_theory.inspection.rollouts import Rollout, Rollouts, Tokenised, advantages_of
 from entropy_theory.report.pages.inspect import save_inspect_page
 from entropy_theory.vocab import token_statistics
-from entropy_theory.vocab.statistics import FIELDS
+from entropy_theory.vocab.statistics import FIELDS, SECOND_ORDER_FIELDS
 
 _SWITCH = """async () => {
   const drawn = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 0)));
@@ -76,7 +76,7 @@ def made_up(config: PageBenchmark) -> Inspection:
     )
     rollouts = Rollouts(items, "made-up.jsonl", "group", ("reward",))
     sequences = [Tokenised((1,), tuple(row.tolist()), tuple(words[i] for i in row)) for row in ids]
-    found = {name: getattr(statistics, name).numpy() for name in FIELDS}
+    found = {name: getattr(statistics, name).numpy() for name in (*FIELDS, *SECOND_ORDER_FIELDS)}
     batch = token_batch(rollouts, sequences, found, advantages_of(rollouts)[0])
     views = []
     for one in map(rule, RULES):

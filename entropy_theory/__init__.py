@@ -32,15 +32,15 @@ from entropy_theory.theory.finite_steps import step_bound
 from entropy_theory.theory.single_logit import discriminant_bounds, sign_flip_radius, single_logit_entropy_change
 
 if TYPE_CHECKING:
-    from entropy_theory.control.base import rule
     from entropy_theory.control.lens import lens
+    from entropy_theory.control.registry import rule
     from entropy_theory.theory.verification import verify
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "lens": "entropy_theory.control.lens",
-    "rule": "entropy_theory.control.base",
+    "rule": "entropy_theory.control.registry",
     "verify": "entropy_theory.theory.verification",
 }
 

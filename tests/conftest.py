@@ -28,7 +28,10 @@ if importlib.util.find_spec("trl") is None:
 def _cache_of_this_run(tmp_path_factory: pytest.TempPathFactory):
     """Keep warmed-up decoders of the tests apart from the user's."""
     before = os.environ.get("ENTROPY_THEORY_CACHE")
-    os.environ["ENTROPY_THEORY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # all processes of the run share what one of them has warmed up
+    os.environ["ENTROPY_THEORY_CACHE"] = str(folder / "cache")
     yield
     if before is None:
         del os.environ["ENTROPY_THEORY_CACHE"]

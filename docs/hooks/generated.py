@@ -113,8 +113,13 @@ def line_of(path: Path, name: str) -> int:
 
 
 def module_directives(room: str) -> str:
-    """Ask mkdocstrings for every public module of a room, or for one module."""
+    """Ask mkdocstrings for every public module of a room and of the folders in it, or for one module."""
     folder = PACKAGE / room
-    found = sorted(folder.glob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
-    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in found if not path.stem.startswith("_")]
-    return "\n\n".join(f"::: {name}" for name in names)
+    paths = (
+        sorted(folder.rglob("*.py"), key=lambda p: (p.parent, p.name))
+        if folder.is_dir()
+        else [folder.with_suffix(".py")]
+    )
+    modules = [path.relative_to(ROOT).with_suffix("").parts for path in paths]
+    public = [".".join(parts) for parts in modules if not any(part.startswith("_") for part in parts)]
+    return "\n\n".join(f"::: {name}" for name in public)

@@ -7,65 +7,15 @@ first draws steps, then groups within them, and never single tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from entropy_theory.errors import invalid
+from entropy_theory.intervals import Array, Resampling, percentile_interval
 
-Array = NDArray[np.float64]
-LEVEL = 0.95
 ESTIMATES = ("sign_agreement", "slope", "r2_fitted", "r2_actual", "rank_correlation", "predicted_share")
-
-
-@dataclass(frozen=True, eq=False)
-class Resampling:
-    """Clusters of positions, and how often each resample takes them.
-
-    Attributes:
-        clusters: Index of each position's cluster, (n,).
-        weights: How often each resample has each cluster; the first row is the data itself, (1 + R, C).
-    """
-
-    clusters: NDArray[np.int64]
-    weights: Array
-
-    @classmethod
-    def draw(cls, steps: Sequence[NDArray[Any]], resamples: int, seed: int) -> Resampling:
-        """Draw a two-stage bootstrap.
-
-        Args:
-            steps: For each audited step the group of each of its positions.
-            resamples: R ≥ 1.
-            seed: Of the draw.
-
-        Example:
-            >>> drawn = Resampling.draw([np.array([0, 0, 1]), np.array([5])], resamples=2, seed=0)
-            >>> drawn.clusters.tolist(), drawn.weights.shape, drawn.weights[0].tolist()
-            ([0, 0, 1, 2], (3, 3), [1.0, 1.0, 1.0])
-        """
-        if not steps or resamples < 1:
-            raise invalid("steps, resamples", "at least one of each", f"{len(steps)} and {resamples}")
-        generator = np.random.default_rng(seed)
-        taken = generator.multinomial(len(steps), np.full(len(steps), 1 / len(steps)), size=resamples)
-        clusters, weights, offset = [], [], 0
-        for groups, times in zip(steps, taken.T, strict=True):
-            names, places = np.unique(groups, return_inverse=True)
-            size = len(names)
-            clusters.append(places + offset)
-            weights.append(generator.multinomial(times * size, np.full(size, 1 / size)))
-            offset += size
-        drawn = np.concatenate(weights, axis=1).astype(np.float64)
-        return cls(np.concatenate(clusters), np.concatenate([np.ones((1, offset)), drawn]))
-
-    def totals(self, values: Array) -> Array:
-        """Sum a number per position over each resample, (1 + R,)."""
-        sums = np.bincount(self.clusters, weights=values, minlength=self.weights.shape[1])
-        total: Array = self.weights @ sums
-        return total
 
 
 def agreement(
@@ -160,5 +110,5 @@ def estimate(values: Array) -> dict[str, float] | None:
     drawn = values[1:][np.isfinite(values[1:])]
     if not np.isfinite(values[0]) or not drawn.size:
         return None
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = percentile_interval(drawn)
     return {name: float(f"{v:.6g}") for name, v in (("value", values[0]), ("low", low), ("high", high))}

@@ -7,23 +7,14 @@ Example:
     True
 """
 
-from entropy_theory.control.base import Pipe, Rule, register, rule, rule_class, rule_names
+import entropy_theory.control.rules  # noqa: F401  registers the rules
+from entropy_theory.control.base import Pipe, Rule
 from entropy_theory.control.batch import TokenBatch
-from entropy_theory.control.flow import Context, Flow, RuleOutput, aggregate
+from entropy_theory.control.denominators import aggregate
+from entropy_theory.control.flow import Context, Flow, RuleOutput
 from entropy_theory.control.lens import LensTable, lens
 from entropy_theory.control.reducers import DistributedReducer, LocalReducer, Reducer
-from entropy_theory.control.rules import (  # noqa: F401  (registers)
-    advantages,
-    clip_bv,
-    covariance,
-    entropy_bonus,
-    entropy_budget,
-    entropy_masks,
-    ppo,
-    random_mask,
-    reweighting,
-    surrogates,
-)
+from entropy_theory.control.registry import register, rule, rule_class, rule_names
 
 __all__ = [
     "Context",

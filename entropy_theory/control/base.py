@@ -1,29 +1,33 @@
-"""The rule interface, pipes of rules, and the registry that finds rules by name.
+"""The rule interface, and pipes of rules.
 
 A rule turns the statistics of a batch into a coefficient g_t = ∂J/∂ log p_t per token, J being the objective to
 be maximised. To first order, and where positions share no parameters, one update then changes entropy by
 ΔH_t = −(η/n) g_t S_c,t (arXiv 2602.03392, Theorem 3.3; n the loss denominator), which is how rules are compared.
 
-A new rule is a frozen dataclass that derives from `Rule`, is decorated with `register`, and implements
-`transform`. Its fields are its hyper-parameters, all with defaults.
+A new rule is a frozen dataclass that derives from `Rule`, is decorated with `registry.register`, and implements
+`transform`. Its fields are its hyper-parameters, all with defaults; see `parameters` for their ranges.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, Literal, TypeVar
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
 from entropy_theory.control.batch import TokenBatch
 from entropy_theory.control.flow import Context, Flow, RuleOutput, State
+from entropy_theory.control.parameters import decided
 from entropy_theory.control.reducers import LOCAL, Reducer, masked_count
-from entropy_theory.control.spec import format_value, parse_spec
+from entropy_theory.control.spec import format_value
 from entropy_theory.errors import invalid
 
 Phase = Literal["batch", "live"]
+"""When a rule decides: once per generation batch, or at every update, because it reads the current ratio."""
+
+Scope = Literal["token", "sequence", "batch"]
+"""How much a rule must see at once, from the narrowest to the widest."""
 Step = tuple[Flow, dict[str, float], State | None]
 """What `transform` returns: the changed flow, metrics of the rule's own, and its next state."""
 
@@ -32,21 +36,29 @@ Step = tuple[Flow, dict[str, float], State | None]
 class Rule:
     """An entropy-control rule; the base class of all of them.
 
-    Class attributes, which an instance may narrow when a parameter decides:
+    Class attributes; some depend on parameters (`parameters.decided`):
         name: How it is found and printed.
-        phase: "batch" when it is fixed once per generation batch, "live" when it needs the current ratio.
-        needs: The `TokenBatch` fields beyond the required ones that it reads.
+        phase: "batch" when it is fixed once per generation batch; "live" when it needs the current ratio and is
+            evaluated at every update.
+        scope: How much it must see at once: "token" decides token by token, "sequence" needs whole rows, "batch" takes
+            statistics over all tokens of an optimizer step. The narrower two may be evaluated per micro-batch.
+        needs: The `TokenBatch` fields that it reads besides `log_probs`, `advantages` and `completion_mask`.
         paper: Its source.
         kind: What it does to the gradient: mask, weight, advantages, surrogate, penalty, entropy term, control.
         quadrants: Which quadrants it acts on, in words.
         parity: Against which official code it is tested, in words.
+        departures: Where it differs from that code or the paper.
         entropy_term: Whether it adds ∂J/∂H, which a trainer must carry besides the coefficients.
         threshold_parameter: Of a mask, the parameter along which its drops are nested (`scan_threshold`); or empty.
 
+    Raises:
+        ValueError: a parameter is outside its range.
+
     Example:
+        >>> from entropy_theory.control import rule
         >>> clip = rule("clip-b", mu=1)
-        >>> str(clip), clip.phase, clip.needs
-        ('clip-b(mu=1)', 'batch', ())
+        >>> str(clip), clip.phase, clip.scope, clip.needs
+        ('clip-b(mu=1)', 'batch', 'batch', ('entropy',))
         >>> print(clip | rule("ppo-clip"))
         clip-b(mu=1)|ppo-clip
     """
@@ -56,13 +68,21 @@ class Rule:
 
     name: ClassVar[str] = ""
     phase: ClassVar[Phase] = "batch"
+    scope: ClassVar[Scope] = "batch"
     needs: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[str] = ""
     kind: ClassVar[str] = ""
     quadrants: ClassVar[str] = ""
     parity: ClassVar[str] = "no official code"
+    departures: ClassVar[str] = ""
     entropy_term: ClassVar[bool] = False
     threshold_parameter: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if "check" in f.metadata:
+                value = f.metadata["check"](f"{self.name} {f.name}", getattr(self, f.name))
+                object.__setattr__(self, f.name, value)  # equal numbers are kept, and printed, alike
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Change the flow. Implemented by each rule; callers use `apply`.
@@ -110,6 +130,7 @@ class Rule:
                 generator. All are found before any work.
 
         Example:
+            >>> from entropy_theory.control import rule
             >>> x = torch.full((1, 3), -1.0)
             >>> out = rule("none").apply(TokenBatch(x, -x, torch.tensor([2.0]), torch.tensor([[1, 1, 0]])))
             >>> out.coefficients.tolist(), out.denominator.item()
@@ -137,8 +158,13 @@ class Rule:
             unmasked_advantages=flow.unmasked_advantages,
         )
 
+    @property
+    def members(self) -> tuple[Rule, ...]:
+        """The rules of a pipe, or this one rule."""
+        return (self,)
+
     def split(self) -> tuple[Rule | None, Rule | None]:
-        """Separate what is fixed once per generation batch from what must be asked at every update.
+        """Separate what is fixed once per generation batch from what is evaluated at every update.
 
         The two parts, one after the other, do what the rule does: at the batch, `first = batch_part.apply(batch)`; at
         each update `live_part.apply(batch_now, after=first)`. Of a pipe, the batch part is its longest beginning
@@ -148,6 +174,7 @@ class Rule:
             The batch part and the live part; None for one that is empty.
 
         Example:
+            >>> from entropy_theory.control import rule
             >>> print(*rule("clip-b|steer|ppo-clip").split())
             clip-b steer|ppo-clip
             >>> print(*rule("clip-b").split())
@@ -158,7 +185,7 @@ class Rule:
     def __or__(self, other: Rule) -> Pipe:
         if not isinstance(other, Rule):
             return NotImplemented
-        return Pipe((*_members(self), *_members(other)))
+        return Pipe((*self.members, *other.members))
 
     def __str__(self) -> str:
         shown = [
@@ -168,40 +195,19 @@ class Rule:
         ]
         return f"{self.name}({', '.join(shown)})" if shown else self.name
 
-    def _narrow(self, **attributes: object) -> None:
-        """Give this instance its own value of a class attribute or a normalised parameter."""
-        for name, value in attributes.items():
-            object.__setattr__(self, name, value)
+    def _in_order(self, *names: str, strict: bool = False) -> None:
+        """Check that parameters do not fall from each to the next, or rise when `strict`; None counts as any number."""
+        for low, high in pairwise(name for name in names if getattr(self, name) is not None):
+            a, b = getattr(self, low), getattr(self, high)
+            if b < a or (strict and a == b):
+                raise invalid(f"{self.name} {high}", f"a number {'>' if strict else '≥'} {low}={a:g}", format_value(b))
 
-    def _number(self, name: str, low: float, high: float = math.inf, *, above: bool = False) -> None:
-        """Check that a parameter is a finite number in [low, high] (or (low, high]) and keep it as a float."""
-        value = getattr(self, name)
-        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not good or not low <= value <= high or (above and value == low):
-            ends = [f"{'>' if above else '≥'} {low:g}"] if low > -math.inf else []
-            ends += [f"≤ {high:g}"] if high < math.inf else []
-            raise invalid(f"{self.name} {name}", " ".join(["a finite number", " and ".join(ends)]).strip(), repr(value))
-        self._narrow(**{name: float(value)})
-
-    def _fraction_instead_of(self, *names: str) -> None:
-        """Check `drop_fraction`, and that the thresholds it stands in for are at their defaults."""
-        if getattr(self, "drop_fraction", None) is None:
-            return
-        self._number("drop_fraction", 0.0, 1.0)
+    def _instead_of(self, share: str, *names: str) -> None:
+        """Check that with a share given, the thresholds that it takes the place of are left at their defaults."""
         defaults = {f.name: f.default for f in fields(self)}
         given = [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name) != defaults[name]]
-        if given:
-            raise invalid(f"{self.name} drop_fraction", f"no {' or '.join(names)} beside it", ", ".join(given))
-
-    def _choice(self, name: str, choices: tuple[object, ...]) -> None:
-        """Check that a parameter is one of a few values."""
-        value = getattr(self, name)
-        if not any(value is c or (isinstance(value, str) and value == c) for c in choices):
-            raise invalid(f"{self.name} {name}", f"one of {', '.join(map(repr, choices))}", repr(value))
-
-
-def _members(one: Rule) -> tuple[Rule, ...]:
-    return one.rules if isinstance(one, Pipe) else (one,)
+        if getattr(self, share) is not None and given:
+            raise invalid(f"{self.name} {share}", f"no {' or '.join(names)} beside it", ", ".join(given))
 
 
 def _drop_metrics(flow: Flow, context: Context) -> dict[str, float]:
@@ -235,216 +241,100 @@ class Pipe(Rule):
     """Several rules, applied left to right.
 
     Coefficients multiply through and keep-masks are intersected. Statistics of a later rule see all valid tokens,
-    or with `statistics="kept"` those that earlier rules kept. A pipe is "live" when one of its rules is.
+    or with `statistics="kept"` those that earlier rules kept. A pipe is "live" when one of its rules is, and its scope
+    is the widest of theirs.
 
     Metrics of a member are prefixed `name/` (`name#2/` for the second of a name), among them `dropped`: the tokens
     that it dropped and no earlier member had. The state is a mapping with one entry per member, keyed by position.
 
     Args:
-        rules: At least two rules.
+        rules: At least two rules, or one in a part of a pipe.
+        before: Of a part of a pipe, which `split` makes: the names of the members before its own. They decide how
+            metrics and states of the part are named. None for a whole pipe.
 
     Raises:
-        ValueError: fewer than two rules, or something else than rules.
+        ValueError: too few rules, or something else than rules.
 
     Example:
-        >>> pipe = rule("clip-b") | rule("ppo-clip")
-        >>> pipe.phase, pipe.needs, pipe == rule("clip-b|ppo-clip")
-        ('live', ('old_log_probs',), True)
+        >>> from entropy_theory.control import rule
+        >>> pipe = rule("clip-v") | rule("ppo-clip")
+        >>> pipe.phase, pipe.needs, pipe == rule("clip-v|ppo-clip")
+        ('live', ('centered_discriminant', 'old_log_probs'), True)
     """
 
-    _least: ClassVar[int] = 2
-    _before: ClassVar[tuple[str, ...]] = ()
-
-    rules: tuple[Rule, ...]
+    rules: tuple[Rule, ...] = ()
+    before: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.rules) < self._least or not all(isinstance(r, Rule) for r in self.rules):
+        least = 2 if self.before is None else 1
+        if len(self.rules) < least or not all(isinstance(member, Rule) for member in self.rules):
             raise invalid("rules", "at least two rules", self.rules)
-        self._narrow(
-            name="|".join(r.name for r in self.rules),
-            phase="live" if any(r.phase == "live" for r in self.rules) else "batch",
-            needs=tuple(dict.fromkeys(n for r in self.rules for n in r.needs)),
-            paper="; ".join(dict.fromkeys(r.paper for r in self.rules if r.paper)),
-            entropy_term=any(r.entropy_term for r in self.rules),
-        )
 
     def __str__(self) -> str:
         return "|".join(map(str, self.rules))
+
+    @property
+    def members(self) -> tuple[Rule, ...]:
+        """The rules, left to right."""
+        return self.rules
+
+    @decided
+    def name(self) -> str:
+        """The names of the members, joined by `|`."""
+        return "|".join(member.name for member in self.rules)
+
+    @decided
+    def phase(self) -> Phase:
+        """Live when a member is."""
+        return "live" if any(member.phase == "live" for member in self.rules) else "batch"
+
+    @decided
+    def scope(self) -> Scope:
+        """The widest of the members'."""
+        return max((member.scope for member in self.rules), key=get_args(Scope).index, default="token")
+
+    @decided
+    def needs(self) -> tuple[str, ...]:
+        """What any member needs."""
+        return tuple(dict.fromkeys(name for member in self.rules for name in member.needs))
+
+    @decided
+    def paper(self) -> str:
+        """The sources of the members."""
+        return "; ".join(dict.fromkeys(member.paper for member in self.rules if member.paper))
+
+    @decided
+    def entropy_term(self) -> bool:
+        """Whether a member adds one."""
+        return any(member.entropy_term for member in self.rules)
 
     def split(self) -> tuple[Rule | None, Rule | None]:
         """Separate the longest beginning without a live rule from the rest; see `Rule.split`.
 
         Example:
+            >>> from entropy_theory.control import rule
             >>> print(*rule("clip-b|clip-b(mu=1)|ppo-clip").split())
             clip-b|clip-b(mu=1) ppo-clip
         """
         cut = next((place for place, member in enumerate(self.rules) if member.phase == "live"), len(self.rules))
         if cut in (0, len(self.rules)):
             return (self, None) if cut else (None, self)
-        return _part(self.rules[:cut], ()), _part(self.rules[cut:], tuple(r.name for r in self.rules[:cut]))
+        earlier = tuple(member.name for member in self.rules[:cut])
+        return Pipe(self.rules[:cut], before=()), Pipe(self.rules[cut:], before=earlier)
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Apply the members in order.
-
-        Example:
-            >>> x = torch.full((1, 2), -1.0)
-            >>> batch = TokenBatch(x, -x, torch.tensor([2.0]), x * 0 + 1)
-            >>> rule("none|clip-b").apply(batch).metrics["clip-b/dropped"]
-            0.0
-        """
+        """Apply the members in order."""
         metrics: dict[str, float] = {}
         states: dict[str, Any] = {}
-        seen: dict[str, int] = {name: self._before.count(name) for name in self._before}
-        for position, member in enumerate(self.rules, start=len(self._before)):
-            before = flow.kept
-            own_state = None if state is None else state.get(str(position))
-            flow, own, own_state = member.transform(flow, context, own_state)
-            own["dropped"] = float(masked_count(before & ~flow.kept, context.reducer))
-            seen[member.name] = seen.get(member.name, 0) + 1
-            prefix = member.name if seen[member.name] == 1 else f"{member.name}#{seen[member.name]}"
+        names = list(self.before or ())
+        for member in self.rules:
+            position, kept = str(len(names)), flow.kept
+            flow, own, own_state = member.transform(flow, context, None if state is None else state.get(position))
+            own["dropped"] = float(masked_count(kept & ~flow.kept, context.reducer))
+            names.append(member.name)
+            count = names.count(member.name)
+            prefix = member.name if count == 1 else f"{member.name}#{count}"
             metrics.update({f"{prefix}/{key}": value for key, value in own.items()})
             if own_state is not None:
-                states[str(position)] = own_state
+                states[position] = own_state
         return flow, metrics, states or None
-
-
-@dataclass(frozen=True)
-class _Part(Pipe):
-    """A part of a pipe, of one rule or more, whose metrics and states are named as in the whole."""
-
-    _least: ClassVar[int] = 1
-
-
-def _part(rules: tuple[Rule, ...], before: tuple[str, ...]) -> _Part:
-    part = _Part(rules)
-    part._narrow(_before=before)
-    return part
-
-
-_REGISTRY: dict[str, type[Rule]] = {}
-R = TypeVar("R", bound=type[Rule])
-
-
-def register(cls: R) -> R:
-    """Make a rule class findable by its name; a decorator for frozen dataclasses.
-
-    Raises:
-        ValueError: the class has no name, the name is not one a specification can spell, or it is taken.
-
-    Example:
-        >>> register(NoControl) is NoControl  # registering the same class again changes nothing
-        True
-    """
-    if not cls.name or [n for n, _ in parse_spec(cls.name)] != [cls.name]:
-        raise invalid("name", f"a name made of letters, digits and hyphens on {cls.__name__}", repr(cls.name))
-    if _REGISTRY.setdefault(cls.name, cls) is not cls:
-        raise invalid("name", f"a name that {_REGISTRY[cls.name].__name__} has not taken", repr(cls.name))
-    return cls
-
-
-def rule_names() -> tuple[str, ...]:
-    """List the names that `rule` knows, in alphabetical order.
-
-    Example:
-        >>> "clip-b" in rule_names()
-        True
-    """
-    return tuple(sorted(_REGISTRY))
-
-
-def rule_class(name: str) -> type[Rule]:
-    """Find a rule class by name.
-
-    Raises:
-        ValueError: no such rule; the message lists the names and the closest one.
-
-    Example:
-        >>> rule_class("none").__name__
-        'NoControl'
-    """
-    if name not in _REGISTRY:
-        raise invalid("rule", f"one of {', '.join(rule_names())}", repr(name) + _did_you_mean(name, rule_names()))
-    return _REGISTRY[name]
-
-
-def _did_you_mean(word: str, words: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def rule(spec: str | Rule, **params: object) -> Rule:
-    """Make a rule from its name and parameters, or from a specification.
-
-    The same text works in Python, on the command line and in YAML: `name`, `name(parameter=value, ...)`, joined by
-    `|`. Printing a rule gives a specification that makes an equal rule.
-
-    Args:
-        spec: A name, a specification, or a rule, which is returned as it is.
-        **params: Parameters of a single rule, besides those in its parentheses.
-
-    Returns:
-        The rule; a `Pipe` when there are several.
-
-    Raises:
-        ValueError: unknown rule or parameter (with the closest match), a value out of range, text of another form,
-            or parameters for a pipe or a finished rule.
-
-    Example:
-        >>> rule("clip-b", mu=1) == rule("clip-b(mu=1)") == rule(str(rule("clip-b", mu=1.0)))
-        True
-        >>> rule("clip-bb")
-        Traceback (most recent call last):
-        ...
-        ValueError: rule: expected one of ..., received 'clip-bb'; did you mean 'clip-b'?
-    """
-    if isinstance(spec, Rule):
-        if params:
-            raise invalid(next(iter(params)), "no parameters beside a finished rule", repr(str(spec)))
-        return spec
-    calls = parse_spec(spec)
-    if len(calls) > 1:
-        if params:
-            raise invalid(next(iter(params)), "parameters of a pipe inside its specification", repr(spec))
-        return Pipe(tuple(_make(name, parameters) for name, parameters in calls))
-    name, parameters = calls[0]
-    for twice in parameters.keys() & params.keys():
-        raise invalid(twice, "a parameter given once", repr(spec) + f" and {twice}={params[twice]!r}")
-    return _make(name, {**parameters, **params})
-
-
-def _make(name: str, parameters: dict[str, Any]) -> Rule:
-    cls = rule_class(name)
-    known = tuple(f.name for f in fields(cls))
-    for parameter in parameters:
-        if parameter not in known:
-            expected = f"one of {', '.join(known)}" if known else "no parameters"
-            raise invalid(f"{name} parameter", expected, repr(parameter) + _did_you_mean(parameter, known))
-    return cls(**parameters)
-
-
-@register
-@dataclass(frozen=True)
-class NoControl(Rule):
-    """The unmodified policy gradient: g = r A, and g = A to the bit when the batch has no old log-probabilities.
-
-    Quadrants: all four as they are.
-
-    Example:
-        >>> str(NoControl())
-        'none'
-    """
-
-    name: ClassVar[str] = "none"
-    kind: ClassVar[str] = "control"
-    quadrants: ClassVar[str] = "all four unchanged"
-    parity: ClassVar[str] = "the unclipped policy gradient, to the bit"
-
-    def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Return the flow as it came.
-
-        Example:
-            >>> x = torch.tensor([[-0.7]])
-            >>> NoControl().apply(TokenBatch(x, -x, x, x * 0 + 1)).metrics["dropped"]
-            0.0
-        """
-        return flow, {}, None

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from entropy_theory.errors import invalid
 from entropy_theory.records import written_whole
+from entropy_theory.vocab.statistics import FIELDS, SECOND_ORDER_FIELDS, TokenStatistics
 
 _STATISTICS = "token_statistics(logits, tokens)"
 _HOW_TO_GET = {
+    "entropy": f"{_STATISTICS}.entropy",
     "old_log_probs": "the log-probabilities of the completion tokens under the policy before the update",
     "rollout_log_probs": "the log-probabilities that the generating engine returned",
     "old_entropy": f"{_STATISTICS}.entropy of the policy before the update",
@@ -99,6 +101,28 @@ class TokenBatch:
         if self.group_ids is not None and (self.group_ids.is_floating_point() or self.group_ids.dtype == torch.bool):
             raise invalid("group_ids", "an integer tensor", self.group_ids.dtype)
         self._check_values(shape)
+
+    @classmethod
+    def from_statistics(
+        cls, statistics: TokenStatistics, *, advantages: Tensor, completion_mask: Tensor, **others: Tensor | None
+    ) -> TokenBatch:
+        """Build a batch from the statistics of the current policy, all that were computed.
+
+        Args:
+            statistics: What `token_statistics` and its relatives return, with tensors of shape (B, T).
+            advantages: As for the class.
+            completion_mask: As for the class.
+            **others: Further fields of the class; one that the statistics have too takes its place.
+
+        Example:
+            >>> from entropy_theory.vocab import token_statistics
+            >>> statistics = token_statistics(torch.zeros(1, 2, 5), torch.zeros(1, 2, dtype=torch.int64))
+            >>> TokenBatch.from_statistics(
+            ...     statistics, advantages=torch.ones(1), completion_mask=torch.ones(1, 2)).quadrants().tolist()
+            [[0, 0]]
+        """
+        measured = {name: getattr(statistics, name) for name in (*FIELDS, *SECOND_ORDER_FIELDS)}
+        return cls(**{**measured, "advantages": advantages, "completion_mask": completion_mask, **others})
 
     def _check_values(self, shape: torch.Size) -> None:
         """Refuse values that are not finite where a token is valid."""

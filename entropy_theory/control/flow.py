@@ -21,14 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Num, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from entropy_theory.control.batch import TokenBatch
-from entropy_theory.control.reducers import LOCAL, Reducer
+from entropy_theory.control.reducers import Reducer
 from entropy_theory.errors import invalid
 
 MAX_LOG_RATIO = 20.0
@@ -36,9 +36,6 @@ MAX_LOG_RATIO = 20.0
 
 Statistics = Literal["valid", "kept"]
 Denominator = Literal["kept", "valid"]
-AggregationMode = Literal[
-    "token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"
-]
 State = Mapping[str, Any]
 
 
@@ -53,8 +50,9 @@ class Context:
         valid_tokens: The number of valid tokens on all ranks, at least 1.
 
     Example:
+        >>> from entropy_theory.control import LocalReducer
         >>> x = torch.zeros(1, 2)
-        >>> Context(TokenBatch(x, x, x, x + 1), LOCAL, None, valid_tokens=2).valid_tokens
+        >>> Context(TokenBatch(x, x, x, x + 1), LocalReducer(), None, valid_tokens=2).valid_tokens
         2
     """
 
@@ -62,6 +60,24 @@ class Context:
     reducer: Reducer
     generator: torch.Generator | None
     valid_tokens: int
+
+    def generator_for(self, rule: object) -> torch.Generator:
+        """The generator, for a rule that draws.
+
+        Raises:
+            ValueError: the caller gave none.
+
+        Example:
+            >>> from entropy_theory.control import rule
+            >>> x = torch.full((1, 2), -1.0)
+            >>> rule("random-mask(fraction=0.5)").apply(TokenBatch(x, -x, torch.tensor([1.0]), torch.ones(1, 2)))
+            Traceback (most recent call last):
+            ...
+            ValueError: generator: expected a torch.Generator, ... for random-mask(fraction=0.5), received None
+        """
+        if self.generator is None:
+            raise invalid("generator", f"a torch.Generator, in the same state on every rank, for {rule}", None)
+        return self.generator
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,59 +361,3 @@ class RuleOutput:
             raise invalid("objective", "a per-token objective; use the coefficients of this rule instead", None)
         total = self.objective.masked_fill(~self.counted_mask, 0.0).sum()
         return -total / self.denominator.clamp_min(1)
-
-
-def aggregate(
-    values: Float[Tensor, "B T"],
-    mask: Bool[Tensor, "B T"] | Num[Tensor, "B T"],
-    mode: AggregationMode = "token-mean",
-    *,
-    horizon: int | None = None,
-    reducer: Reducer = LOCAL,
-) -> Float[Tensor, ""]:
-    """Reduce per-token values to this rank's part of a scalar, with the meanings of verl's aggregation modes.
-
-    With m the mask, R the number of rows that have a valid token (over all ranks) and L the horizon:
-
-        token-mean               Σ_bt m x / Σ_bt m
-        token-sum                Σ_bt m x
-        seq-mean-token-sum       (1/R) Σ_b Σ_t m x
-        seq-mean-token-mean      (1/R) Σ_b Σ_t m x / Σ_t m
-        seq-mean-token-sum-norm  (1/R) Σ_b Σ_t m x / L
-
-    Fully masked rows count in no mean, as in current verl (older copies and TRL differ). The parts of all ranks
-    add up to the scalar. An empty mask gives 0.
-
-    Args:
-        values: x, (B, T); may hold anything where the mask is 0.
-        mask: m, (B, T), 0 or 1.
-        mode: One of the five names.
-        horizon: L; None is the width T, which makes the result depend on padding.
-        reducer: The collectives for the counts.
-
-    Raises:
-        ValueError: unknown mode, or a horizon < 1.
-
-    Example:
-        >>> x, mask = torch.tensor([[1.0, 2.0], [6.0, 9.0]]), torch.tensor([[1, 1], [1, 0]])
-        >>> aggregate(x, mask).item(), aggregate(x, mask, "seq-mean-token-mean").item()
-        (3.0, 3.75)
-    """
-    if mode not in get_args(AggregationMode):
-        raise invalid("mode", f"one of {', '.join(get_args(AggregationMode))}", repr(mode))
-    length = values.shape[1] if horizon is None else horizon
-    if length < 1:
-        raise invalid("horizon", "a length ≥ 1", horizon)
-    inside = mask.to(torch.bool)
-    per_row = inside.sum(dim=1)
-    counts = reducer.sum(torch.stack([per_row.sum(), (per_row > 0).sum()])).clamp_min(1)
-    row_sums = values.masked_fill(~inside, 0.0).sum(dim=1)
-    if mode == "token-mean":
-        return row_sums.sum() / counts[0]
-    if mode == "token-sum":
-        return row_sums.sum()
-    if mode == "seq-mean-token-mean":
-        row_sums = row_sums / per_row.clamp_min(1)
-    elif mode == "seq-mean-token-sum-norm":
-        row_sums = row_sums / length
-    return row_sums.sum() / counts[1]

@@ -16,17 +16,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from entropy_theory.control.base import Rule, rule, rule_class, rule_names
+from entropy_theory.control.base import Rule
 from entropy_theory.control.batch import TokenBatch
+from entropy_theory.control.effects import Effects, predicted_effects
 from entropy_theory.control.flow import RuleOutput
+from entropy_theory.control.registry import rule, rule_class, rule_names
 from entropy_theory.errors import invalid
-
-LEVEL = 0.95
-"""Coverage of the bootstrap intervals."""
+from entropy_theory.intervals import Array, Resampling, percentile_interval
 
 _QUADRANTS = ("q1", "q2", "q3", "q4", "none")
 
@@ -190,11 +191,11 @@ def lens(
     chosen, skipped = _choose(batch, rules)
     view = _View(batch, float(step_size), resamples, seed)
     none = rule("none")
-    base = view.measure(none, none.apply(batch))
+    base = view.measure(none.apply(batch))
     rows = [view.row(none, base, base)]
     for one in chosen:
         out = one.apply(batch, generator=torch.Generator().manual_seed(seed))
-        rows.append(view.row(one, view.measure(one, out), base))
+        rows.append(view.row(one, view.measure(out), base))
     return LensTable(
         rows=tuple(rows),
         tokens=view.count,
@@ -229,12 +230,11 @@ def _choose(batch: TokenBatch, rules: Iterable[str | Rule] | None) -> tuple[list
 
 
 @dataclass(frozen=True, eq=False)
-class _Effects:
-    """The effects of one rule before they are divided by the denominator."""
+class _Measured:
+    """What one rule does, before the effects are divided by the denominator."""
 
     coefficients: Float[Tensor, "B T"]
-    effects: Float[Tensor, "B T"]
-    entropy_effects: Float[Tensor, "B T"]
+    effects: Effects
     counted: Float[Tensor, " B"]
     dropped: int
 
@@ -252,49 +252,39 @@ class _View:
         self.score = batch.centered_scores().masked_fill(~self.valid, 0.0).double()
         numbers = batch.quadrants()
         self.groups = {f"q{q}": numbers == q for q in (1, 2, 3, 4)} | {"none": self.valid & (numbers == 0)}
-        rows = self.valid.any(dim=1)
-        ids = torch.arange(rows.numel(), device=rows.device) if batch.group_ids is None else batch.group_ids
-        _, place = torch.unique(ids[rows], return_inverse=True)
-        self.clusters = int(place.max()) + 1
-        self._rows, self._place = rows, place
-        generator = torch.Generator().manual_seed(seed)
-        picks = torch.randint(self.clusters, (resamples, self.clusters), generator=generator)
-        weights = torch.zeros(resamples, self.clusters, dtype=torch.float64)
-        self._weights = weights.scatter_add_(1, picks, torch.ones_like(picks, dtype=torch.float64))
+        self._rows = self.valid.any(dim=1)
+        ids = torch.arange(self._rows.numel()) if batch.group_ids is None else batch.group_ids.cpu()
+        self._resampling = Resampling.of_clusters(ids[self._rows.cpu()].numpy(), resamples, seed)
+        self.clusters = self._resampling.weights.shape[1]
 
-    def measure(self, one: Rule, out: RuleOutput) -> _Effects:
-        """−g S_c + c Σ S² of each token, and what the rule counts."""
-        g = out.coefficients.detach().double()
-        entropy = torch.zeros_like(self.score)
-        if out.entropy_coefficients is not None:
-            squares = self.batch.sum_squared_discriminant
-            assert squares is not None  # `_choose` has seen to it
-            entropy = out.entropy_coefficients.double() * squares.detach().masked_fill(~self.valid, 0.0).double()
-        dropped = int(out.metrics["dropped"])
-        return _Effects(g, -g * self.score + entropy, entropy, out.counted_mask.sum(dim=1).double(), dropped)
+    def measure(self, out: RuleOutput) -> _Measured:
+        """The effects of each token, and what the rule counts."""
+        squares = self.batch.sum_squared_discriminant
+        effects = predicted_effects(
+            out.coefficients,
+            self.score,
+            entropy_coefficients=out.entropy_coefficients,
+            sum_squared_discriminant=None if squares is None else squares.masked_fill(~self.valid, 0.0),
+        )
+        counted = out.counted_mask.sum(dim=1).double()
+        return _Measured(out.coefficients.detach().double(), effects, counted, int(out.metrics["dropped"]))
 
-    def _per_cluster(self, values: Float[Tensor, " B"]) -> Float[Tensor, " C"]:
-        sums = torch.zeros(self.clusters, dtype=torch.float64, device=values.device)
-        return sums.index_add_(0, self._place, values[self._rows]).cpu()
+    def _resampled(self, found: _Measured) -> Array:
+        effects, counted = (
+            self._resampling.totals(values[self._rows].cpu().numpy())[1:]
+            for values in (found.effects.total.sum(dim=1), found.counted)
+        )
+        return self.step_size * effects / np.maximum(counted, 1.0)
 
-    def _resampled(self, found: _Effects) -> Float[Tensor, " R"]:
-        effects = self._weights @ self._per_cluster(found.effects.sum(dim=1))
-        return self.step_size * effects / (self._weights @ self._per_cluster(found.counted)).clamp_min(1.0)
-
-    @staticmethod
-    def _estimate(value: float, resampled: Float[Tensor, " R"]) -> Estimate:
-        ends = torch.quantile(resampled, torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64))
-        return Estimate(value, *(float(end) for end in ends))
-
-    def row(self, one: Rule, found: _Effects, base: _Effects) -> LensRow:
+    def row(self, one: Rule, found: _Measured, base: _Measured) -> LensRow:
         """Everything the table says about one rule."""
         scale = self.step_size / found.denominator
-        total = scale * float(found.effects.sum())
-        base_total = self.step_size / base.denominator * float(base.effects.sum())
+        total = scale * float(found.effects.total.sum())
+        base_total = self.step_size / base.denominator * float(base.effects.total.sum())
         resampled, unmodified = self._resampled(found), self._resampled(base)
         random_total = random_deviation = against_random = None
         if found.dropped:
-            x, k, n = base.effects[self.valid], found.dropped, self.count
+            x, k, n = base.effects.total[self.valid], found.dropped, self.count
             random_total = scale * (1 - k / n) * float(x.sum())
             spread = math.sqrt(k * (n - k) / (n - 1)) if n > 1 else 0.0
             random_deviation = scale * spread * float(x.std(correction=0))
@@ -309,11 +299,11 @@ class _View:
         return LensRow(
             rule=str(one),
             phase=one.phase,
-            total=self._estimate(total, resampled),
+            total=Estimate(total, *percentile_interval(resampled)),
             per_token=total / self.count,
-            quadrants={name: scale * float(found.effects[where].sum()) for name, where in self.groups.items()},
-            entropy_term=scale * float(found.entropy_effects.sum()),
-            against_none=self._estimate(total - base_total, resampled - unmodified),
+            quadrants={name: scale * float(found.effects.total[where].sum()) for name, where in self.groups.items()},
+            entropy_term=scale * float(found.effects.entropy.sum()),
+            against_none=Estimate(total - base_total, *percentile_interval(resampled - unmodified)),
             dropped_share=found.dropped / self.count,
             random_total=random_total,
             random_deviation=random_deviation,

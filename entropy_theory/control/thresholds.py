@@ -15,9 +15,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from entropy_theory.control.base import NoControl, Rule
+from entropy_theory.control.base import Rule
 from entropy_theory.control.batch import TokenBatch
 from entropy_theory.control.flow import RuleOutput
+from entropy_theory.control.rules.none import NoControl
 from entropy_theory.errors import invalid
 
 MOST_SETTINGS = 255

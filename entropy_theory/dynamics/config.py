@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from entropy_theory.control import rule as build_rule
+from entropy_theory.control.group_advantages import Normalisation
 from entropy_theory.dynamics import grpo, starts
 from entropy_theory.dynamics.optimizers import Optimizer
 from entropy_theory.errors import invalid
@@ -77,7 +78,7 @@ class SimulationConfig:
     zipf_exponent: float = 1.0
     logits: Path | None = None
     correct_share: float = 0.1
-    advantage: grpo.Normalisation = "std"
+    advantage: Normalisation = "std"
     record_every: int = 1
     pairs: int = 4096
     checkpoint_every: int = 200
@@ -105,7 +106,7 @@ class SimulationConfig:
         for name, choices in (
             ("optimizer", get_args(Optimizer)),
             ("initialisation", get_args(Initialisation)),
-            ("advantage", get_args(grpo.Normalisation)),
+            ("advantage", get_args(Normalisation)),
             ("dtype", get_args(Dtype)),
         ):
             if getattr(self, name) not in choices:

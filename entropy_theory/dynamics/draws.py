@@ -1,17 +1,12 @@
-"""Random draws that depend only on what they are for: a seed, a purpose and a counter.
-
-A draw is never the continuation of an earlier one. So a run that resumes, works in other blocks or skips recording
-sees the very same numbers.
-"""
+"""What a simulation draws random numbers for; each draw has a generator of its own."""
 
 from __future__ import annotations
 
 from enum import IntEnum
 
-import numpy as np
 import torch
 
-from entropy_theory.errors import invalid
+from entropy_theory.control.random import seeded_generator
 
 
 class Draw(IntEnum):
@@ -33,30 +28,11 @@ class Draw(IntEnum):
 
 
 def generator(seed: int, purpose: Draw, *counters: int) -> torch.Generator:
-    """Make the generator of one draw.
-
-    It always lives on the CPU: the numbers are few and are then the same whatever device computes with them.
-
-    Args:
-        seed: The seed of the run, an integer ≥ 0.
-        purpose: What is drawn.
-        *counters: Which draw of that kind, such as the step; integers ≥ 0.
-
-    Returns:
-        A fresh CPU generator.
-
-    Raises:
-        ValueError: A seed or counter is not an integer ≥ 0.
+    """Make the generator of one draw: `control.random.seeded_generator` with the purpose as first counter.
 
     Example:
-        >>> one, again = (generator(0, Draw.TOKENS, 7) for _ in range(2))
-        >>> bool((torch.rand(3, generator=one) == torch.rand(3, generator=again)).all())
+        >>> first, again = (torch.rand(3, generator=generator(0, Draw.TOKENS, 7)) for _ in range(2))
+        >>> bool((first == again).all())
         True
     """
-    for name, value in (("seed", seed), *(("counter", counter) for counter in counters)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise invalid(name, "an integer >= 0", repr(value))
-    # The sequence mixes its entropy, so that neighbouring seeds and steps have nothing in common.
-    # torch's CPU generator reads 32 bits of its seed.
-    mixed = np.random.SeedSequence([seed, int(purpose), *counters]).generate_state(1)[0]
-    return torch.Generator().manual_seed(int(mixed))
+    return seeded_generator(seed, int(purpose), *counters)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from entropy_theory.control import Reducer
 from entropy_theory.control import rule as build_rule
+from entropy_theory.control.group_advantages import group_advantages
 from entropy_theory.control.reducers import LOCAL
 from entropy_theory.dynamics import bank, grpo, starts
 from entropy_theory.dynamics.draws import Draw, generator
@@ -125,7 +126,7 @@ class Simulation:
             tokens, scores, policies = self._read(samples, observe)
             if samples is None:
                 rewards = self.correct.gather(-1, tokens).double()
-                advantages = grpo.group_advantages(rewards, config.advantage)
+                advantages = group_advantages(rewards, config.advantage)
                 samples = grpo.GroupSamples(tokens, rewards, advantages, scores.log_probs, policies["entropy"])
             update = grpo.decide(
                 self.rule,

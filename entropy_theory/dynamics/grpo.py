@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from entropy_theory.control import Flow, Reducer, Rule, RuleOutput, TokenBatch
+from entropy_theory.control.effects import predicted_effects
 from entropy_theory.control.flow import State
+from entropy_theory.control.group_advantages import group_advantages as group_advantages  # also found here
 from entropy_theory.control.reducers import LOCAL, token_offset
 from entropy_theory.dynamics.bank import PolicyStatistics, TokenScores
-from entropy_theory.errors import invalid
-
-Normalisation = Literal["std", "mean"]
-
-STD_OFFSET = 1e-4
-"""Added to a group's standard deviation before dividing, as TRL does; equal rewards then give A = 0."""
 
 AVAILABLE = frozenset(
     {
+        "entropy",
         "old_log_probs",
         "rollout_log_probs",
         "old_entropy",
@@ -86,37 +82,6 @@ class Update:
     output: RuleOutput
     frozen: RuleOutput | None = None
     state: State | None = None
-
-
-def group_advantages(rewards: Float[Tensor, "B G"], normalisation: Normalisation) -> Float[Tensor, "B G"]:
-    """Compare the samples of a group with one another.
-
-    GRPO (arXiv 2402.03300):  A_j = (R_j − R̄)/(σ + 1e-4), σ the sample standard deviation of the group (G − 1 in the
-    denominator), as TRL computes it; with "mean" A_j = R_j − R̄.
-
-    Args:
-        rewards: R, one group per row, (B, G), G ≥ 2.
-        normalisation: "std" or "mean".
-
-    Returns:
-        A, (B, G).
-
-    Raises:
-        ValueError: Another normalisation, or groups of fewer than two.
-
-    Example:
-        >>> group_advantages(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), "mean").tolist()
-        [[0.5, -0.5], [0.0, 0.0]]
-    """
-    if normalisation not in get_args(Normalisation):
-        raise invalid("advantage", f"one of {', '.join(get_args(Normalisation))}", repr(normalisation))
-    if rewards.shape[-1] < 2:
-        raise invalid("rewards", "groups of at least 2", f"shape {tuple(rewards.shape)}")
-    centred = rewards - rewards.mean(dim=-1, keepdim=True)
-    if normalisation == "mean":
-        return centred
-    sigma = (centred.square().sum(dim=-1, keepdim=True) / (rewards.shape[-1] - 1)).sqrt_()
-    return centred.div_(sigma.add_(STD_OFFSET))
 
 
 def scale_of(step_size: float, denominator: int, policies: int) -> float:
@@ -315,9 +280,11 @@ def first_order_change(
         >>> round(first_order_change(bank.at(k), update).item(), 6)
         -0.014182
     """
-    slope = (update.coefficients * scores.centered_discriminant).sum(dim=-1)
-    if update.entropy_coefficients is not None:
-        if sum_squared_discriminant is None:
-            raise invalid("sum_squared_discriminant", "Σ S² of each policy, for the entropy coefficients", None)
-        slope = slope - update.entropy_coefficients * sum_squared_discriminant
-    return slope * -update.scale
+    effects = predicted_effects(
+        update.coefficients,
+        scores.centered_discriminant,
+        entropy_coefficients=update.entropy_coefficients,
+        sum_squared_discriminant=sum_squared_discriminant,
+    )
+    slope = effects.gradient.sum(dim=-1)
+    return (slope if update.entropy_coefficients is None else slope + effects.entropy) * update.scale

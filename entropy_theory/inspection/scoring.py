@@ -17,7 +17,7 @@ from entropy_theory import records
 from entropy_theory.errors import invalid, missing_extra
 from entropy_theory.inspection.rollouts import Tokenised
 from entropy_theory.vocab import token_statistics, token_statistics_from_hidden
-from entropy_theory.vocab.statistics import FIELDS
+from entropy_theory.vocab.statistics import FIELDS, SECOND_ORDER_FIELDS
 
 if TYPE_CHECKING:
     Progress = Callable[[int, int, str], None]
@@ -172,7 +172,7 @@ def score(
     records.open_run(parts, described)
     starts = np.cumsum([0, *(len(s.ids) for s in sequences)])
     total, done = int(starts[-1]), 0
-    out = {name: np.empty(total, dtype=np.float32) for name in FIELDS}
+    out = {name: np.empty(total, dtype=np.float32) for name in (*FIELDS, *SECOND_ORDER_FIELDS)}
     for number, rows in enumerate(batches):
         places = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])
         path = parts / f"part-{number:05d}.safetensors"
@@ -184,7 +184,7 @@ def score(
             with records.written_whole(path) as temporary:
                 save_file(found, temporary)
         part = load_file(path)
-        for name in FIELDS:
+        for name in (*FIELDS, *SECOND_ORDER_FIELDS):
             out[name][places] = part[name]
         done += len(places)
         if progress is not None:
@@ -243,7 +243,7 @@ def _score_batch(policy: Policy, rows: Sequence[Tokenised], temperature: float) 
         found = token_statistics_from_hidden(
             hidden, matrix, tokens, bias=bias, softcap=softcap, temperature=temperature, second_order=True
         )
-    return {name: getattr(found, name).float().cpu().numpy() for name in FIELDS}
+    return {name: getattr(found, name).float().cpu().numpy() for name in (*FIELDS, *SECOND_ORDER_FIELDS)}
 
 
 def _one_line(error: BaseException) -> str:

@@ -17,15 +17,13 @@ from entropy_theory.vocab.accumulators import finish, gradient_coefficients, put
 
 Implementation = Literal["auto", "eager", "fused-cpu", "triton"]
 
-FIELDS = (
-    "log_probs",
-    "entropy",
-    "discriminant",
-    "baseline",
-    "centered_discriminant",
-    "sum_squared_discriminant",
-    "grpo_curvature",
-)
+FIELDS = ("log_probs", "entropy", "discriminant", "baseline", "centered_discriminant")
+"""The statistics that are always computed, as `TokenStatistics` and `TokenBatch` name them."""
+
+SECOND_ORDER_FIELDS = ("sum_squared_discriminant", "grpo_curvature")
+"""Those that are computed on request."""
+
+_ALL_FIELDS = FIELDS + SECOND_ORDER_FIELDS
 _MODULES = {"eager": "eager", "fused-cpu": "fused_cpu", "triton": "fused_triton"}
 _FUSED_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -181,12 +179,12 @@ def _cannot_run(name: str, device: torch.device, dtype: torch.dtype) -> Exceptio
 def assemble(values: dict[str, Tensor | None], shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
     """Give the finished fields their shape and their type: float32, or float64 for float64 logits."""
     dtype = torch.promote_types(dtype, torch.float32)
-    return tuple(None if (v := values[name]) is None else v.to(dtype).reshape(shape) for name in FIELDS)
+    return tuple(None if (v := values[name]) is None else v.to(dtype).reshape(shape) for name in _ALL_FIELDS)
 
 
 def as_statistics(values: tuple[Tensor | None, ...], name: str) -> TokenStatistics:
-    """Build the result from the fields in the order of ``FIELDS``."""
-    return TokenStatistics(**dict(zip(FIELDS, values, strict=True)), impl=name)  # type: ignore[arg-type]
+    """Build the result from all fields in order."""
+    return TokenStatistics(**dict(zip(_ALL_FIELDS, values, strict=True)), impl=name)  # type: ignore[arg-type]
 
 
 class _Statistics(torch.autograd.Function):

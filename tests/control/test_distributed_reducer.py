@@ -15,6 +15,7 @@ from control_batches import EVERY_METHOD, map_tokens, random_batch
 
 from entropy_theory.control import DistributedReducer, TokenBatch, aggregate, rule
 from entropy_theory.control import reducers as r
+from entropy_theory.control.random import uniform_keys
 
 # rows of rank 0; rank 1 holds the rest. 0 and 12: a rank without rows; 1: rank 0 has a row without tokens as well
 SPLITS = (0, 2, 5, 12)
@@ -59,7 +60,7 @@ def measure(batch: TokenBatch, reducer: r.Reducer) -> dict[str, object]:
     found["extremes"] = r.masked_min_max(x, mask, reducer)
     found["quantiles"] = [r.masked_quantile(x, mask, q, reducer) for q in (0.0, 0.2, 0.5, 0.97, 1.0)]
     found["top"] = [r.masked_top_k(x.round(decimals=1), mask, k, reducer) for k in (0, 1, 7, 30, 10_000)]
-    found["keys"] = r.uniform_keys(mask, torch.Generator().manual_seed(4), reducer)
+    found["keys"] = uniform_keys(mask, torch.Generator().manual_seed(4), reducer)
     found["bools"] = reducer.gather(mask.flatten())
     found["nothing"] = reducer.gather(x.new_zeros(0)).numel()
     return found
@@ -76,7 +77,7 @@ def work(rank: int, folder: str) -> None:
     empty = TokenBatch(**{**vars(empty), "completion_mask": torch.zeros_like(empty.completion_mask)})
     for name, call in {
         "no tokens": lambda: rule("none").apply(empty, reducer),
-        "seeds": lambda: r.uniform_keys(whole_batch().completion_mask, torch.Generator().manual_seed(rank), reducer),
+        "seeds": lambda: uniform_keys(whole_batch().completion_mask, torch.Generator().manual_seed(rank), reducer),
     }.items():
         try:
             call()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from entropy_theory.control import DistributedReducer, LocalReducer, Reducer
 from entropy_theory.control import reducers as r
+from entropy_theory.control.random import uniform_keys
 
 values_and_mask = st.lists(st.tuples(st.floats(-1e3, 1e3), st.booleans()), min_size=1, max_size=40).filter(
     lambda pairs: any(inside for _, inside in pairs)
@@ -105,7 +106,7 @@ def test_the_mean_of_many_float32_values_does_not_drift() -> None:
 
 def test_uniform_keys_number_the_valid_tokens_in_order() -> None:
     mask = torch.tensor([[0, 1, 1], [0, 0, 0], [1, 0, 1]], dtype=torch.bool)
-    keys = r.uniform_keys(mask, torch.Generator().manual_seed(5))
+    keys = uniform_keys(mask, torch.Generator().manual_seed(5))
     drawn = torch.rand(4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     assert torch.equal(keys[mask], drawn)
     assert not keys[~mask].any()

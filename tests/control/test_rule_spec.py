@@ -108,23 +108,23 @@ def test_quotes_nest_to_any_depth() -> None:
         ("clip-b(muu=1)", "clip-b parameter: expected one of mu, .* received 'muu'; did you mean 'mu'"),
         ("clip-b(name='x')", "clip-b parameter: expected one of mu, .* received 'name'"),
         ("none(mu=1)", "none parameter: expected no parameters, received 'mu'"),
-        ("clip-b(mu='a')", "clip-b mu: expected a finite number ≥ 0, received 'a'"),
-        ("clip-b(mu=True)", "clip-b mu: expected a finite number ≥ 0, received True"),
-        ("clip-b(mu=-1)", "clip-b mu: expected a finite number ≥ 0, received -1"),
-        ("clip-b(mu=1e999)", "clip-b mu: expected a finite number ≥ 0, received inf"),
-        ("clip-b(mu=None)", "clip-b mu: expected a finite number ≥ 0, received None"),
+        ("clip-b(mu='a')", "clip-b mu: expected a number in \\[0, 1e\\+09\\], received 'a'"),
+        ("clip-b(mu=True)", "clip-b mu: expected a number in \\[0, 1e\\+09\\], received True"),
+        ("clip-b(mu=-1)", "clip-b mu: expected a number in \\[0, 1e\\+09\\], received -1"),
+        ("clip-b(mu=1e999)", "clip-b mu: expected a number in \\[0, 1e\\+09\\], received inf"),
+        ("clip-b(mu=None)", "clip-b mu: expected a number in \\[0, 1e\\+09\\], received None"),
         ("clip-b(side='left')", "clip-b side: expected one of 'lower', 'upper', 'both', received 'left'"),
         ("clip-b(advantages=['all'])", "clip-b advantages: expected one of 'negative'"),
         ("clip-b(denominator='all')", "clip-b denominator: expected one of 'kept', 'valid', received 'all'"),
         ("clip-b(statistics=1)", "clip-b statistics: expected one of 'valid', 'kept', received 1"),
         ("clip-b(log_probs_source='new')", "clip-b log_probs_source: expected one of 'auto', 'rollout'"),
-        ("clip-v(max_fraction=2)", "clip-v max_fraction: expected a finite number ≥ 0 and ≤ 1, received 2"),
+        ("clip-v(max_fraction=2)", "clip-v max_fraction: expected a number in \\[0, 1\\], received 2"),
         ("clip-v(zero_advantages=0)", "clip-v zero_advantages: expected one of 'uncapped', 'kept', received 0"),
-        ("ppo-clip(epsilon_low=-0.1)", "ppo-clip epsilon_low: expected a finite number ≥ 0"),
-        ("ppo-clip(dual_clip=1)", "ppo-clip dual_clip: expected a finite number > 1, received 1"),
+        ("ppo-clip(epsilon_low=-0.1)", "ppo-clip epsilon_low: expected a number in"),
+        ("ppo-clip(dual_clip=1)", "ppo-clip dual_clip: expected a number in \\(1, 1e\\+09\\], received 1"),
         ("random-mask", "random-mask match, fraction: expected exactly one of the two, received neither"),
         ("random-mask(match='none', fraction=0.1)", "random-mask match, fraction: .* received both"),
-        ("random-mask(fraction=1.5)", "random-mask fraction: expected a finite number ≥ 0 and ≤ 1"),
+        ("random-mask(fraction=1.5)", "random-mask fraction: expected a number in \\[0, 1\\]"),
         ("random-mask(match=3)", "random-mask match: expected a rule or its specification, received 3"),
         ("random-mask(match='clip-x')", "rule: expected one of .* received 'clip-x'"),
     ],
@@ -156,7 +156,7 @@ def test_pipes_are_flat_and_take_the_strongest_phase() -> None:
     assert pipe == a | (b | c) == rule("clip-b|clip-v|ppo-clip")
     assert pipe.phase == "live"
     assert (a | b).phase == "batch"
-    assert pipe.needs == ("centered_discriminant", "old_log_probs")
+    assert pipe.needs == ("entropy", "centered_discriminant", "old_log_probs")
     with pytest.raises(ValueError, match="rules: expected at least two rules"):
         Pipe((a,))
     with pytest.raises(TypeError):
@@ -164,7 +164,7 @@ def test_pipes_are_flat_and_take_the_strongest_phase() -> None:
 
 
 def test_what_a_parameter_decides() -> None:
-    assert rule("clip-b", log_probs_source="rollout").needs == ("rollout_log_probs",)
+    assert rule("clip-b", log_probs_source="rollout").needs == ("entropy", "rollout_log_probs")
     assert rule("random-mask", match="clip-v|ppo-clip").needs == ("centered_discriminant", "old_log_probs")
     assert rule("random-mask", match="ppo-clip").phase == "live"
     assert rule("random-mask", fraction=0.5).phase == "batch"

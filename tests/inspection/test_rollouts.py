@@ -324,7 +324,8 @@ def test_trls_own_log_and_the_table(tiny_decoder: Path, tmp_path: Path, capsys: 
     """A real run's log is read; its advantages are what we compute from its rewards; the table holds the scores."""
     import pandas
 
-    from entropy_theory.training.run import TrainConfig, train
+    from entropy_theory.training.config import TrainConfig
+    from entropy_theory.training.run import train
 
     run = tmp_path / "run"
     train(TrainConfig(str(tiny_decoder), steps=2, prompts_per_step=8, log_completions=True, out=run))

@@ -61,7 +61,8 @@ def check_live_rule(rule: Rule, *, entropy: bool = False, micro_batch_statistics
     spec, members = str(rule), rule.rules if isinstance(rule, Pipe) else (rule,)
     if rule.split()[0] is not None:
         raise invalid("rule", "the live part alone (the rest belongs to the trainer, once per batch)", repr(spec))
-    missing = [name for name in rule.needs if name not in ("old_log_probs", *(["old_entropy"] if entropy else []))]
+    passed = ("old_log_probs", "entropy", *(["old_entropy"] if entropy else []))  # a sealed batch guards the entropy
+    missing = [name for name in rule.needs if name not in passed]
     if missing:
         raise invalid("rule", f"one that needs only what verl's losses get, not {', '.join(missing)}", repr(spec))
     if rule.entropy_term:
