@@ -222,16 +222,6 @@ def masked_mean(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], r
     return float(head[1].item()) / _nonempty(int(head[0].item()))
 
 
-def masked_std(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], reducer: Reducer = LOCAL) -> float:
-    """Population standard deviation over the tokens of the mask, over all ranks; ValueError when there is none.
-
-    Example:
-        >>> masked_std(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False]))
-        1.0
-    """
-    return masked_moments(values, mask, reducer)[2]
-
-
 def masked_min_max(
     values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], reducer: Reducer = LOCAL
 ) -> tuple[float, float]:
