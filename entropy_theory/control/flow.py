@@ -48,12 +48,6 @@ class Context:
         reducer: The collectives that make statistics global.
         generator: The source of random draws, seeded alike on every rank; None when the caller gave none.
         valid_tokens: The number of valid tokens on all ranks, at least 1.
-
-    Example:
-        >>> from entropy_theory.control import LocalReducer
-        >>> x = torch.zeros(1, 2)
-        >>> Context(TokenBatch(x, x, x, x + 1), LocalReducer(), None, valid_tokens=2).valid_tokens
-        2
     """
 
     batch: TokenBatch

@@ -40,10 +40,6 @@ class Estimate:
         value: The number on the batch itself.
         low: Lower end of the percentile interval.
         high: Upper end.
-
-    Example:
-        >>> Estimate(1.0, 0.5, 1.5).value
-        1.0
     """
 
     value: float
@@ -71,9 +67,6 @@ class LensRow:
         gradient_kept: Σ abs(g) over that of no control.
         distance: ‖g − g_none‖/‖g_none‖: how far the gradient is from the unmodified one.
         second_order: The total with ½ Σ_t (η g_t/n)² H''_t, when the batch carries the curvature.
-
-    Example:
-        See `lens`.
     """
 
     rule: str
@@ -106,9 +99,6 @@ class LensTable:
         step_size: η.
         resamples: Bootstrap resamples.
         skipped: Rules left out, and why.
-
-    Example:
-        See `lens`.
     """
 
     rows: tuple[LensRow, ...]
@@ -122,14 +112,7 @@ class LensTable:
     skipped: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data that JSON can hold.
-
-        Example:
-            >>> x = torch.zeros(2, 1)
-            >>> batch = TokenBatch(x, x, torch.ones(2), x + 1, centered_discriminant=x + 0.5)
-            >>> lens(batch, ["none"], resamples=10).to_dict()["rows"][0]["total"]["value"]
-            -0.5
-        """
+        """Return plain data that JSON can hold."""
         return asdict(self)
 
 

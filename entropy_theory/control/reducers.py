@@ -28,10 +28,6 @@ class Reducer(Protocol):
     """What a rule needs from the outside to make its statistics global.
 
     Every rank calls the same methods in the same order with tensors of the same dtype.
-
-    Example:
-        >>> isinstance(LocalReducer(), Reducer)
-        True
     """
 
     @property
@@ -77,21 +73,11 @@ class LocalReducer:
         return 1
 
     def sum(self, values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        """Return the values in double precision (int64 for integers).
-
-        Example:
-            >>> LocalReducer().sum(torch.tensor(3)).item()
-            3
-        """
+        """Return the values in double precision (int64 for integers)."""
         return _wide(values)
 
     def gather(self, values: Shaped[Tensor, " local"]) -> Shaped[Tensor, " total"]:
-        """Return the values as they are.
-
-        Example:
-            >>> LocalReducer().gather(torch.tensor([3, 1])).tolist()
-            [3, 1]
-        """
+        """Return the values as they are."""
         return values.detach()
 
 
@@ -324,10 +310,6 @@ def masked_top_k(
 
 def token_offset(count: int, reducer: Reducer = LOCAL) -> tuple[int, int]:
     """Say where this rank's tokens start in the global token order, and how many tokens there are.
-
-    Args:
-        count: The number of tokens on this rank.
-        reducer: The collectives.
 
     Returns:
         The tokens on lower ranks, and the tokens on all ranks.

@@ -42,9 +42,6 @@ class ThresholdScan:
         scores: The number of settings that drop the token, (B, T); 0 at masked positions.
         dropped: How many tokens each setting drops.
         denominators: How many tokens the token mean counts at each setting.
-
-    Example:
-        See `scan_threshold`.
     """
 
     parameter: str

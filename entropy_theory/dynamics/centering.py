@@ -32,9 +32,6 @@ class Centering:
         overall_error: Its standard error under on-policy sampling.
         overall_z: overall_centered / overall_error.
         ratio: |overall_centered| / |overall_discriminant|.
-
-    Example:
-        See `centering`.
     """
 
     sampler: str

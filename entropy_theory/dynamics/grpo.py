@@ -70,9 +70,6 @@ class Update:
         output: What the rule returned when it last ran.
         frozen: What the rule's batch part decided for all updates on the batch, or None when it has none.
         state: What the rule remembers.
-
-    Example:
-        See `first_order_change`.
     """
 
     coefficients: Float[Tensor, "B G"]

@@ -34,9 +34,6 @@ class Prediction:
         mean_errors: Mean |realised − predicted| at each step size, (K,).
         order: The slope of log mean error on log step size; the theory says 2. NaN with fewer than three step sizes.
         order_error: Its standard error.
-
-    Example:
-        See `predicted_against_realised`.
     """
 
     step_sizes: NDArray[np.float64]
