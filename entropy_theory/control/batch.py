@@ -1,8 +1,8 @@
 """The per-token statistics of one optimizer step, as the rules read them.
 
 `TokenBatch` holds what was measured on B completions of at most T tokens, whatever the vocabulary: nothing of
-vocabulary size is stored here. The exact scores S and S_c can be carried; only when they are absent are they rebuilt from
-log p, H and N.
+vocabulary size is stored here. The exact scores S and S_c can be carried; only when they are absent are they rebuilt
+from log p, H and N.
 """
 
 from __future__ import annotations
