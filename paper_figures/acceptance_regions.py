@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import style
 from matplotlib.figure import Figure
+
+from paper_figures import style
 
 TITLE = "Acceptance regions of Clip_B and Clip_V"
 STATEMENT = "Clip_B and Clip_V of arXiv 2602.03392, as in the official code"
@@ -69,7 +70,3 @@ def draw() -> Figure:
         axis.legend(loc="upper right", frameon=True, framealpha=0.9, edgecolor="none")
     style.letters(axes)
     return figure
-
-
-if __name__ == "__main__":
-    style.main(__file__)

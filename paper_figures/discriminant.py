@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import style
 from matplotlib.figure import Figure
 
 from entropy_theory.theory.single_logit import discriminant_bounds
+from paper_figures import style
 
 TITLE = "The discriminant"
 STATEMENT = "Theorem 3.2; sections B.1 and B.2 of the theory notes"
@@ -55,7 +55,3 @@ def draw() -> Figure:
     right.legend(loc="upper center", ncols=2)
     style.letters((left, right))
     return figure
-
-
-if __name__ == "__main__":
-    style.main(__file__)

@@ -20,14 +20,17 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.func import functional_call, grad, jvp
 from torch.overrides import TorchFunctionMode
 
+from entropy_theory import records
 from entropy_theory.control import TokenBatch
 from entropy_theory.errors import invalid
 from entropy_theory.vocab import TokenStatistics, token_statistics
@@ -128,7 +131,7 @@ def measure_step(
     step_size = -_dot(delta, g) / norm if norm else 0.0
     if not step_size or not math.isfinite(step_size):
         raise invalid("gradient", "a finite gradient and a step along it, neither zero", f"norm {norm**0.5}")
-    with _full_precision(dtype):
+    with full_precision(dtype):
         arrays = view.everywhere(delta)
         ascent = view.ascent()  # Σ c ∇log p
         clip = -_dot(g, ascent) / _dot(ascent, ascent)
@@ -158,6 +161,20 @@ def measure_step(
         "update_norm": _dot(delta, delta) ** 0.5,
     }
     return {name: value.cpu() for name, value in arrays.items()}, scalars
+
+
+def write_step(path: Path, arrays: dict[str, Tensor], scalars: dict[str, float]) -> None:
+    """Write the arrays and scalars of a measured step."""
+    records.save_arrays(path, {name: values.numpy() for name, values in arrays.items()}, scalars)
+
+
+def read_step(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
+    """Read the arrays and scalars of a measured step.
+
+    Raises:
+        ValueError: The file is broken, or is not what was written.
+    """
+    return records.read_arrays(path)
 
 
 class _View:
@@ -362,7 +379,8 @@ class _KeepFloat64(TorchFunctionMode):
 
 
 @contextmanager
-def _full_precision(dtype: torch.dtype) -> Iterator[None]:
+def full_precision(dtype: torch.dtype) -> Iterator[None]:
+    """Keep float64 where a model casts to float32 by itself; nothing for other dtypes."""
     if dtype is torch.float64:
         with _KeepFloat64():
             yield
