@@ -50,6 +50,7 @@ class VerifyConfig:
         quick: Small budgets, a few seconds in all.
         thorough: Budgets ten times the default.
         certify: Add the certificates by ball arithmetic (needs the extra certify).
+        kernel: Compile the Coq proofs again (needs a checkout, Coq and Coquelicot); default: read their record.
         out: Folder for verification.json, verification.html and the figure of the sign theorem.
     """
 
@@ -57,6 +58,7 @@ class VerifyConfig:
     quick: bool = False
     thorough: bool = False
     certify: bool = False
+    kernel: bool = False
     out: Path | None = None
 
 
@@ -70,7 +72,9 @@ def _verify(config: VerifyConfig, console: Console) -> int:
     budget: Literal["quick", "default", "thorough"]
     budget = "quick" if config.quick else "thorough" if config.thorough else "default"
     with progress_bar(console) as progress:
-        report = verify(config.only or None, budget=budget, progress=progress, certify=config.certify)
+        report = verify(
+            config.only or None, budget=budget, progress=progress, certify=config.certify, kernel=config.kernel
+        )
     if config.out is not None:
         from entropy_theory.report import figures
         from entropy_theory.report.figures.theory import one_sided_sign_theorem

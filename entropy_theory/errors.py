@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import numbers
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -144,6 +145,24 @@ class RunError(RuntimeError):
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
+
+
+def number_in(name: str, value: object, low: float, high: float, *, above: bool = False) -> float:
+    """Check that an argument is a number in [low, high], or (low, high] when `above`, and return it as a float.
+
+    Any real number is accepted, NumPy's scalars too; NaN, infinities and truth values are not.
+
+    Raises:
+        ValueError: It is another thing, or out of range.
+
+    Example:
+        >>> number_in("temperature", 2, 0.0, 10.0, above=True)
+        2.0
+    """
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if real and (low < value if above else low <= value) and value <= high:  # type: ignore[operator]
+        return float(value)  # type: ignore[arg-type]
+    raise invalid(name, f"a number in {'(' if above else '['}{low:g}, {high:g}]", repr(value))
 
 
 class WriteError(RunError, OSError):

@@ -48,18 +48,30 @@ class Context:
         reducer: The collectives that make statistics global.
         generator: The source of random draws, seeded alike on every rank; None when the caller gave none.
         valid_tokens: The number of valid tokens on all ranks, at least 1.
-
-    Example:
-        >>> from entropy_theory.control import LocalReducer
-        >>> x = torch.zeros(1, 2)
-        >>> Context(TokenBatch(x, x, x, x + 1), LocalReducer(), None, valid_tokens=2).valid_tokens
-        2
     """
 
     batch: TokenBatch
     reducer: Reducer
     generator: torch.Generator | None
     valid_tokens: int
+
+    def generator_for(self, rule: object) -> torch.Generator:
+        """The generator, for a rule that draws.
+
+        Raises:
+            ValueError: the caller gave none.
+
+        Example:
+            >>> from entropy_theory.control import rule
+            >>> x = torch.full((1, 2), -1.0)
+            >>> rule("random-mask(fraction=0.5)").apply(TokenBatch(x, -x, torch.tensor([1.0]), torch.ones(1, 2)))
+            Traceback (most recent call last):
+            ...
+            ValueError: generator: expected a torch.Generator, ... for random-mask(fraction=0.5), received None
+        """
+        if self.generator is None:
+            raise invalid("generator", f"a torch.Generator, in the same state on every rank, for {rule}", None)
+        return self.generator
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +120,7 @@ class Flow:
     surrogates: int = 0
 
     @classmethod
-    def start(cls, batch: TokenBatch, after: RuleOutput | None = None) -> Flow:
+    def start(cls, batch: TokenBatch, after: Decided | None = None) -> Flow:
         """Begin with g = J = r A; without old log-probabilities r = 1 and g has the very bits of A.
 
         Args:
@@ -247,7 +259,6 @@ class Flow:
         objective: Float[Tensor, "B T"],
         *,
         keep: Bool[Tensor, "B T"] | None = None,
-        factor: Float[Tensor, "B T"] | None = None,
         derivative: Float[Tensor, "B T"] | None = None,
         added: Float[Tensor, "B T"] | None = None,
     ) -> Flow:
@@ -259,8 +270,7 @@ class Flow:
         Args:
             objective: J per token, computed from `advantages`, `ratio`, `log_ratio` and `log_probs`.
             keep: Tokens that have a gradient; the others keep their objective and stay counted.
-            factor: What the coefficients are multiplied by.
-            derivative: ∂J/∂log p per unit of Â, instead of a factor: g = Â · derivative.
+            derivative: ∂J/∂log p per unit of Â, where that is not r: g = Â · derivative.
             added: What is then added to the coefficients of tokens that are still kept.
         """
         coefficients = self.coefficients
@@ -270,8 +280,6 @@ class Flow:
                 coefficients = self.advantages * derivative
             else:
                 coefficients = coefficients * (derivative / self.ratio.detach())
-        if factor is not None:
-            coefficients = coefficients * factor.detach().masked_fill(~self.valid, 1.0)
         if keep is not None:
             coefficients = coefficients.masked_fill(~keep, 0.0)
         if added is not None:
@@ -286,22 +294,37 @@ class Flow:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class RuleOutput:
-    """What a rule makes of a batch.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Decided:
+    """What the rules of a pipe made of the tokens so far, all that later rules of the pipe start from (`Flow.start`).
+
+    Args:
+        advantages: The effective advantages, A times all masks and weights, before any surrogate, (B, T).
+        unmasked_advantages: A times all weights, (B, T): what later rules read the sign of A from; None for
+            `advantages`.
+        keep_mask: Tokens that no rule dropped, (B, T), False at masked positions; None when no rule masks.
+        counted_mask: Tokens that the token mean counts, (B, T).
+        entropy_coefficients: ∂J/∂H_t, (B, T); None when no rule has an entropy term.
+    """
+
+    advantages: Float[Tensor, "B T"]
+    unmasked_advantages: Float[Tensor, "B T"] | None = None
+    keep_mask: Bool[Tensor, "B T"] | None = None
+    counted_mask: Bool[Tensor, "B T"]
+    entropy_coefficients: Float[Tensor, "B T"] | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RuleOutput(Decided):
+    """What a rule makes of a batch; the fields of `Decided` besides these.
 
     Args:
         coefficients: g_t = ∂J/∂ log p_t, (B, T), 0 at masked positions.
-        advantages: The effective advantages, A times all masks and weights, before any surrogate, (B, T).
-        keep_mask: Tokens that no rule dropped, (B, T), False at masked positions; None when no rule masks.
-        entropy_coefficients: ∂J/∂H_t, (B, T); None when the rule has no entropy term.
         objective: J_t with its entropy term, (B, T); differentiable when `log_probs` (and for the entropy term
             `entropy`) requires a gradient; None where the pipe has no closed form of it.
         denominator: The number of tokens over all ranks that the token mean counts, 0-d int64.
-        counted_mask: These tokens, (B, T), for other aggregations.
         metrics: Global numbers for the log.
         state: What the rule wants back at the next step; None when it keeps nothing.
-        unmasked_advantages: A times all weights, (B, T): what later rules read the sign of A from.
 
     Example:
         >>> from entropy_theory.control import rule
@@ -312,15 +335,10 @@ class RuleOutput:
     """
 
     coefficients: Float[Tensor, "B T"]
-    advantages: Float[Tensor, "B T"]
-    keep_mask: Bool[Tensor, "B T"] | None
-    entropy_coefficients: Float[Tensor, "B T"] | None
     objective: Float[Tensor, "B T"] | None
     denominator: Shaped[Tensor, ""]
-    counted_mask: Bool[Tensor, "B T"]
     metrics: dict[str, float] = field(default_factory=dict)
     state: State | None = None
-    unmasked_advantages: Float[Tensor, "B T"] | None = None
 
     def loss(self) -> Float[Tensor, ""]:
         """This rank's part of the token-mean loss.

@@ -63,7 +63,7 @@ class InspectConfig:
 
     Attributes:
         rollouts: The file, or the folder of a TRL run.
-        model: Folder or hub name of the causal language model, best the one that wrote the completions.
+        model: Folder or hub name of the causal language model, or smollm2; best the one that wrote the completions.
         tokenizer: Folder or hub name of the tokenizer; default: the model's.
         rule: Rules to switch between in the page; default: nine of them. The lens table always has all.
         temperature: Temperature of the policy whose statistics are shown, that of the sampling; default: the log's, or

@@ -16,6 +16,7 @@ from torch import Tensor
 from entropy_theory import records
 from entropy_theory.errors import invalid, missing_extra, reading
 from entropy_theory.inspection.tokens import Pieces, Tokenised
+from entropy_theory.testbed.pretrained import resolve_model
 from entropy_theory.vocab import token_statistics, token_statistics_from_hidden
 from entropy_theory.vocab.statistics import FIELDS, SECOND_ORDER_FIELDS
 
@@ -73,6 +74,7 @@ def load_policy(name: str, tokenizer: str | None = None, dtype: str = "float32")
         raise invalid("dtype", "float32 or bfloat16", repr(dtype))
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    name = resolve_model(name)
     with reading("model", "a causal language model in safetensors", name):
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             name, trust_remote_code=False, use_safetensors=True, dtype=dtype, output_loading_info=True

@@ -72,8 +72,9 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
     check_trl_version(trl.__version__)
     arguments = EntropyControlledGRPOConfig(**trainer_arguments(config, process.num_processes))
     check_supported(rule, arguments, trl.__version__, config.scoring)
-    data, reward = load_task(config)
-    tokenizer = load_tokenizer(config)
+    with process.main_process_first():
+        tokenizer = load_tokenizer(config)
+    data, reward = load_task(config, tokenizer)
     check_chat(data, tokenizer, config)
 
     # The checkpoint schedule does not change the result: a run may be resumed with another.
@@ -172,7 +173,8 @@ def trainer_arguments(config: TrainConfig, processes: int) -> dict[str, Any]:
             batch,
         )
     small = config.model is None
-    completion = config.max_completion_length or (sum_task.ANSWER_LENGTH + 1 if config.dataset is None else 256)
+    own = sum_task.ANSWER_LENGTH + 1 if config.task is None else 64
+    completion = config.max_completion_length or (own if config.dataset is None else 256)
     return {
         "output_dir": str(config.out / "trainer"),
         "rule": config.rule,

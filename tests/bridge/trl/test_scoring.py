@@ -14,21 +14,27 @@ from trl_runs import arguments, build, closeness, parameters_after
 from entropy_theory.bridge import trl as bridge
 from entropy_theory.bridge.trl import scoring
 from entropy_theory.vocab import TokenStatistics, token_statistics
-
-FIELDS = (*scoring._FIELDS, *scoring._SECOND_ORDER)
+from entropy_theory.vocab.statistics import FIELDS, SECOND_ORDER_FIELDS
 
 
 class Counting(bridge.EntropyControlledGRPOTrainer):
-    """Keeps the batch and what was found, and counts the forwards of whole batches that generation is over with."""
+    """Keeps the batch that the rule was given, the statistics that came with it, and those that were used."""
 
-    def _control(self, output: dict[str, Any], statistics: TokenStatistics | None) -> None:
-        self.given = statistics
-        self.batch = {k: v for k, v in output.items() if isinstance(v, torch.Tensor)}
-        super()._control(output, statistics)
+    def _start_control(self) -> None:
+        super()._start_control()
+        decide, score = self._generation.decide, self._scorer.score
 
-    def _token_batch(self, output: Any, statistics: TokenStatistics, mask: torch.Tensor) -> Any:
-        self.found = statistics
-        return super()._token_batch(output, statistics, mask)
+        def watched(output: dict[str, Any], statistics: TokenStatistics | None) -> dict[str, Any]:
+            self.given = self.used = statistics
+            changes = decide(output, statistics)
+            self.batch = {k: v for k, v in (output | changes).items() if isinstance(v, torch.Tensor)}
+            return changes
+
+        def scored(*arguments: Any) -> TokenStatistics:
+            self.used = score(*arguments)
+            return self.used
+
+        self._generation.decide, self._scorer.score = watched, scored
 
 
 def from_logits(trainer: Counting) -> TokenStatistics:
@@ -43,7 +49,7 @@ def from_logits(trainer: Counting) -> TokenStatistics:
 
 
 def assert_same(found: TokenStatistics, expected: TokenStatistics, mask: torch.Tensor) -> None:
-    for name in FIELDS:
+    for name in (*FIELDS, *SECOND_ORDER_FIELDS):
         a, b = getattr(found, name), getattr(expected, name)
         if a is not None:
             # Logits of order 1 to 10 in float32, from products of another shape.
@@ -67,9 +73,9 @@ def test_statistics_by_every_route(
     # Where TRL computes old log-probabilities or trains on the whole batch, the statistics come with them ...
     assert (trainer.given is None) == (route == "extra")
     if route == "old":
-        assert torch.equal(trainer.batch["old_per_token_logps"], trainer.found.log_probs) == large
+        assert torch.equal(trainer.batch["old_per_token_logps"], trainer.used.log_probs) == large
     # ... and they are what one plain forward gives.
-    assert_same(trainer.found, from_logits(trainer), trainer.batch["completion_mask"].bool())
+    assert_same(trainer.used, from_logits(trainer), trainer.batch["completion_mask"].bool())
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -151,8 +157,11 @@ def test_output_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: An
             trainer.train()
     else:
         trainer.train()
-    assert trainer._scorer._obstacle == reason
-    assert_same(trainer.found, from_logits(trainer), trainer.batch["completion_mask"].bool())
+    ids, mask = (
+        torch.cat([trainer.batch[f"prompt_{n}"], trainer.batch[f"completion_{n}"]], 1) for n in ("ids", "mask")
+    )
+    assert trainer._scorer.obstacle(ids, mask) == reason
+    assert_same(trainer.used, from_logits(trainer), trainer.batch["completion_mask"].bool())
 
 
 def test_dropout_is_scored_apart(tmp_path: Path) -> None:
@@ -165,7 +174,7 @@ def test_dropout_is_scored_apart(tmp_path: Path) -> None:
     trainer = build(Counting, model, GRPOConfig(**options))
     trainer.train()
     assert trainer.given is None
-    assert_same(trainer.found, from_logits(trainer), trainer.batch["completion_mask"].bool())
+    assert_same(trainer.used, from_logits(trainer), trainer.batch["completion_mask"].bool())
     with pytest.raises(ValueError, match=r"a model without dropout \(disable_dropout\), received 'one-pass' with"):
         build(Counting, model, bridge.EntropyControlledGRPOConfig(**arguments(tmp_path, scoring="one-pass")))
     by_itself = build(Counting, model, GRPOConfig(**arguments(tmp_path, learning_rate=0.0, model_init_kwargs=None)))
@@ -182,7 +191,7 @@ def test_one_pass_with_an_unreadable_output_layer(tmp_path: Path) -> None:
     trainer = build(Counting, model, GRPOConfig(**options))
     trainer.train()
     assert trainer.given is None
-    assert_same(trainer.found, from_logits(trainer), trainer.batch["completion_mask"].bool())
+    assert_same(trainer.used, from_logits(trainer), trainer.batch["completion_mask"].bool())
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_a_batch_without_valid_tokens_leaves_nothing_and_says_so() -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("ppo-clip", "live part 'ppo-clip' belongs into the policy loss"),
+        ("ppo-clip", "ratio-based part 'ppo-clip' belongs into the policy loss"),
         ("entropy-bonus", "actor.entropy_coeff"),
         ("clip-v", "centered_discriminant"),
         ("w-reinforce", "rewards"),
@@ -222,7 +222,7 @@ def test_a_rule_that_reads_the_entropy_says_so_when_there_is_none() -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("clip-b|ppo-clip", "the live part alone"),
+        ("clip-b|ppo-clip", "the ratio-based part alone"),
         ("steer", "entropy: expected a tensor"),
         ("entropy-ratio", "old_entropy"),
         ("kl-cov", "kl-cov@micro-batch"),
@@ -418,8 +418,9 @@ def test_rules_are_registered_under_names_that_verl_finds(core_algos) -> None:
 @pytest.fixture(scope="module")
 def external(core_algos):
     pytest.importorskip("transfer_queue", reason="TransferQueue is not installed (extra 'verl')")
+    from entropy_theory.bridge.verl import trainer
 
-    return verl_trainer
+    return trainer
 
 
 def composed(*overrides: str):
@@ -478,7 +479,7 @@ _LOSS = "actor_rollout_ref.actor.policy_loss.loss_mode"
         (["+trainer.v1.entropy_theory.seed=1"], "only rule, rule_seed and observe"),
         (["trainer.v1.entropy_theory.observe=[ppo-clip]"], "belongs into the policy loss"),
         ([f"{_RULE}=entropy-bonus|clip-higher"], "actor.entropy_coeff"),
-        ([f"{_LOSS}=vanilla"], "'entropy_theory:clip-higher', the live part"),
+        ([f"{_LOSS}=vanilla"], "'entropy_theory:clip-higher', the ratio-based part"),
         (["actor_rollout_ref.model.use_fused_kernels=true"], "statistics of the logits"),
         ([f"{_RULE}='clip-b|kl-cov'", f"{_LOSS}=entropy_theory:kl-cov"], "kl-cov@micro-batch"),
         ([f"{_RULE}='clip-b|steer'", f"{_LOSS}=entropy_theory:steer"], "entropy"),
@@ -518,6 +519,7 @@ def test_the_environment_chooses_the_engine_that_scores_the_baseline(external, m
     from verl.workers.engine import EngineRegistry
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
+    monkeypatch.delenv("VERL_ENGINE_VENDOR", raising=False)
     monkeypatch.setenv("VERL_ENGINE_DEVICE", "cuda")
     assert EngineRegistry.get_engine_cls("language_model", "fsdp2") is FSDPEngineWithLMHead
     monkeypatch.setenv("VERL_ENGINE_VENDOR", "entropy_theory")

@@ -10,6 +10,7 @@ from oracles import ExactPolicy
 from entropy_theory.theory.verification import search
 
 
+@pytest.mark.statement("sharpness-of-the-sign-theorem")
 @pytest.mark.parametrize("family", search.OUTSIDE, ids=lambda family: family.name)
 def test_the_known_counterexamples_are_found(family):
     found = search.search_sign(family, chains=200, rounds=120, seed=3)
@@ -28,6 +29,7 @@ def test_the_known_counterexamples_are_found(family):
         assert after > exact.entropy
 
 
+@pytest.mark.statement("one-sided-sign-theorem", "sign-law-of-one-logit")
 @pytest.mark.parametrize("family", search.INSIDE, ids=lambda family: family.name)
 def test_nothing_is_found_inside(family):
     found = search.search_sign(family, chains=300, rounds=200, seed=5)
@@ -35,6 +37,7 @@ def test_nothing_is_found_inside(family):
     assert found.best > -1.0 - 1e-2  # the bound is approached: the search does look where it is tight
 
 
+@pytest.mark.statement("unimodal-rise")
 def test_the_open_statement_has_no_exception_here():
     found = search.search_unimodal(chains=150, rounds=100, seed=2)
     assert found.confirmed == 0
