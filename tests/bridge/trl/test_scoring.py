@@ -78,22 +78,41 @@ def test_statistics_by_every_route(
     assert_same(trainer.used, from_logits(trainer), trainer.batch["completion_mask"].bool())
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_forwards_of_the_policy(tiny_decoder: Path, tmp_path: Path, route: str) -> None:
-    counts = {}
-    for kind in (GRPOTrainer, Counting):
-        options = arguments(tmp_path, **ROUTES[route])
-        trainer = build(kind, tiny_decoder, GRPOConfig(**options), reward_funcs=closeness)
-        seen: list[int] = []
+def forwards(trainer: GRPOTrainer) -> int:
+    """Train, and count the forwards of whole batches besides those that generate."""
+    seen: list[int] = []
 
-        def count(module: Any, arguments: Any, keywords: Any, output: Any, seen: list[int] = seen) -> None:
-            if not keywords.get("use_cache"):  # generation keeps a cache
-                seen.append(keywords["input_ids"].shape[0])
+    def count(module: Any, arguments: Any, keywords: Any, output: Any) -> None:
+        if not keywords.get("use_cache"):  # generation keeps a cache
+            seen.append(keywords["input_ids"].shape[0])
 
-        trainer.model.model.register_forward_hook(count, with_kwargs=True)
-        trainer.train()
-        counts[kind] = sum(rows > 1 for rows in seen)
-    assert counts[Counting] - counts[GRPOTrainer] == (1 if route == "extra" else 0)
+    trainer.model.model.register_forward_hook(count, with_kwargs=True)
+    trainer.train()
+    return sum(rows > 1 for rows in seen)
+
+
+class Mixed(bridge.EntropyControlMixin, GRPOTrainer):
+    """The mixin over TRL's trainer, outside of this package."""
+
+
+class Logging(GRPOTrainer):
+    """A trainer of somebody's own that leaves generation and loss alone."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs | {"own": 1.0}, start_time)
+
+
+@pytest.mark.parametrize(
+    ("kind", "route", "more"),
+    [(Counting, "old", 0), (Counting, "one-pass", 0), (Counting, "extra", 1), (Mixed, "one-pass", 0),
+     (Logging, "one-pass", 0)],
+)  # fmt: skip
+def test_forwards_of_the_policy(tiny_decoder: Path, tmp_path: Path, kind: type, route: str, more: int) -> None:
+    options = GRPOConfig(**arguments(tmp_path, **ROUTES[route]))
+    plain = build(GRPOTrainer, tiny_decoder, options, reward_funcs=closeness)
+    trainer = build(kind, tiny_decoder, options, reward_funcs=closeness)
+    trainer = bridge.attach(trainer) if kind is Logging else trainer
+    assert forwards(trainer) - forwards(plain) == more
 
 
 def test_large_vocabulary_updates_agree_with_plain_trl(

@@ -19,22 +19,12 @@ from entropy_theory.bridge.trl.compatibility import warn_untested
 from entropy_theory.control import rule as build_rule
 
 
-def test_neutral_rule_equals_plain_trl_exactly(tiny_decoder: Path, tmp_path: Path) -> None:
-    options = arguments(tmp_path, max_steps=5, gradient_accumulation_steps=2, per_device_train_batch_size=16)
-    plain = parameters_after(build(GRPOTrainer, tiny_decoder, GRPOConfig(**options)))
-    ours = parameters_after(
-        build(bridge.EntropyControlledGRPOTrainer, tiny_decoder, GRPOConfig(**options), rule="none")
-    )
-    assert torch.equal(plain, ours)
-    start = torch.cat([p.flatten() for p in build(GRPOTrainer, tiny_decoder, GRPOConfig(**options)).model.parameters()])
-    assert not torch.equal(plain, start)  # the five steps did something
-
-
 @pytest.mark.parametrize(
     "changes",
     [{"loss_type": loss} for loss in sorted(bridge.SUPPORTED_LOSSES)]
     + [
         {"num_iterations": 2, "max_steps": 4},
+        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 16, "max_steps": 5},
         {"temperature": 1.3, "beta": 0.05},
         {"importance_sampling_level": "sequence", "loss_type": "grpo"},
         {"top_entropy_quantile": 0.5},
