@@ -78,22 +78,41 @@ def test_statistics_by_every_route(
     assert_same(trainer.used, from_logits(trainer), trainer.batch["completion_mask"].bool())
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_forwards_of_the_policy(tiny_decoder: Path, tmp_path: Path, route: str) -> None:
-    counts = {}
-    for kind in (GRPOTrainer, Counting):
-        options = arguments(tmp_path, **ROUTES[route])
-        trainer = build(kind, tiny_decoder, GRPOConfig(**options), reward_funcs=closeness)
-        seen: list[int] = []
+def forwards(trainer: GRPOTrainer) -> int:
+    """Train, and count the forwards of whole batches besides those that generate."""
+    seen: list[int] = []
 
-        def count(module: Any, arguments: Any, keywords: Any, output: Any, seen: list[int] = seen) -> None:
-            if not keywords.get("use_cache"):  # generation keeps a cache
-                seen.append(keywords["input_ids"].shape[0])
+    def count(module: Any, arguments: Any, keywords: Any, output: Any) -> None:
+        if not keywords.get("use_cache"):  # generation keeps a cache
+            seen.append(keywords["input_ids"].shape[0])
 
-        trainer.model.model.register_forward_hook(count, with_kwargs=True)
-        trainer.train()
-        counts[kind] = sum(rows > 1 for rows in seen)
-    assert counts[Counting] - counts[GRPOTrainer] == (1 if route == "extra" else 0)
+    trainer.model.model.register_forward_hook(count, with_kwargs=True)
+    trainer.train()
+    return sum(rows > 1 for rows in seen)
+
+
+class Mixed(bridge.EntropyControlMixin, GRPOTrainer):
+    """The mixin over TRL's trainer, outside of this package."""
+
+
+class Logging(GRPOTrainer):
+    """A trainer of somebody's own that leaves generation and loss alone."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs | {"own": 1.0}, start_time)
+
+
+@pytest.mark.parametrize(
+    ("kind", "route", "more"),
+    [(Counting, "old", 0), (Counting, "one-pass", 0), (Counting, "extra", 1), (Mixed, "one-pass", 0),
+     (Logging, "one-pass", 0)],
+)  # fmt: skip
+def test_forwards_of_the_policy(tiny_decoder: Path, tmp_path: Path, kind: type, route: str, more: int) -> None:
+    options = GRPOConfig(**arguments(tmp_path, **ROUTES[route]))
+    plain = build(GRPOTrainer, tiny_decoder, options, reward_funcs=closeness)
+    trainer = build(kind, tiny_decoder, options, reward_funcs=closeness)
+    trainer = bridge.attach(trainer) if kind is Logging else trainer
+    assert forwards(trainer) - forwards(plain) == more
 
 
 def test_large_vocabulary_updates_agree_with_plain_trl(
@@ -157,10 +176,7 @@ def test_output_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: An
             trainer.train()
     else:
         trainer.train()
-    ids, mask = (
-        torch.cat([trainer.batch[f"prompt_{n}"], trainer.batch[f"completion_{n}"]], 1) for n in ("ids", "mask")
-    )
-    assert trainer._scorer.obstacle(ids, mask) == reason
+    assert trainer._scorer.obstacle(trainer.batch) == reason
     assert_same(trainer.used, from_logits(trainer), trainer.batch["completion_mask"].bool())
 
 
@@ -175,7 +191,9 @@ def test_dropout_is_scored_apart(tmp_path: Path) -> None:
     trainer.train()
     assert trainer.given is None
     assert_same(trainer.used, from_logits(trainer), trainer.batch["completion_mask"].bool())
-    with pytest.raises(ValueError, match=r"a model without dropout \(disable_dropout\), received 'one-pass' with"):
+    with pytest.raises(
+        ValueError, match=r"a model without dropout \(disable_dropout\) and .*, received 'one-pass' with"
+    ):
         build(Counting, model, bridge.EntropyControlledGRPOConfig(**arguments(tmp_path, scoring="one-pass")))
     by_itself = build(Counting, model, GRPOConfig(**arguments(tmp_path, learning_rate=0.0, model_init_kwargs=None)))
     by_itself.train()
@@ -218,36 +236,3 @@ def test_one_pass_equals_the_batch(tiny_decoder: Path, tmp_path: Path, rule: str
         key = bridge.PREFIX + name
         assert [line[key] for line in one_log] == pytest.approx([line[key] for line in log], abs=1e-5)
     assert rule == "none" or log[0][bridge.PREFIX + "dropped_share"] > 0
-
-
-class WithALossOfItsOwn(Counting):
-    """Looks at the batch before TRL's loss does."""
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        self.controlled = inputs["advantages"].ndim == 2
-        return super()._compute_loss(model, inputs)
-
-
-class Deaf(GRPOTrainer):
-    """A loss that runs the model by itself."""
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        return model(input_ids=inputs["completion_ids"]).logits.mean()
-
-
-class ControlledDeaf(bridge.EntropyControlMixin, Deaf):
-    pass
-
-
-def test_a_trainer_with_a_loss_of_its_own_finds_the_batch_controlled(tiny_decoder: Path, tmp_path: Path) -> None:
-    rule = "clip-b(mu=0.1, advantages='all')"
-    trainer = build(
-        WithALossOfItsOwn, tiny_decoder, GRPOConfig(**arguments(tmp_path)), rule=rule, reward_funcs=closeness
-    )
-    trainer.train()
-    assert trainer.given is None
-    assert trainer.controlled
-    build(ControlledDeaf, tiny_decoder, GRPOConfig(**arguments(tmp_path)), rule=rule).train()
-    config = bridge.EntropyControlledGRPOConfig(**arguments(tmp_path), scoring="one-pass")
-    with pytest.raises(ValueError, match="'batch' for a trainer whose loss does not run TRL's forward"):
-        build(ControlledDeaf, tiny_decoder, config, rule=rule).train()
