@@ -255,6 +255,14 @@ def test_links_of_pages_outside_docs_do_not_depend_on_where_the_checkout_lies(
     assert text == "[a](../glossary.md#x) [b](CHANGELOG.md) [c](tests/oracles.py.md#L-3) [d](https://e.org/f)"
 
 
+def test_the_architecture_shows_every_room() -> None:
+    tree = (ROOT / "ARCHITECTURE.md").read_text().split("```")[1]
+    entries = [path for path in (ROOT / "entropy_theory").iterdir() if not path.name.startswith("_")]
+    rooms = [f"{path.name}/" for path in entries if (path / "__init__.py").is_file()]
+    modules = [path.name for path in entries if path.suffix == ".py"]
+    assert [name for name in [*rooms, *modules] if f" {name}" not in tree] == []
+
+
 def test_the_site_builds_and_needs_no_network(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="needs the extra docs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
