@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 
 from entropy_theory.control.batch import TokenBatch
-from entropy_theory.control.flow import Context, Flow, RuleOutput, State
+from entropy_theory.control.flow import Context, Decided, Flow, RuleOutput, State
 from entropy_theory.control.parameters import decided
 from entropy_theory.control.reducers import LOCAL, Reducer, masked_count
 from entropy_theory.control.spec import format_value
@@ -106,7 +106,7 @@ class Rule:
         generator: torch.Generator | None = None,
         state: State | None = None,
         *,
-        after: RuleOutput | None = None,
+        after: Decided | None = None,
     ) -> RuleOutput:
         """Compute the coefficients g_t of this rank's tokens, with statistics over all ranks.
 

@@ -126,7 +126,7 @@ class Flow:
     surrogates: int = 0
 
     @classmethod
-    def start(cls, batch: TokenBatch, after: RuleOutput | None = None) -> Flow:
+    def start(cls, batch: TokenBatch, after: Decided | None = None) -> Flow:
         """Begin with g = J = r A; without old log-probabilities r = 1 and g has the very bits of A.
 
         Args:
@@ -304,22 +304,37 @@ class Flow:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class RuleOutput:
-    """What a rule makes of a batch.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Decided:
+    """What the rules of a pipe made of the tokens so far, all that later rules of the pipe start from (`Flow.start`).
+
+    Args:
+        advantages: The effective advantages, A times all masks and weights, before any surrogate, (B, T).
+        unmasked_advantages: A times all weights, (B, T): what later rules read the sign of A from; None for
+            `advantages`.
+        keep_mask: Tokens that no rule dropped, (B, T), False at masked positions; None when no rule masks.
+        counted_mask: Tokens that the token mean counts, (B, T).
+        entropy_coefficients: ∂J/∂H_t, (B, T); None when no rule has an entropy term.
+    """
+
+    advantages: Float[Tensor, "B T"]
+    unmasked_advantages: Float[Tensor, "B T"] | None = None
+    keep_mask: Bool[Tensor, "B T"] | None = None
+    counted_mask: Bool[Tensor, "B T"]
+    entropy_coefficients: Float[Tensor, "B T"] | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RuleOutput(Decided):
+    """What a rule makes of a batch; the fields of `Decided` besides these.
 
     Args:
         coefficients: g_t = ∂J/∂ log p_t, (B, T), 0 at masked positions.
-        advantages: The effective advantages, A times all masks and weights, before any surrogate, (B, T).
-        keep_mask: Tokens that no rule dropped, (B, T), False at masked positions; None when no rule masks.
-        entropy_coefficients: ∂J/∂H_t, (B, T); None when the rule has no entropy term.
         objective: J_t with its entropy term, (B, T); differentiable when `log_probs` (and for the entropy term
             `entropy`) requires a gradient; None where the pipe has no closed form of it.
         denominator: The number of tokens over all ranks that the token mean counts, 0-d int64.
-        counted_mask: These tokens, (B, T), for other aggregations.
         metrics: Global numbers for the log.
         state: What the rule wants back at the next step; None when it keeps nothing.
-        unmasked_advantages: A times all weights, (B, T): what later rules read the sign of A from.
 
     Example:
         >>> from entropy_theory.control import rule
@@ -330,15 +345,10 @@ class RuleOutput:
     """
 
     coefficients: Float[Tensor, "B T"]
-    advantages: Float[Tensor, "B T"]
-    keep_mask: Bool[Tensor, "B T"] | None
-    entropy_coefficients: Float[Tensor, "B T"] | None
     objective: Float[Tensor, "B T"] | None
     denominator: Shaped[Tensor, ""]
-    counted_mask: Bool[Tensor, "B T"]
     metrics: dict[str, float] = field(default_factory=dict)
     state: State | None = None
-    unmasked_advantages: Float[Tensor, "B T"] | None = None
 
     def loss(self) -> Float[Tensor, ""]:
         """This rank's part of the token-mean loss.

@@ -256,7 +256,7 @@ def test_a_disk_that_fills_while_saving(tiny_decoder: Path, small_disk: Path, wh
     assert "bytes free" in said
     assert said.endswith("; the same command resumes from checkpoint-2\n")
     checkpoints.open_checkpoint(out / "trainer" / "checkpoint-2")
-    assert not (out / "trainer" / checkpoints.STAGING).exists()  # the room is given back
+    assert not (out / "trainer" / "checkpoint-4").exists()  # the room is given back
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     assert main(words(tiny_decoder, out)) == 0
     assert_same_run(whole, out)

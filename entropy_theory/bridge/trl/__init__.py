@@ -1,5 +1,6 @@
 """Entropy control for TRL's GRPO trainer."""
 
+from entropy_theory.bridge.metrics import PREFIX
 from entropy_theory.bridge.trl.compatibility import (
     SUPPORTED_LOSSES,
     SUPPORTED_TRL,
@@ -8,7 +9,6 @@ from entropy_theory.bridge.trl.compatibility import (
 )
 from entropy_theory.bridge.trl.config import EntropyControlledGRPOConfig
 from entropy_theory.bridge.trl.trainer import (
-    PREFIX,
     EntropyControlledGRPOTrainer,
     EntropyControlMixin,
     attach,

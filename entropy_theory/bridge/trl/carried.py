@@ -1,89 +1,111 @@
-"""What was decided on a generation batch, as tensors that TRL shuffles and splits with the tokens they belong to."""
+"""What was decided on a generation batch, and how it travels with the rows it belongs to.
+
+TRL shuffles and splits the tensors of a generation batch. A decision is therefore packed into TRL's dictionary as one
+tensor per quantity, with the rows in its first dimension, and unpacked once where a micro-batch is trained on.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from entropy_theory.control import RuleOutput, TokenBatch
+from entropy_theory.control import TokenBatch
+from entropy_theory.control.flow import Decided
 
 CARRIED = "entropy_control_"
-MASK = CARRIED + "batch_completion_mask"
-_OF_THE_OUTPUT = ("advantages", "unmasked_advantages", "keep_mask", "counted_mask", "entropy_coefficients")
+"""What all keys of ours in TRL's dictionaries begin with."""
+
+ROWS = CARRIED + "rows"
+"""The place of each row in the order of sampling, (B,): random draws and ties do not depend on the shuffle."""
+
+_SCORED, _DECIDED = CARRIED + "scored_", CARRIED + "decided_"
+_COUNTED, _SCALE = CARRIED + "counted", CARRIED + "scale"
 
 
 def valid_tokens(inputs: Mapping[str, Any]) -> Tensor:
-    """The tokens that TRL trains on: those of the completion that no tool wrote."""
+    """The tokens that TRL trains on, (B, T): those of the completion that no tool wrote."""
     mask: Tensor = inputs["completion_mask"].bool()
     return mask & inputs["tool_mask"].bool() if "tool_mask" in inputs else mask
 
 
-def pack(batch: TokenBatch, first: RuleOutput | None, scale: float | Tensor | None) -> dict[str, Tensor]:
-    """Write a scored batch, and what the batch part of the rule made of it, as tensors for TRL's inputs.
+@dataclass(frozen=True, eq=False)
+class BatchDecision:
+    """What was decided on a generation batch, of all of its rows or of those of a micro-batch.
 
-    Args:
-        batch: The whole generation batch of this rank.
-        first: The output of the batch part; None when the rule has none.
-        scale: What expresses the batch part's denominator, see `shrinkage`.
+    Attributes:
+        rows: The place of each row in the order of sampling, (B,).
+        scored: The batch as the policy that sampled it saw it.
+        decided: What the batch part of the rule made of it; None when the rule has no batch part.
+        counted: The tokens over all ranks that the rule counts, 0-d.
+        scale: What per-token terms are multiplied by so that TRL's divisor yields the rule's own, (B, 1); None for 1.
     """
-    kept = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    packed = {CARRIED + "batch_" + name: value for name, value in kept.items() if value is not None}
-    rows = torch.arange(batch.log_probs.shape[0], device=batch.log_probs.device)
-    packed[CARRIED + "rows"] = rows
-    if scale is not None:
-        packed[CARRIED + "scale"] = torch.as_tensor(scale).to(batch.log_probs).expand(len(rows), 1)
-    if first is not None:
-        values = {name: getattr(first, name) for name in _OF_THE_OUTPUT}
-        packed |= {CARRIED + "first_" + name: value for name, value in values.items() if value is not None}
-        packed[CARRIED + "counted"] = first.denominator.to(batch.log_probs.device)
-    return packed
+
+    rows: Tensor
+    scored: TokenBatch
+    decided: Decided | None
+    counted: Tensor
+    scale: Tensor | None
+
+    def pack(self) -> dict[str, Tensor]:
+        """Write the decision as tensors for TRL's dictionary."""
+        packed = {ROWS: self.rows, _COUNTED: self.counted, _SCALE: self.scale}
+        packed |= {_SCORED + f.name: getattr(self.scored, f.name) for f in fields(TokenBatch)}
+        if self.decided is not None:
+            packed |= {_DECIDED + f.name: getattr(self.decided, f.name) for f in fields(Decided)}
+        return {name: value for name, value in packed.items() if value is not None}
+
+    @classmethod
+    def unpack(cls, inputs: Mapping[str, Any]) -> BatchDecision | None:
+        """Read what `pack` wrote; None where no decision travels."""
+        if _COUNTED not in inputs:
+            return None
+
+        def read(start: str) -> dict[str, Any]:
+            return {name.removeprefix(start): value for name, value in inputs.items() if name.startswith(start)}
+
+        decided = read(_DECIDED)
+        return cls(
+            rows=inputs[ROWS],
+            scored=TokenBatch(**read(_SCORED)),
+            decided=Decided(**decided) if decided else None,
+            counted=inputs[_COUNTED],
+            scale=inputs.get(_SCALE),
+        )
+
+    def present(self, inputs: Mapping[str, Any], log_probs: Tensor, entropy: Tensor, **scores: Tensor) -> TokenBatch:
+        """Build the batch of the present policy: its own log-probabilities and entropies, the rest as it was decided.
+
+        Where TRL stores no old log-probabilities the batch is used once, by the policy that sampled it: the ratio is 1.
+        The centred scores, unless given, stay those of that policy; they serve the shares of the quadrants.
+
+        Args:
+            inputs: TRL's dictionary, with the old log-probabilities where it stores them.
+            log_probs: log p of the present policy, (B, T).
+            entropy: Its H, (B, T).
+            **scores: Those of its scores that need its whole distribution.
+        """
+        old = inputs.get("old_per_token_logps")
+        changed: dict[str, Any] = {"log_probs": log_probs, "entropy": entropy}
+        changed["old_log_probs"] = log_probs.detach() if old is None else old
+        stale: dict[str, Any] = dict.fromkeys(
+            ("discriminant", "baseline", "sum_squared_discriminant", "grpo_curvature")
+        )
+        return replace(self.scored, **changed, **(stale | scores))
 
 
-def unpack(inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], RuleOutput | None]:
-    """Read back what `pack` wrote: the fields of the batch, and the output of the batch part."""
-    start = CARRIED + "batch_"
-    batch = {key.removeprefix(start): value for key, value in inputs.items() if key.startswith(start)}
-    if CARRIED + "first_advantages" not in inputs:
-        return batch, None
-    values: dict[str, Any] = {name: inputs.get(CARRIED + "first_" + name) for name in _OF_THE_OUTPUT}
-    unused: dict[str, Any] = {"coefficients": values["advantages"], "objective": None}
-    return batch, RuleOutput(**values, **unused, denominator=inputs[CARRIED + "counted"])
-
-
-def present_batch(inputs: Mapping[str, Any], log_probs: Tensor, entropy: Tensor, **scores: Tensor | None) -> TokenBatch:
-    """Build the batch of the present policy: its own log-probabilities and entropies, the rest as it travelled.
-
-    Without stored old log-probabilities the batch is used once, by the policy that sampled it: the ratio is 1, as TRL
-    has it. The centred scores, unless given, are those of that policy; they serve the shares of the quadrants.
-    """
-    batch = unpack(inputs)[0]
-    old = inputs.get("old_per_token_logps")
-    batch |= {
-        "log_probs": log_probs,
-        "entropy": entropy,
-        "old_log_probs": log_probs.detach() if old is None else old,
-    }
-    for name in ("discriminant", "baseline", "sum_squared_discriminant", "grpo_curvature"):
-        batch.pop(name, None)  # of the policy that sampled; S follows from log p and H
-    batch |= {name: value for name, value in scores.items() if value is not None}
-    return TokenBatch(**batch)
-
-
-def sorted_window(window: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], Tensor]:
-    """Join micro-batches in the order in which their rows were sampled, whatever the shuffle.
-
-    Random rules and ties then fall alike for every number of ranks and micro-batches.
+def sorted_rows(parts: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], Tensor]:
+    """Join micro-batches with their rows in the order of sampling, whatever TRL's shuffle.
 
     Returns:
-        The joined tensors, and the place of each joined row among the rows as they came.
+        The joined dictionary, and the place of each joined row among the rows as they came.
     """
-    order = torch.cat([part[CARRIED + "rows"] for part in window]).argsort()
-    merged = {
-        name: torch.cat([part[name] for part in window])[order] if isinstance(value, Tensor) and value.dim() else value
-        for name, value in window[0].items()
+    order = torch.cat([part[ROWS] for part in parts]).argsort()
+    joined = {
+        name: torch.cat([part[name] for part in parts])[order] if isinstance(value, Tensor) and value.dim() else value
+        for name, value in parts[0].items()
     }
-    return merged, order
+    return joined, order

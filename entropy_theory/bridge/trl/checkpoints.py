@@ -1,19 +1,28 @@
-"""Checkpoints that are whole or absent: staged beside their place, listed in a manifest, renamed at the end.
+"""Checkpoints that are whole or known not to be, and that a resumed run continues from exactly.
 
 The trainer's own checkpoints appear file by file, and a missing random-number, optimizer or scheduler file is passed
-over in silence when training goes on: the run then ends with other numbers. Here a checkpoint without its manifest, or
-with a file missing or cut short, is refused by name.
+over in silence when training resumes: the run then ends with other numbers. Here a checkpoint is written where the
+trainer and its callbacks expect it, with a manifest that says "incomplete" from the first moment and lists every file
+with its digest at the end; only then are older checkpoints deleted. Inside a generation batch the rest of that batch is
+kept too, so that training resumes exactly at any step.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import broadcast_object_list
 
 from entropy_theory import __version__, records
 from entropy_theory.errors import RunError, invalid
@@ -24,96 +33,111 @@ else:
     _Trainer = object
 
 MANIFEST = "entropy_control.json"
-STAGING = ".staging"
-FORMAT = 2
+FORMAT = 3
 _NAME = re.compile(r"checkpoint-(\d+)")
+_BATCH = "generation_batch_{rank}.pt"
+
+Digests = dict[str, tuple[int, int, str]]
+"""Of each file: its length, its time of modification, its SHA-256."""
 
 
-def seal(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write the manifest of a checkpoint: what belongs to it and how long each file is.
+def begin(folder: Path) -> None:
+    """Mark a checkpoint as being written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records.write_json(folder / MANIFEST, {"format": FORMAT, "version": __version__, "complete": False})
+
+
+def seal(folder: Path, content: Mapping[str, Any], known: Digests | None = None) -> Digests:
+    """Complete the manifest of a checkpoint: what belongs to it, the length of each file and its digest.
 
     Args:
-        folder: The staged checkpoint with all its files.
+        folder: The checkpoint with all its files.
         content: What else to keep, such as the rule and its state.
+        known: Digests of an earlier seal; files that have not changed since are not read again.
+
+    Returns:
+        The digests.
     """
-    files = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-    for name in files:
-        with (folder / name).open("rb") as file:
+    digests: Digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
+            name, status = path.relative_to(folder).as_posix(), path.stat()
+            old = (known or {}).get(name)
+            unchanged = old is not None and old[:2] == (status.st_size, status.st_mtime_ns)
+            digests[name] = old if old and unchanged else (status.st_size, status.st_mtime_ns, _digest(path, sync=True))
+    files = {name: {"bytes": size, "sha256": sha} for name, (size, _, sha) in digests.items()}
+    manifest = {"format": FORMAT, "version": __version__, "complete": True, **content, "files": files}
+    records.write_json(folder / MANIFEST, manifest | {"digest": _digest_of_manifest(manifest)})
+    return digests
+
+
+def _digest(path: Path, sync: bool = False) -> str:
+    with path.open("rb") as file:
+        if sync:
             os.fsync(file.fileno())
-    records.write_json(folder / MANIFEST, {"format": FORMAT, "version": __version__, **content, "files": files})
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def put_in_place(staged: Path, target: Path) -> None:
-    """Rename a sealed checkpoint to its name; one of the same step that is there already is replaced."""
-    if target.exists():
-        target.rename(staged.parent / "replaced")  # a kill while it is deleted must not leave half of it in place
-    staged.rename(target)
-    shutil.rmtree(staged.parent, ignore_errors=True)
+def _digest_of_manifest(manifest: Mapping[str, Any]) -> str:
+    content = {name: value for name, value in records.to_data(dict(manifest)).items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def rotate(folder: Path, limit: int | None, best: str | None = None) -> None:
-    """Delete the oldest checkpoints beyond the limit, never the newest and never the best.
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Read a checkpoint's manifest; None where there is none, as in plain TRL's checkpoints.
 
-    Written here because transformers before 5 has no function for it.
-
-    Args:
-        folder: Where the checkpoints are.
-        limit: How many may stay; None or 0: all.
-        best: The trainer's best checkpoint.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as name:
-        ...     folder = Path(name)
-        ...     for step in (5, 10, 15, 20):
-        ...         Path(folder, f"checkpoint-{step}").mkdir()
-        ...     rotate(folder, 2, best=f"{name}/checkpoint-5")
-        ...     sorted(path.name for path in folder.iterdir())
-        ['checkpoint-20', 'checkpoint-5']
+    Raises:
+        ValueError: It is unreadable, of another format, or of a checkpoint that was not written to its end.
     """
-    found = _found(folder)
-    spared = {found[-1], Path(best)} if found and best else set(found[-1:])
-    spare = [path for path in found if path not in spared]
-    for path in spare[: max(0, len(found) - limit) if limit else 0]:
-        shutil.rmtree(path, ignore_errors=True)
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = records.read_json(path)
+    except ValueError:  # also text that is not UTF-8
+        raise invalid("resume_from_checkpoint", "a whole checkpoint", f"{folder} with a damaged {MANIFEST}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        received = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise invalid("resume_from_checkpoint", f"a checkpoint of format {FORMAT}", f"{folder}: {received}")
+    if not manifest.get("complete"):
+        raise invalid("resume_from_checkpoint", "a whole checkpoint", f"{folder}, whose writing was interrupted")
+    return manifest
 
 
-def open_checkpoint(folder: Path) -> dict[str, Any]:
-    """Read a checkpoint's manifest and check that every file is there in full.
+def open_checkpoint(folder: Path, any_release: bool = False) -> dict[str, Any]:
+    """Read a checkpoint's manifest and check that every file is what was written.
 
     Args:
         folder: The checkpoint.
+        any_release: Accept one of another release of this package.
 
     Returns:
         The manifest.
 
     Raises:
-        ValueError: There is no manifest, it is of another format or release, or a file is missing or of another length.
+        ValueError: There is no manifest, it is of another format or release, or a file is missing or has changed.
     """
-    if not (folder / MANIFEST).is_file():
+    manifest = read_manifest(folder)
+    if manifest is None:
         raise invalid("resume_from_checkpoint", f"a whole checkpoint, with {MANIFEST}", folder)
-    manifest = records.read_json(folder / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise invalid(
-            "resume_from_checkpoint", f"a checkpoint of format {FORMAT}", f"{folder}: {manifest.get('format')}"
-        )
-    if manifest["version"] != __version__:
-        raise invalid(
-            "resume_from_checkpoint",
-            f"a checkpoint of entropy_theory {__version__}",
-            f"{folder}: {manifest['version']}",
-        )
-    for name, size in manifest["files"].items():
+    if manifest["version"] != __version__ and not any_release:
+        expected = f"a checkpoint of entropy_theory {__version__}"
+        raise invalid("resume_from_checkpoint", expected, f"{folder}: {manifest['version']}")
+    if manifest.get("digest") != _digest_of_manifest(manifest):
+        raise invalid("resume_from_checkpoint", f"{folder / MANIFEST} as it was written", "another content")
+    for name, written in manifest["files"].items():
         path = folder / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            received = "no such file" if found is None else f"{found} bytes"
-            raise invalid("resume_from_checkpoint", f"{folder / name} with {size} bytes", received)
-    return dict(manifest)
+        size = path.stat().st_size if path.is_file() else None
+        if size != written["bytes"]:
+            received = "no such file" if size is None else f"{size} bytes"
+            raise invalid("resume_from_checkpoint", f"{path} with {written['bytes']} bytes", received)
+        if _digest(path) != written["sha256"]:
+            raise invalid("resume_from_checkpoint", f"{path} as it was written", "another content of the same length")
+    return manifest
 
 
 def boundary(args: Any) -> int:
-    """Count the optimizer steps from one generation batch to the next: only between them is resuming exact.
+    """Count the optimizer steps from one generation batch to the next.
 
     Args:
         args: TRL's GRPOConfig.
@@ -128,22 +152,24 @@ def boundary(args: Any) -> int:
     )
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """Find the newest checkpoint that was put in place; None when there is none.
+def latest_checkpoint(folder: Path, plain: bool = False) -> Path | None:
+    """Find the newest checkpoint that was written to its end; None when there is none.
 
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     for step in (5, 10):
-        ...         Path(folder, f"checkpoint-{step}").mkdir()
-        ...     latest_checkpoint(Path(folder)).name
-        'checkpoint-10'
+    Args:
+        folder: Where the checkpoints are.
+        plain: Accept checkpoints of plain TRL, which do not say whether they are whole.
     """
-    found = _found(folder)
-    return found[-1] if found else None
+
+    def usable(path: Path) -> bool:
+        try:
+            return read_manifest(path) is not None or plain
+        except ValueError:
+            return False
+
+    return next((path for path in reversed(_checkpoints(folder)) if usable(path)), None)
 
 
-def _found(folder: Path) -> list[Path]:
+def _checkpoints(folder: Path) -> list[Path]:
     """List the checkpoints, oldest first."""
     named = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
     return sorted(named, key=checkpoint_step)
@@ -165,29 +191,60 @@ def checkpoint_step(folder: Path) -> int:
 class SafeCheckpoints(_Trainer):
     """Mixin: checkpoints are whole, of one rule, and never of a model whose loss or gradient was not a number."""
 
-    _staging: str | None = None
     _epochs_done = 0
+    _limit_put_off: int | None = None  # args.save_total_limit while a checkpoint is written
+    _sealed: Digests | None = None  # what the manifest of the checkpoint being written lists so far
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Train as the trainer does; a checkpoint to go on from must be whole and of the same rule.
+        """Train as the trainer does; a checkpoint to resume from must be whole and of the same rule.
+
+        With ``args.resume_with_new_rule`` a checkpoint of plain TRL, of another rule, or of another release is taken
+        too, and a warning says what is lost.
 
         Raises:
-            ValueError: The checkpoint is incomplete, or was written under another rule or release.
+            ValueError: The checkpoint is not whole, or was written under another rule or release, or without one.
             RunError: The loss or the gradient is not a number, or a checkpoint cannot be written. Earlier checkpoints
                 stay as they are.
         """
+        folder = Path(self.args.output_dir)
         if resume_from_checkpoint is True:
-            found = latest_checkpoint(Path(self.args.output_dir))
-            if found is None:
-                raise invalid("resume_from_checkpoint", f"a checkpoint in {self.args.output_dir}", "none")
-            resume_from_checkpoint = str(found)
+            newest = latest_checkpoint(folder) or latest_checkpoint(folder, plain=True)
+            if newest is None:
+                raise invalid("resume_from_checkpoint", f"a checkpoint in {folder}", "none")
+            resume_from_checkpoint = str(newest)
         if resume_from_checkpoint:
-            manifest = open_checkpoint(Path(resume_from_checkpoint))
-            if manifest["rule"] != str(self.rule):
-                raise invalid("rule", f"{manifest['rule']!r}, the checkpoint's", repr(str(self.rule)))
-            self.rule_state, self._generations = manifest["rule_state"], manifest["generations"]
-            self._epochs_done = manifest["epochs"]
+            self._resume_control(Path(resume_from_checkpoint))
+        if self.accelerator.is_main_process:
+            for path in _checkpoints(folder):
+                if _interrupted(path):
+                    shutil.rmtree(path, ignore_errors=True)
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def _resume_control(self, folder: Path) -> None:
+        """Take up what the checkpoint holds for us; what the trainer holds, it reads itself."""
+        other = bool(getattr(self.args, "resume_with_new_rule", False))
+        outcome: list[Any] = [None, None]
+        if self.accelerator.is_main_process:  # one process reads all files, and all processes end together
+            try:
+                outcome[0] = _readable(folder, other)
+            except ValueError as error:
+                outcome[1] = str(error)
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(outcome)
+        manifest, refusal = outcome
+        if refusal is not None:
+            raise ValueError(refusal)
+        lost = [*manifest["lost"], *self._restore_control(manifest, other)]
+        self._epochs_done, self._step = manifest["epochs"], manifest["micro_step"]
+        if manifest["mid_batch"]:
+            processes = self.accelerator.num_processes
+            if manifest["processes"] != processes:
+                expected = f"{manifest['processes']} processes, as when {folder} was written inside a generation batch"
+                raise invalid("resume_from_checkpoint", expected, processes)
+            path = folder / _BATCH.format(rank=self.accelerator.process_index)
+            self._buffered_inputs = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        if lost:
+            warnings.warn(f"resumed from {folder}: {'; '.join(lost)}", stacklevel=4)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         sampler = super()._get_train_sampler(*args, **kwargs)
@@ -214,36 +271,107 @@ class SafeCheckpoints(_Trainer):
             step = self.state.global_step + (name == "loss")
             raise RunError(f"{name}: {float(value)} in step {step}; nothing of this step was saved")
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return self._staging or super()._get_output_dir(trial)
+    # -- writing ------------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        name = f"checkpoint-{self.state.global_step}"
         root = Path(self._get_output_dir(trial))
-        self._staging = str(root / STAGING)
+        folder, main = root / f"checkpoint-{self.state.global_step}", self.args.should_save
         try:
-            if self.accelerator.is_main_process:
-                shutil.rmtree(self._staging, ignore_errors=True)  # what a killed run left
+            if main:
+                begin(folder)
             self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
+            # Transformers deletes older checkpoints at the end of its part, when ours is not yet sealed. A limit of
+            # None keeps it from that; `save_model` and `_push_from_checkpoint` write the arguments to files and see the
+            # true one.
+            self._sealed, self._limit_put_off = {}, self.args.save_total_limit
+            self.args.save_total_limit = None
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit = self._limit_put_off
+            if self._mid_batch:
+                torch.save(self._buffered_inputs, folder / _BATCH.format(rank=self.accelerator.process_index))
             self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                staged = Path(self._staging) / name
-                content = {
-                    "rule": str(self.rule),
-                    "rule_state": self.rule_state,
-                    "generations": self._generations,
-                    "epochs": int(self.state.epoch),  # whole at the end of an epoch: it ends with n/n = 1
-                }
-                seal(staged, content)
-                put_in_place(staged, root / name)
-                rotate(root, self.args.save_total_limit, self.state.best_model_checkpoint)
+            if main:
+                self._seal(folder)
+                self._delete_older(root)
             self.accelerator.wait_for_everyone()
         except Exception as error:
             # Writers put a full disk in words of their own, so the free space is named beside them.
-            free = shutil.disk_usage(root).free
-            shutil.rmtree(self._staging, ignore_errors=True)
+            free = shutil.disk_usage(next(place for place in (root, *root.resolve().parents) if place.exists())).free
+            shutil.rmtree(folder, ignore_errors=True)
             said = " ".join(str(error).split())[:200]
-            raise RunError(f"{root / name} could not be written ({free} bytes free): {said}") from error
+            raise RunError(f"{folder} could not be written ({free} bytes free): {said}") from error
         finally:
-            self._staging = None
+            self._sealed = self._limit_put_off = None
+
+    @property
+    def _mid_batch(self) -> bool:
+        """Whether the run is inside a generation batch, whose rest a resumed run needs."""
+        return bool(self._step % (self.args.steps_per_generation * self.num_iterations))
+
+    def _seal(self, folder: Path) -> None:
+        content = {
+            **self._control_state(),
+            "epochs": int(self.state.epoch or 0),  # an epoch ends with n/n = 1: there the number is whole
+            "micro_step": self._step,
+            "mid_batch": self._mid_batch,
+            "processes": self.accelerator.num_processes,
+        }
+        self._sealed = seal(folder, content, self._sealed)
+
+    def _delete_older(self, root: Path) -> None:
+        try:
+            from transformers.trainer_utils import rotate_checkpoints
+        except ImportError:  # transformers before 5
+            self._rotate_checkpoints(use_mtime=True, output_dir=str(root))
+            return
+        limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
+        rotate_checkpoints(str(root), limit, best, use_mtime=True)
+
+    @contextmanager
+    def _true_limit(self) -> Iterator[None]:
+        """Show the true limit of checkpoints in the arguments, inside the saving of one."""
+        now = self.args.save_total_limit
+        self.args.save_total_limit = now if self._sealed is None else self._limit_put_off
+        try:
+            yield
+        finally:
+            self.args.save_total_limit = now
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """Save the model as the trainer does."""
+        with self._true_limit():
+            super().save_model(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Uploading begins before our part of the saving ends: what is uploaded is sealed first.
+        if self.args.should_save and self._sealed is not None:
+            self._seal(Path(checkpoint_folder))
+        with self._true_limit():
+            super()._push_from_checkpoint(checkpoint_folder)
+
+
+def _interrupted(folder: Path) -> bool:
+    """Whether the manifest says that the writing was interrupted."""
+    path = folder / MANIFEST
+    try:
+        return path.is_file() and records.read_json(path).get("complete") is False
+    except (ValueError, AttributeError):
+        return False
+
+
+def _readable(folder: Path, other: bool) -> dict[str, Any]:
+    """Check a checkpoint and return its manifest, with what resuming from it loses; `other`: one of plain TRL too."""
+    if read_manifest(folder) is not None or not (folder / "trainer_state.json").is_file():
+        manifest = open_checkpoint(folder, any_release=other)
+        return manifest | {"lost": [] if manifest["version"] == __version__ else [f"written by {manifest['version']}"]}
+    if not other:
+        expected = "a checkpoint written under entropy control (resume_with_new_rule=True resumes from others)"
+        raise invalid("resume_from_checkpoint", expected, f"{folder}, which plain TRL wrote")
+    lost = ["plain TRL wrote it, so the rule begins without memory and the rest of a generation batch is lost"]
+    missing = [name for name in ("optimizer.pt", "scheduler.pt", "rng_state*.pth") if not list(folder.glob(name))]
+    lost += [f"it has no {name}, which begins anew" for name in missing]
+    epochs = int(records.read_json(folder / "trainer_state.json").get("epoch") or 0)
+    plain = {"rule": None, "rule_state": None, "generations": 0, "micro_step": 0, "mid_batch": False}
+    return plain | {"epochs": epochs, "lost": lost}

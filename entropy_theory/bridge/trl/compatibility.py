@@ -1,4 +1,4 @@
-"""What the bridge to TRL can carry, and what it refuses by name before any work."""
+"""What entropy control can carry in TRL's trainer, and errors that name what it cannot, before any work."""
 
 from __future__ import annotations
 
@@ -8,23 +8,19 @@ from typing import Any, Literal, get_args
 from packaging.version import Version
 from trl import GRPOConfig
 
-from entropy_theory.bridge.trl.live_loss import needs_window
 from entropy_theory.control import Rule
+from entropy_theory.control.denominators import TRL_DIVISORS
 from entropy_theory.errors import invalid
 
 SUPPORTED_TRL = ">=1.0,<2,!=1.15.*"
 
-# How each loss divides, which decides how a rule that shrinks the denominator is expressed.
-TOKEN_MEAN = frozenset({"dapo", "cispo", "bnpo", "vespo"})
-SEQUENCE_MEAN = frozenset({"grpo", "sapo"})
-CONSTANT = frozenset({"dr_grpo", "luspo"})
-SUPPORTED_LOSSES = TOKEN_MEAN | SEQUENCE_MEAN | CONSTANT
+SUPPORTED_LOSSES = frozenset(TRL_DIVISORS)
 
 Scoring = Literal["auto", "batch", "one-pass"]
 
 
 def check_trl_version(installed: str) -> None:
-    """Refuse a TRL release outside the range the seams were read and run on.
+    """Check that the TRL release is one that the overridden methods were read and run on.
 
     Raises:
         ValueError: The release is not in ``SUPPORTED_TRL``.
@@ -37,13 +33,13 @@ def check_trl_version(installed: str) -> None:
         ValueError: trl: expected a release in >=1.0,<2,!=1.15.*, received 0.29.0
     """
     release = Version(installed)
-    # Compared by hand: SpecifierSet would refuse the pre-releases and dev builds of a supported release.
+    # Compared by hand: SpecifierSet would reject the pre-releases and dev builds of a supported release.
     if not (Version("1.0.dev0") <= release < Version("2.dev0")) or release.release[:2] == (1, 15):
         raise invalid("trl", f"a release in {SUPPORTED_TRL}", installed)
 
 
 def check_supported(rule: Rule, args: GRPOConfig, installed: str, scoring: str = "auto") -> None:
-    """Refuse what cannot be carried exactly, before any work.
+    """Check that rule and options can be carried exactly, before any work.
 
     Args:
         rule: The control rule.
@@ -52,8 +48,8 @@ def check_supported(rule: Rule, args: GRPOConfig, installed: str, scoring: str =
         scoring: "auto", "batch" or "one-pass".
 
     Raises:
-        ValueError: The loss would ignore per-token advantages; an option replaces the code that reads them; the live
-            part of the rule and an option of TRL would both decide the same thing; statistics over an optimizer step
+        ValueError: The loss would ignore per-token advantages; an option replaces the code that reads them; a
+            ratio-based rule and an option of TRL would both decide the same thing; statistics over an optimizer step
             cannot be formed; or one pass is not exact.
     """
     if args.loss_type not in SUPPORTED_LOSSES:
@@ -68,12 +64,12 @@ def check_supported(rule: Rule, args: GRPOConfig, installed: str, scoring: str =
             raise invalid(
                 "trl", f"1.10 or newer for luspo beside {str(rule)!r}: before, it divided otherwise", installed
             )
-        _check_live(rule, args)
+        _check_ratio_based(rule, args)
     _check_scoring(rule, args, scoring)
 
 
-def _check_live(rule: Rule, args: GRPOConfig) -> None:
-    """A live rule takes the place of TRL's surrogate: what shapes that surrogate must be left alone."""
+def _check_ratio_based(rule: Rule, args: GRPOConfig) -> None:
+    """A ratio-based rule takes the place of TRL's surrogate: what shapes that surrogate must be left alone."""
     if args.importance_sampling_level != "token":
         raise invalid(
             "importance_sampling_level",
@@ -89,7 +85,8 @@ def _check_live(rule: Rule, args: GRPOConfig) -> None:
         if getattr(args, option, None):
             raise invalid(option, f"unset beside {str(rule)!r}: use {instead}", getattr(args, option))
     per_step, per_generation = args.gradient_accumulation_steps, args.steps_per_generation
-    if needs_window(rule) and per_generation % per_step:
+    live = rule.split()[1]
+    if live is not None and live.scope == "batch" and per_generation % per_step:
         raise invalid(
             "steps_per_generation",
             f"a multiple of gradient_accumulation_steps = {per_step}: {str(rule)!r} takes statistics over all "
@@ -101,8 +98,8 @@ def _check_live(rule: Rule, args: GRPOConfig) -> None:
 def _check_scoring(rule: Rule, args: GRPOConfig, scoring: str) -> None:
     if scoring not in get_args(Scoring):
         raise invalid("scoring", "'auto', 'batch' or 'one-pass'", repr(scoring))
-    if scoring == "one-pass" and (found := against_one_pass(rule, args)):
-        raise invalid("scoring", found[0], f"'one-pass' with {found[1]}")
+    if scoring == "one-pass" and (obstacle := against_one_pass(rule, args)):
+        raise invalid("scoring", obstacle[0], f"'one-pass' with {obstacle[1]}")
 
 
 def against_one_pass(rule: Rule, args: GRPOConfig) -> tuple[str, str] | None:
@@ -111,7 +108,7 @@ def against_one_pass(rule: Rule, args: GRPOConfig) -> tuple[str, str] | None:
     It sees one micro-batch at a time: exact only where that is the rank's whole generation batch, and never again.
     """
     if rule.phase == "live":
-        return "'batch' for a rule of the live ratio, which in one pass is always 1", repr(str(rule))
+        return "'batch' for a ratio-based rule: in one pass the ratio is always 1", repr(str(rule))
     for name in ("gradient_accumulation_steps", "steps_per_generation", "num_iterations"):
         if (value := getattr(args, name)) != 1:
             reason = "'batch': one pass is exact only with one micro-batch per generation and rank, used once"
@@ -123,8 +120,14 @@ def against_one_pass(rule: Rule, args: GRPOConfig) -> tuple[str, str] | None:
     return None
 
 
-def own_seam(trainer: type, mixin: type = object) -> str | None:
-    """Name a method, of those that one pass reaches through, that a trainer of somebody's own puts before TRL's.
+def own_seam(trainer: type, control: type = object) -> str | None:
+    """Name a method, of those that one pass reaches through, that a class of somebody's own has.
+
+    The classes of TRL and transformers do not count, nor do those that make up entropy control.
+
+    Args:
+        trainer: The trainer's class.
+        control: The mixin of this package.
 
     Example:
         >>> from trl import GRPOTrainer
@@ -133,17 +136,18 @@ def own_seam(trainer: type, mixin: type = object) -> str | None:
         >>> own_seam(Mine), own_seam(GRPOTrainer)
         ('Mine._compute_loss', None)
     """
-    for kind in trainer.__mro__:
-        if kind.__module__.partition(".")[0] in ("trl", "transformers") or issubclass(mixin, kind):
+    for cls in trainer.__mro__:
+        library = cls.__module__.partition(".")[0] in ("trl", "transformers")
+        if library or issubclass(control, cls):  # the mixin itself and what it derives from
             continue
         for name in ("_generate_and_score_completions", "_get_per_token_logps_and_entropies", "_compute_loss"):
-            if name in vars(kind):
-                return f"{kind.__name__}.{name}"
+            if name in vars(cls):
+                return f"{cls.__name__}.{name}"
     return None
 
 
 def warn_untested(args: GRPOConfig, accelerator: Any) -> None:
-    """Say once which accepted options no test has run."""
+    """Warn once about accepted options that no test has run."""
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     zero3 = plugin is not None and getattr(plugin, "zero_stage", 0) == 3
     for name, used in (("use_vllm", args.use_vllm), ("DeepSpeed ZeRO-3", zero3)):

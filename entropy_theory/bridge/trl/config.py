@@ -22,6 +22,8 @@ class EntropyControlledGRPOConfig(GRPOConfig):
             methods are TRL's own.
         save_batches: Save the token statistics of every k-th generation batch, gathered over ranks, to
             ``OUTPUT_DIR/batches`` for ``entropy-theory lens``; 0 never does.
+        resume_with_new_rule: Resume also from a checkpoint of plain TRL, of another rule or parameter, or of another
+            release of this package; a warning says what is lost.
     """
 
     rule: str = field(default="none", metadata={"help": "Entropy-control rule, e.g. 'clip-b(mu=1)'."})
@@ -34,6 +36,9 @@ class EntropyControlledGRPOConfig(GRPOConfig):
     )
     scoring: str = field(default="auto", metadata={"help": "'batch', 'one-pass', or one pass where exact: 'auto'."})
     save_batches: int = field(default=0, metadata={"help": "Save every k-th generation batch for the lens; 0: never."})
+    resume_with_new_rule: bool = field(
+        default=False, metadata={"help": "Resume also from checkpoints of plain TRL or of another rule."}
+    )
 
 
 OPTIONS = tuple(f.name for f in fields(EntropyControlledGRPOConfig) if f not in fields(GRPOConfig))

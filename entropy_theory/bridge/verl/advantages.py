@@ -1,6 +1,6 @@
 """Rules that are fixed once per batch, for verl and its forks: pure functions on tensors and on verl's containers.
 
-Nothing here needs verl. Rules of the live ratio become policy losses in `bridge.verl_losses`; the trainer
+Nothing here needs verl. Ratio-based rules become policy losses in `bridge.verl_losses`; the trainer
 and the engine that carry both inside verl are in `bridge.verl_trainer`.
 """
 
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from entropy_theory.bridge.trl.batches import metrics_of_batch
-from entropy_theory.bridge.verl.batches import PREFIX, SealedBatch, effective_advantages
-from entropy_theory.control import LocalReducer, Reducer, Rule, TokenBatch
+from entropy_theory.bridge.metrics import PREFIX, batch_metrics
+from entropy_theory.control import LocalReducer, Reducer, Rule, RuleOutput, TokenBatch
 from entropy_theory.control import rule as build_rule
+from entropy_theory.control.denominators import VERL_DIVISORS, shrinkage
 from entropy_theory.errors import invalid
 
 _OPTIONAL = ("rollout_log_probs", "baseline", "discriminant", "centered_discriminant", "sum_squared_discriminant")
@@ -69,25 +69,69 @@ class RuleAdvantages:
 
 
 def check_batch_rule(rule: Rule) -> None:
-    """Refuse what advantages cannot carry.
+    """Check that advantages can carry a rule.
 
     Raises:
-        ValueError: the rule asks for the live ratio, or adds ∂J/∂H.
+        ValueError: the rule reads the importance ratio, or adds ∂J/∂H.
 
     Example:
         >>> check_batch_rule(build_rule("clip-b|ppo-clip"))
         Traceback (most recent call last):
         ...
-        ValueError: rule: expected a rule that is fixed once per batch (the live part 'ppo-clip' belongs into the
-        policy loss), received 'clip-b|ppo-clip'
+        ValueError: rule: expected a rule that is fixed once per batch (the ratio-based part 'ppo-clip' belongs into
+        the policy loss), received 'clip-b|ppo-clip'
     """
     if rule.entropy_term:
         expected = "a rule that acts through advantages (verl has its own entropy bonus: actor.entropy_coeff)"
         raise invalid("rule", expected, f"{str(rule)!r}, which adds ∂J/∂H")
     live = rule.split()[1]
     if live is not None:
-        expected = f"a rule that is fixed once per batch (the live part {str(live)!r} belongs into the policy loss)"
+        expected = f"a rule that is fixed once per batch (the ratio-based part {str(live)!r} belongs into "
+        expected += "the policy loss)"
         raise invalid("rule", expected, repr(str(rule)))
+
+
+def check_needs(rule: Rule, entropy: bool) -> None:
+    """Check that a rule which reads the entropy is given it: verl passes none to registered functions.
+
+    Raises:
+        ValueError: it reads H and there is none.
+    """
+    if "entropy" in rule.needs and not entropy:
+        raise invalid("entropy", f"a tensor, because {str(rule)!r} reads it (verl passes none here)", None)
+
+
+def effective_advantages(
+    output: RuleOutput, mask: Tensor, loss_agg_mode: str = "token-mean", reducer: Reducer | None = None
+) -> Tensor:
+    """Express a rule's coefficients and its smaller token count as advantages for a loss that counts all tokens.
+
+        token-mean           Â_t = g_t · n / n_counted, over all ranks
+        seq-mean-token-mean  Â_t = g_t · |row| / |row counted|
+        otherwise            Â_t = g_t
+
+    Args:
+        output: What the rule made of the batch.
+        mask: The trainer's valid tokens, (B, T).
+        loss_agg_mode: One of verl's five names.
+        reducer: The collectives for the counts; None is one process.
+
+    Returns:
+        Â, (B, T), 0 at masked positions.
+
+    Raises:
+        ValueError: an unknown aggregation.
+
+    Example:
+        >>> x, A = torch.tensor([[-0.1, -0.1, -1.5, -0.1]]), torch.tensor([-1.0])
+        >>> out = build_rule("clip-b(mu=1)").apply(TokenBatch(x, x * 0 + 0.5, A, x * 0 + 1))
+        >>> [round(a, 3) for a in effective_advantages(out, x < 0)[0].tolist()]
+        [-1.333, -1.333, 0.0, -1.333]
+    """
+    if loss_agg_mode not in VERL_DIVISORS:
+        raise invalid("loss_agg_mode", f"one of {', '.join(VERL_DIVISORS)}", repr(loss_agg_mode))
+    scale = shrinkage(mask, output.counted_mask, VERL_DIVISORS[loss_agg_mode], reducer or LocalReducer())
+    return output.coefficients if scale is None else output.coefficients * scale
 
 
 def advantages_under_rule(
@@ -145,7 +189,7 @@ def advantages_under_rule(
         Advantages, metrics, state.
 
     Raises:
-        ValueError: the rule is live, adds an entropy term or needs what was not given.
+        ValueError: the rule is ratio-based, adds an entropy term or needs what was not given.
 
     Example:
         >>> log_probs = torch.tensor([[-0.1, -0.1, -1.5, -0.1]])
@@ -155,9 +199,10 @@ def advantages_under_rule(
         ([[-1.0, -1.0, 0.0, -1.0]], 1.0)
     """
     rule = build_rule(rule)
-    watched = [build_rule(one) for one in observe]
-    for one in (rule, *watched):
-        check_batch_rule(one)
+    observed = [build_rule(spec) for spec in observe]
+    for asked in (rule, *observed):
+        check_batch_rule(asked)
+        check_needs(asked, entropy is not None)
     if (reduce_sum is None) != (gather is None):
         raise invalid("gather", "given together with reduce_sum", "one of the two")
     reducer: Reducer = LocalReducer()
@@ -168,9 +213,9 @@ def advantages_under_rule(
         return RuleAdvantages(torch.zeros_like(old_log_probs), {f"{PREFIX}empty_batch": 1.0}, state)
     if rollout_log_probs is not None:
         rollout_log_probs = torch.where(torch.isfinite(rollout_log_probs), rollout_log_probs, old_log_probs)
-    batch = (TokenBatch if entropy is not None else SealedBatch)(
+    batch = TokenBatch(
         log_probs=old_log_probs,
-        entropy=old_log_probs if entropy is None else entropy,
+        entropy=old_log_probs if entropy is None else entropy,  # without one, no rule here reads it
         advantages=advantages,
         completion_mask=mask,
         old_log_probs=old_log_probs,
@@ -188,10 +233,10 @@ def advantages_under_rule(
     result = effective_advantages(output, mask, loss_agg_mode, reducer)
     metrics = dict(output.metrics)
     if entropy is not None:
-        metrics |= metrics_of_batch(batch, result, reducer)
-    for one in watched:
+        metrics |= batch_metrics(batch, result, reducer)
+    for asked in observed:
         again = None if generator is None or drawn is None else torch.Generator(generator.device).set_state(drawn)
-        metrics[f"observed/{one}/dropped_share"] = one.apply(batch, reducer, again).metrics["dropped_share"]
+        metrics[f"observed/{asked}/dropped_share"] = asked.apply(batch, reducer, again).metrics["dropped_share"]
     return RuleAdvantages(result, {PREFIX + name: value for name, value in metrics.items()}, output.state)
 
 

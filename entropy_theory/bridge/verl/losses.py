@@ -1,4 +1,4 @@
-"""Rules of the live ratio as verl's registered policy losses."""
+"""Ratio-based rules as verl's registered policy losses."""
 
 from __future__ import annotations
 
@@ -8,35 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entropy_theory.bridge.verl.batches import PREFIX, SealedBatch
-from entropy_theory.control import Context, Flow, Pipe, Rule, TokenBatch
+from entropy_theory.bridge.metrics import PREFIX
+from entropy_theory.bridge.verl.advantages import check_needs
+from entropy_theory.control import Pipe, Rule, TokenBatch
 from entropy_theory.control import rule as build_rule
-from entropy_theory.control.reducers import LOCAL
 from entropy_theory.errors import invalid, missing_extra
 
 LOSS_PREFIX = "entropy_theory:"
 MICRO_BATCH = "@micro-batch"
 
 
-class _Asked:
-    """The reducer of one process, which counts how often it is asked."""
-
-    rank, world_size = 0, 1
-
-    def __init__(self) -> None:
-        self.times = 0
-
-    def sum(self, values: Tensor) -> Tensor:
-        self.times += 1
-        return LOCAL.sum(values)
-
-    def gather(self, values: Tensor) -> Tensor:
-        self.times += 1
-        return LOCAL.gather(values)
-
-
 def check_live_rule(rule: Rule, *, entropy: bool = False, micro_batch_statistics: bool = False) -> None:
-    """Refuse what a policy loss of verl cannot compute exactly; the rule is tried on a few made-up tokens.
+    """Check that a policy loss of verl can compute a rule exactly.
 
     verl calls its policy losses once per micro-batch of one rank and gives them no entropy.
 
@@ -60,41 +43,37 @@ def check_live_rule(rule: Rule, *, entropy: bool = False, micro_batch_statistics
     """
     spec, members = str(rule), rule.rules if isinstance(rule, Pipe) else (rule,)
     if rule.split()[0] is not None:
-        raise invalid("rule", "the live part alone (the rest belongs to the trainer, once per batch)", repr(spec))
-    passed = ("old_log_probs", "entropy", *(["old_entropy"] if entropy else []))  # a sealed batch guards the entropy
-    missing = [name for name in rule.needs if name not in passed]
+        raise invalid(
+            "rule", "the ratio-based part alone (the rest belongs to the trainer, once per batch)", repr(spec)
+        )
+    given = {"old_log_probs", "entropy", *(["old_entropy"] if entropy else [])}
+    missing = [name for name in rule.needs if name not in given]
     if missing:
         raise invalid("rule", f"one that needs only what verl's losses get, not {', '.join(missing)}", repr(spec))
     if rule.entropy_term:
         raise invalid("rule", "one without an entropy term (verl has actor.entropy_coeff)", repr(spec))
     if any(getattr(member, "denominator", None) in ("kept", "auto") for member in members):
         raise invalid("rule", "denominator='valid': verl has counted its tokens before the loss", repr(spec))
-    old = torch.linspace(-3.0, -0.1, 12).reshape(3, 4)
-    batch = (TokenBatch if entropy else SealedBatch)(
-        log_probs=old + torch.linspace(-1.0, 1.0, 12).reshape(4, 3).T,
-        entropy=-old,
-        advantages=torch.tensor([1.0, -1.0, 0.5]),
-        completion_mask=torch.ones(3, 4),
-        old_log_probs=old,
-        old_entropy=-old if entropy else None,
-    )
-    asked = _Asked()
-    context = Context(batch, asked, torch.Generator().manual_seed(0), 12)
-    flow = Flow.start(batch)
-    for member in members:
-        flow, _, state = member.transform(flow, context, None)
-        if state is not None:
-            raise invalid("rule", "one without a state (a loss runs in every worker, and no one saves it)", repr(spec))
-    if asked.times and not micro_batch_statistics:
+    check_needs(rule, entropy)
+    if rule.scope == "batch" and not micro_batch_statistics:
         expected = "a rule of single tokens or rows (verl calls its losses per micro-batch; to accept statistics of "
         expected += f"that, write {spec + MICRO_BATCH!r})"
         raise invalid("rule", expected, f"{spec!r}, which has statistics over the batch")
+    if _keeps_state(rule):
+        raise invalid("rule", "one without a state (a loss runs in every worker, and no one saves it)", repr(spec))
+
+
+def _keeps_state(rule: Rule) -> bool:
+    """Whether a rule remembers anything from one step to the next, found out on two tokens."""
+    x = torch.tensor([[-0.5, -1.5]])
+    batch = TokenBatch(x, -x, torch.ones(1), torch.ones(1, 2), old_log_probs=x, old_entropy=-x)
+    return rule.apply(batch, generator=torch.Generator().manual_seed(0)).state is not None
 
 
 def policy_loss(
     rule: str | Rule, *, entropy: bool = False, micro_batch_statistics: bool = False
 ) -> Callable[..., tuple[Tensor, dict[str, float]]]:
-    """Make a policy loss of verl's signature from a live rule.
+    """Make a policy loss of verl's signature from a ratio-based rule.
 
     loss = agg_loss(−J_t w_t, response_mask, loss_agg_mode): J_t the rule's objective, w_t `rollout_is_weights` where
     given, and `agg_loss` verl's own with the batch sizes that verl put into `config.global_batch_info`. Parameters
@@ -102,7 +81,7 @@ def policy_loss(
     has its gradient, −g_t, and not its value. A micro-batch without a valid token gives 0 with a zero gradient.
 
     Args:
-        rule: A live rule or its specification, such as ``clip-higher(epsilon_high=0.3)``.
+        rule: A ratio-based rule or its specification, such as ``clip-higher(epsilon_high=0.3)``.
         entropy: Whether the caller passes `entropy=` (and `old_entropy=`), as some forks do; verl does not.
         micro_batch_statistics: Accept statistics over the micro-batch instead of the batch.
 
@@ -116,7 +95,6 @@ def policy_loss(
     """
     live = build_rule(rule)
     check_live_rule(live, entropy=entropy, micro_batch_statistics=micro_batch_statistics)
-    make = TokenBatch if entropy else SealedBatch
 
     def loss(
         old_log_prob: Tensor,
@@ -132,8 +110,8 @@ def policy_loss(
         mask = response_mask.bool()
         if not mask.any():
             return log_prob.masked_fill(~mask, 0.0).sum(), {}
-        fields = {"entropy": old_log_prob, **given}
-        batch = make(
+        fields = {"entropy": old_log_prob, **given}  # without one, no rule here reads it
+        batch = TokenBatch(
             log_probs=log_prob, advantages=advantages, completion_mask=mask, old_log_probs=old_log_prob, **fields
         )
         # verl's losses draw from torch's own generator: with the same seed, the same tokens
@@ -164,7 +142,7 @@ def loss_name(rule: str | Rule, micro_batch_statistics: bool = False) -> str:
 
 
 def register_loss(rule: str | Rule) -> str:
-    """Register a live rule as a policy loss of verl.
+    """Register a ratio-based rule as a policy loss of verl.
 
     Args:
         rule: A rule, or its specification; ending in ``@micro-batch``, statistics over the micro-batch are accepted.

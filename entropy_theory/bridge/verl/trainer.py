@@ -8,7 +8,7 @@ registers, in every process that imports verl,
   trainers, which after verl's `_compute_advantage` apply the batch part of a rule to the whole batch of all ranks;
 - an FSDP engine that scores N, S and S_c in the forward that verl makes for old log-probabilities anyway, chosen by
   `VERL_ENGINE_VENDOR=entropy_theory`;
-- the live rules at their defaults as policy losses, `entropy_theory:NAME`, and those of `ENTROPY_THEORY_RULES`
+- the ratio-based rules at their defaults as policy losses, `entropy_theory:NAME`, and those of `ENTROPY_THEORY_RULES`
   (specifications joined by `;`) with their parameters.
 """
 
@@ -19,7 +19,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from packaging.version import Version
 from torch import Tensor
@@ -29,6 +28,7 @@ from entropy_theory.bridge.verl import apply_to_batch, check_batch_rule
 from entropy_theory.bridge.verl.losses import MICRO_BATCH, loss_name, register_loss
 from entropy_theory.control import Pipe, Rule, rule_class, rule_names
 from entropy_theory.control import rule as build_rule
+from entropy_theory.control.random import seeded_generator
 from entropy_theory.errors import invalid, missing_extra
 from entropy_theory.vocab import token_statistics
 
@@ -36,7 +36,7 @@ SUPPORTED_VERL = ">=0.9,<0.10"
 
 
 def check_verl_version(installed: str) -> None:
-    """Refuse a verl release outside the range that the trainer was read and run on.
+    """Check that the verl release is one that the trainer was read and run on.
 
     Raises:
         ValueError: The release is not in ``SUPPORTED_VERL``.
@@ -82,8 +82,8 @@ class EntropyControlMixin(_Trainer):
     """Put before a V1 trainer class to apply the rule of `trainer.v1.entropy_theory` to its advantages.
 
     The options are `rule`, `rule_seed` (0) and `observe` ([]), rules that are asked what they would drop. The trainer
-    process holds the whole batch, so the statistics are those of all ranks and micro-batches. A live part of the rule
-    is verl's policy loss: `actor.policy_loss.loss_mode` must name it.
+    process holds the whole batch, so the statistics are those of all ranks and micro-batches. A ratio-based part of the
+    rule is verl's policy loss: `actor.policy_loss.loss_mode` must name it.
 
     Args:
         config: verl's configuration; `trainer.v1.trainer_mode` is set to the mode of the class behind, which is what
@@ -107,10 +107,10 @@ class EntropyControlMixin(_Trainer):
     def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch = super()._compute_old_log_prob(batch, metrics)
         data = tq.kv_batch_get(batch.keys, batch.partition_id, select_fields=["response_mask", *STATISTICS])
-        found = {name: response_from_nested(data[name], data["response_mask"]) for name in STATISTICS if name in data}
-        if not found:
+        scored = {name: response_from_nested(data[name], data["response_mask"]) for name in STATISTICS if name in data}
+        if not scored:
             return batch
-        return tq.kv_batch_put(batch.keys, batch.partition_id, fields=TensorDict(found, batch_size=len(batch)))
+        return tq.kv_batch_put(batch.keys, batch.partition_id, fields=TensorDict(scored, batch_size=len(batch)))
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch = super()._compute_advantage(batch, metrics)
@@ -118,10 +118,10 @@ class EntropyControlMixin(_Trainer):
             return batch
         data = tq.kv_batch_get(batch.keys, batch.partition_id, select_fields=[*_FIELDS, "advantages", *STATISTICS])
         rule = self.batch_rule or build_rule("none")
-        for one in (rule, *self.observed):
-            if "centered_discriminant" in one.needs and "centered_discriminant" not in data:
+        for asked in (rule, *self.observed):
+            if "centered_discriminant" in asked.needs and "centered_discriminant" not in data:
                 how = "VERL_ENGINE_VENDOR=entropy_theory in the environment of every worker (FSDP engines)"
-                raise invalid("centered_discriminant", f"a tensor, which {one} needs: set {how}", None)
+                raise invalid("centered_discriminant", f"a tensor, which {asked} needs: set {how}", None)
         result = apply_to_batch(
             rule,
             data,
@@ -136,9 +136,7 @@ class EntropyControlMixin(_Trainer):
         return tq.kv_batch_put(batch.keys, batch.partition_id, fields=changed)
 
     def _generator(self) -> torch.Generator:
-        # From the step, not from a running generator: a resumed run draws what the undisturbed one would have drawn.
-        seed = np.random.SeedSequence([self.rule_seed, self.global_steps, self.local_trigger_step])
-        return torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
+        return seeded_generator(self.rule_seed, self.global_steps, self.local_trigger_step)
 
     def _save_checkpoint(self) -> None:
         # Before verl's own files: it marks the checkpoint as the latest one last.
@@ -161,7 +159,7 @@ def read_rule_state(folder: Path, rule: Rule) -> Any:
 
     Args:
         folder: `global_step_N`.
-        rule: The rule of the run that goes on.
+        rule: The rule of the run that resumes.
 
     Raises:
         ValueError: the checkpoint has no state of ours, is of another format, or of another rule.
@@ -185,14 +183,14 @@ def _options(config: DictConfig) -> tuple[Rule, list[Rule], int]:
             raise invalid(f"trainer.v1.{OPTIONS}", "only rule, rule_seed and observe", name)
     if not given.get("rule"):
         raise invalid(f"trainer.v1.{OPTIONS}.rule", "a rule, such as 'clip-b(mu=1)'", given.get("rule"))
-    observed = [build_rule(one) for one in given.get("observe") or []]
-    for one in observed:
-        check_batch_rule(one)
+    observed = [build_rule(spec) for spec in given.get("observe") or []]
+    for asked in observed:
+        check_batch_rule(asked)
     return build_rule(given["rule"]), observed, int(given.get("rule_seed") or 0)
 
 
 def _check_config(config: DictConfig, rule: Rule, batch_rule: Rule | None) -> None:
-    """Refuse, before any worker starts, what would run otherwise than the rule says."""
+    """Check, before any worker starts, that nothing would run otherwise than the rule says."""
     if batch_rule is not None:
         check_batch_rule(batch_rule)
         if "centered_discriminant" in batch_rule.needs and config.actor_rollout_ref.model.get("use_fused_kernels"):
@@ -202,11 +200,11 @@ def _check_config(config: DictConfig, rule: Rule, batch_rule: Rule | None) -> No
         return
     names = [loss_name(live), loss_name(live, True)]
     if mode not in names:
-        raise invalid("policy_loss.loss_mode", f"{names[0]!r}, the live part of {rule}", repr(mode))
+        raise invalid("policy_loss.loss_mode", f"{names[0]!r}, the ratio-based part of {rule}", repr(mode))
     if mode not in POLICY_LOSS_REGISTRY:
-        register_loss(mode.partition(":")[2])  # refuses with the reason why it was not registered
+        register_loss(mode.partition(":")[2])  # says why it was not registered
         raise invalid(RULES_VARIABLE, f"{mode.partition(':')[2]!r} in the environment of every worker", "not there")
-    kinds = [one.kind for one in (live.rules if isinstance(live, Pipe) else (live,))]
+    kinds = [member.kind for member in (live.rules if isinstance(live, Pipe) else (live,))]
     if batch_rule is not None and "penalty" in kinds:
         raise invalid("rule", "no penalty after a batch rule: dropped tokens reach the loss as A = 0 only", str(rule))
 
@@ -275,14 +273,14 @@ class StatisticsEngine(FSDPEngineWithLMHead):
 
 
 def register_losses() -> list[str]:
-    """Register every live rule that verl can carry at its defaults, and the live parts of `ENTROPY_THEORY_RULES`."""
+    """Register each ratio-based rule that verl can carry at its defaults, and those of `ENTROPY_THEORY_RULES`."""
     names = []
     for name in rule_names():
         if rule_class(name).phase == "live":
             try:
                 names.append(register_loss(name))
             except ValueError:
-                continue  # asked for by name, it is refused with the reason
+                continue  # asked for by name, it raises the reason
     for spec in filter(None, os.environ.get(RULES_VARIABLE, "").split(";")):
         live = build_rule(spec.strip().removesuffix(MICRO_BATCH)).split()[1]
         if live is not None:

@@ -93,36 +93,6 @@ def test_save_batches_of_the_command_line(tiny_decoder: Path, tmp_path: Path) ->
     assert records.read_lines(tmp_path / "metrics.jsonl")[0]["entropy_control/dropped_share"] == 0.0
 
 
-def test_rules_of_the_rewards(tiny_decoder: Path, tmp_path: Path) -> None:
-    trainer = build(
-        bridge.EntropyControlledGRPOTrainer,
-        tiny_decoder,
-        bridge.EntropyControlledGRPOConfig(**arguments(tmp_path, scoring="batch")),
-        rule="w-reinforce",
-    )
-    seen = {}
-    keep = trainer._token_batch
-
-    def watch(*args: Any) -> TokenBatch:
-        seen["batch"] = keep(*args)
-        return seen["batch"]
-
-    trainer._token_batch = watch
-    prepare = trainer._generate_and_score_completions
-
-    def after(inputs: Any) -> Any:
-        seen["output"] = prepare(inputs)
-        return seen["output"]
-
-    trainer._generate_and_score_completions = after
-    trainer.train()
-    rewards, mask = seen["batch"].rewards, seen["output"]["completion_mask"].bool()
-    assert 0 < rewards.sum() < len(rewards)
-    # λ = .1 for right answers, −1 for wrong ones: the rule's definition
-    expected = torch.where(rewards > 0, 0.1, -1.0).unsqueeze(1).expand(mask.shape)
-    torch.testing.assert_close(seen["output"]["advantages"][mask], expected[mask])
-
-
 @pytest.mark.parametrize("spec", ["w-reinforce", "w-reinforce|ppo-clip(dual_clip=None)"])
 def test_a_completion_without_reward_teaches_nothing(tiny_decoder: Path, tmp_path: Path, spec: str) -> None:
     def half(completions: list[str], **_: Any) -> list[float | None]:

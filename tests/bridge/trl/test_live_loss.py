@@ -117,25 +117,17 @@ def test_entropy_terms_equal_trls(
 def test_state_of_both_parts_survives_a_checkpoint(tiny_decoder: Path, tmp_path: Path) -> None:
     adaptive = "adaptive-entropy(variant='trl', initial=0.2, target=1.2, step=0.1)"
     rule = f"clip-b(mu=0.5)|{adaptive}|clip-higher|{adaptive}"
-    options = REUSE | {"max_steps": 8, "save_strategy": "steps", "save_steps": 4}
-    whole = build(
-        bridge.EntropyControlledGRPOTrainer,
-        tiny_decoder,
-        GRPOConfig(**arguments(tmp_path, **options)),
-        rule=rule,
-        reward_funcs=closeness,
-    )
+    options = arguments(tmp_path, **(REUSE | {"max_steps": 8, "save_strategy": "steps", "save_steps": 4}))
+
+    def fresh() -> bridge.EntropyControlledGRPOTrainer:
+        kind = bridge.EntropyControlledGRPOTrainer
+        return build(kind, tiny_decoder, GRPOConfig(**options), rule=rule, reward_funcs=closeness)
+
+    whole, again = fresh(), fresh()
     expected = parameters_after(whole)
-    # The batch part moved at four generation batches, the live part at eight optimizer steps.
+    # The batch part moved at four generation batches, the ratio-based part at eight optimizer steps.
     assert set(whole.rule_state) == {"1", "3"}
     assert whole.rule_state["3"]["coefficient"] != whole.rule_state["1"]["coefficient"]
-    again = build(
-        bridge.EntropyControlledGRPOTrainer,
-        tiny_decoder,
-        GRPOConfig(**arguments(tmp_path, **options)),
-        rule=rule,
-        reward_funcs=closeness,
-    )
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert torch.equal(torch.cat([p.detach().flatten() for p in again.model.parameters()]), expected)
     assert again.rule_state == whole.rule_state

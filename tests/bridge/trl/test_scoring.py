@@ -14,21 +14,27 @@ from trl_runs import arguments, build, closeness, parameters_after
 from entropy_theory.bridge import trl as bridge
 from entropy_theory.bridge.trl import scoring
 from entropy_theory.vocab import TokenStatistics, token_statistics
-
-FIELDS = (*scoring._FIELDS, *scoring._SECOND_ORDER)
+from entropy_theory.vocab.statistics import FIELDS, SECOND_ORDER_FIELDS
 
 
 class Counting(bridge.EntropyControlledGRPOTrainer):
-    """Keeps the batch and what was found, and counts the forwards of whole batches that generation is over with."""
+    """Keeps the batch that the rule was given, the statistics that came with it, and those that were used."""
 
-    def _control(self, output: dict[str, Any], statistics: TokenStatistics | None) -> None:
-        self.given = statistics
-        self.batch = {k: v for k, v in output.items() if isinstance(v, torch.Tensor)}
-        super()._control(output, statistics)
+    def _start_control(self) -> None:
+        super()._start_control()
+        decide, score = self._generation.decide, self._scorer.score
 
-    def _token_batch(self, output: Any, statistics: TokenStatistics, mask: torch.Tensor) -> Any:
-        self.found = statistics
-        return super()._token_batch(output, statistics, mask)
+        def watched(output: dict[str, Any], statistics: TokenStatistics | None) -> dict[str, Any]:
+            self.given = self.used = statistics
+            changes = decide(output, statistics)
+            self.batch = {k: v for k, v in (output | changes).items() if isinstance(v, torch.Tensor)}
+            return changes
+
+        def scored(*arguments: Any) -> TokenStatistics:
+            self.used = score(*arguments)
+            return self.used
+
+        self._generation.decide, self._scorer.score = watched, scored
 
 
 def from_logits(trainer: Counting) -> TokenStatistics:
@@ -43,7 +49,7 @@ def from_logits(trainer: Counting) -> TokenStatistics:
 
 
 def assert_same(found: TokenStatistics, expected: TokenStatistics, mask: torch.Tensor) -> None:
-    for name in FIELDS:
+    for name in (*FIELDS, *SECOND_ORDER_FIELDS):
         a, b = getattr(found, name), getattr(expected, name)
         if a is not None:
             # Logits of order 1 to 10 in float32, from products of another shape.
@@ -67,27 +73,46 @@ def test_statistics_by_every_route(
     # Where TRL computes old log-probabilities or trains on the whole batch, the statistics come with them ...
     assert (trainer.given is None) == (route == "extra")
     if route == "old":
-        assert torch.equal(trainer.batch["old_per_token_logps"], trainer.found.log_probs) == large
+        assert torch.equal(trainer.batch["old_per_token_logps"], trainer.used.log_probs) == large
     # ... and they are what one plain forward gives.
-    assert_same(trainer.found, from_logits(trainer), trainer.batch["completion_mask"].bool())
+    assert_same(trainer.used, from_logits(trainer), trainer.batch["completion_mask"].bool())
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_forwards_of_the_policy(tiny_decoder: Path, tmp_path: Path, route: str) -> None:
-    counts = {}
-    for kind in (GRPOTrainer, Counting):
-        options = arguments(tmp_path, **ROUTES[route])
-        trainer = build(kind, tiny_decoder, GRPOConfig(**options), reward_funcs=closeness)
-        seen: list[int] = []
+def forwards(trainer: GRPOTrainer) -> int:
+    """Train, and count the forwards of whole batches besides those that generate."""
+    seen: list[int] = []
 
-        def count(module: Any, arguments: Any, keywords: Any, output: Any, seen: list[int] = seen) -> None:
-            if not keywords.get("use_cache"):  # generation keeps a cache
-                seen.append(keywords["input_ids"].shape[0])
+    def count(module: Any, arguments: Any, keywords: Any, output: Any) -> None:
+        if not keywords.get("use_cache"):  # generation keeps a cache
+            seen.append(keywords["input_ids"].shape[0])
 
-        trainer.model.model.register_forward_hook(count, with_kwargs=True)
-        trainer.train()
-        counts[kind] = sum(rows > 1 for rows in seen)
-    assert counts[Counting] - counts[GRPOTrainer] == (1 if route == "extra" else 0)
+    trainer.model.model.register_forward_hook(count, with_kwargs=True)
+    trainer.train()
+    return sum(rows > 1 for rows in seen)
+
+
+class Mixed(bridge.EntropyControlMixin, GRPOTrainer):
+    """The mixin over TRL's trainer, outside of this package."""
+
+
+class Logging(GRPOTrainer):
+    """A trainer of somebody's own that leaves generation and loss alone."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs | {"own": 1.0}, start_time)
+
+
+@pytest.mark.parametrize(
+    ("kind", "route", "more"),
+    [(Counting, "old", 0), (Counting, "one-pass", 0), (Counting, "extra", 1), (Mixed, "one-pass", 0),
+     (Logging, "one-pass", 0)],
+)  # fmt: skip
+def test_forwards_of_the_policy(tiny_decoder: Path, tmp_path: Path, kind: type, route: str, more: int) -> None:
+    options = GRPOConfig(**arguments(tmp_path, **ROUTES[route]))
+    plain = build(GRPOTrainer, tiny_decoder, options, reward_funcs=closeness)
+    trainer = build(kind, tiny_decoder, options, reward_funcs=closeness)
+    trainer = bridge.attach(trainer) if kind is Logging else trainer
+    assert forwards(trainer) - forwards(plain) == more
 
 
 def test_large_vocabulary_updates_agree_with_plain_trl(
@@ -151,8 +176,11 @@ def test_output_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: An
             trainer.train()
     else:
         trainer.train()
-    assert trainer._scorer._obstacle == reason
-    assert_same(trainer.found, from_logits(trainer), trainer.batch["completion_mask"].bool())
+    ids, mask = (
+        torch.cat([trainer.batch[f"prompt_{n}"], trainer.batch[f"completion_{n}"]], 1) for n in ("ids", "mask")
+    )
+    assert trainer._scorer.obstacle(ids, mask) == reason
+    assert_same(trainer.used, from_logits(trainer), trainer.batch["completion_mask"].bool())
 
 
 def test_dropout_is_scored_apart(tmp_path: Path) -> None:
@@ -165,7 +193,7 @@ def test_dropout_is_scored_apart(tmp_path: Path) -> None:
     trainer = build(Counting, model, GRPOConfig(**options))
     trainer.train()
     assert trainer.given is None
-    assert_same(trainer.found, from_logits(trainer), trainer.batch["completion_mask"].bool())
+    assert_same(trainer.used, from_logits(trainer), trainer.batch["completion_mask"].bool())
     with pytest.raises(ValueError, match=r"a model without dropout \(disable_dropout\), received 'one-pass' with"):
         build(Counting, model, bridge.EntropyControlledGRPOConfig(**arguments(tmp_path, scoring="one-pass")))
     by_itself = build(Counting, model, GRPOConfig(**arguments(tmp_path, learning_rate=0.0, model_init_kwargs=None)))
@@ -182,7 +210,7 @@ def test_one_pass_with_an_unreadable_output_layer(tmp_path: Path) -> None:
     trainer = build(Counting, model, GRPOConfig(**options))
     trainer.train()
     assert trainer.given is None
-    assert_same(trainer.found, from_logits(trainer), trainer.batch["completion_mask"].bool())
+    assert_same(trainer.used, from_logits(trainer), trainer.batch["completion_mask"].bool())
 
 
 @pytest.mark.parametrize(

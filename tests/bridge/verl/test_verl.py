@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -97,48 +99,35 @@ def test_each_aggregation_gives_the_loss_of_the_smaller_mask(mode: str) -> None:
     torch.testing.assert_close(aggregate(out.advantages, mask, mode), per_row[mode](), rtol=1e-5, atol=1e-7)
 
 
-def test_ranks_that_share_a_batch_decide_as_one() -> None:
-    batch = made_up()
+@pytest.mark.parametrize(
+    "spec", ["clip-b(mu=0.5)", "clip-v(mu=0.1, max_fraction=0.05)", "high-entropy(denominator='kept')"]
+)
+def test_ranks_that_share_a_batch_decide_as_one(spec: str) -> None:
+    batch, cuts = made_up(), [slice(0, 5), slice(5, 5), slice(5, 12)]  # the middle rank has no row at all
     fields = ("old_log_probs", "entropy", "advantages", "response_mask")
-    for spec in ("clip-b(mu=0.5)", "clip-v(mu=0.1, max_fraction=0.05)", "high-entropy(denominator='kept')"):
-        whole = advantages_under_rule(spec, *(batch[f] for f in fields), baseline=batch["baseline"])
-        cuts = [slice(0, 5), slice(5, 5), slice(5, 12)]  # the middle rank has no row at all
+    whole = advantages_under_rule(spec, *(batch[f] for f in fields), baseline=batch["baseline"])
+    meeting, brought = threading.Barrier(3, timeout=60), [None] * 3
 
-        def run(rank: int, answers: list, asked: list, spec: str = spec, cuts: list = cuts) -> torch.Tensor | None:
-            """Run a rank against recorded collectives; None when it asks for one that is not there yet."""
-            place = itertools.count()
+    def run(rank: int) -> torch.Tensor:
+        def meet(values: torch.Tensor, combine: Callable[[list], torch.Tensor]) -> torch.Tensor:
+            brought[rank] = values
+            meeting.wait()
+            result = combine(list(brought))
+            meeting.wait()  # nobody brings the next values before all have read these
+            return result
 
-            def collective(values: torch.Tensor, kind: bool) -> torch.Tensor:
-                call = next(place)
-                if call >= len(answers):
-                    asked[rank] = (values, kind)
-                    raise LookupError
-                return answers[call]
+        part = {name: value[cuts[rank]] for name, value in batch.items()}
+        collectives = {
+            "reduce_sum": lambda values: meet(values, lambda all_ranks: torch.stack(all_ranks).sum(0)),
+            "gather": lambda values: meet(values, torch.cat),
+        }
+        out = advantages_under_rule(
+            spec, *(part[f] for f in fields), baseline=part["baseline"], rank=rank, world_size=3, **collectives
+        )
+        return out.advantages
 
-            part = [batch[f][cuts[rank]] for f in fields]
-            try:
-                return advantages_under_rule(
-                    spec,
-                    *part,
-                    baseline=batch["baseline"][cuts[rank]],
-                    reduce_sum=lambda v: collective(v, True),
-                    gather=lambda v: collective(v, False),
-                    rank=rank,
-                    world_size=3,
-                ).advantages
-            except LookupError:
-                return None
-
-        answers: list[torch.Tensor] = []
-        while True:
-            asked: list = [None] * 3
-            results = [run(rank, answers, asked) for rank in range(3)]
-            if all(result is not None for result in results):
-                break
-            parts, sums = [one[0] for one in asked], {one[1] for one in asked}
-            assert len(sums) == 1  # every rank makes the same collective
-            answers.append(torch.stack(parts).sum(0) if sums == {True} else torch.cat(parts))
-        assert torch.equal(torch.cat(results), whole.advantages)
+    with ThreadPoolExecutor(3) as pool:
+        assert torch.equal(torch.cat(list(pool.map(run, range(3)))), whole.advantages)
 
 
 def test_nested_tensors_give_what_padded_ones_give() -> None:
@@ -200,7 +189,7 @@ def test_a_batch_without_valid_tokens_leaves_nothing_and_says_so() -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("ppo-clip", "live part 'ppo-clip' belongs into the policy loss"),
+        ("ppo-clip", "ratio-based part 'ppo-clip' belongs into the policy loss"),
         ("entropy-bonus", "actor.entropy_coeff"),
         ("clip-v", "centered_discriminant"),
         ("w-reinforce", "rewards"),
@@ -222,7 +211,7 @@ def test_a_rule_that_reads_the_entropy_says_so_when_there_is_none() -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("clip-b|ppo-clip", "the live part alone"),
+        ("clip-b|ppo-clip", "the ratio-based part alone"),
         ("steer", "entropy: expected a tensor"),
         ("entropy-ratio", "old_entropy"),
         ("kl-cov", "kl-cov@micro-batch"),
@@ -418,8 +407,9 @@ def test_rules_are_registered_under_names_that_verl_finds(core_algos) -> None:
 @pytest.fixture(scope="module")
 def external(core_algos):
     pytest.importorskip("transfer_queue", reason="TransferQueue is not installed (extra 'verl')")
+    from entropy_theory.bridge.verl import trainer
 
-    return verl_trainer
+    return trainer
 
 
 def composed(*overrides: str):
@@ -478,7 +468,7 @@ _LOSS = "actor_rollout_ref.actor.policy_loss.loss_mode"
         (["+trainer.v1.entropy_theory.seed=1"], "only rule, rule_seed and observe"),
         (["trainer.v1.entropy_theory.observe=[ppo-clip]"], "belongs into the policy loss"),
         ([f"{_RULE}=entropy-bonus|clip-higher"], "actor.entropy_coeff"),
-        ([f"{_LOSS}=vanilla"], "'entropy_theory:clip-higher', the live part"),
+        ([f"{_LOSS}=vanilla"], "'entropy_theory:clip-higher', the ratio-based part"),
         (["actor_rollout_ref.model.use_fused_kernels=true"], "statistics of the logits"),
         ([f"{_RULE}='clip-b|kl-cov'", f"{_LOSS}=entropy_theory:kl-cov"], "kl-cov@micro-batch"),
         ([f"{_RULE}='clip-b|steer'", f"{_LOSS}=entropy_theory:steer"], "entropy"),
@@ -518,6 +508,7 @@ def test_the_environment_chooses_the_engine_that_scores_the_baseline(external, m
     from verl.workers.engine import EngineRegistry
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
+    monkeypatch.delenv("VERL_ENGINE_VENDOR", raising=False)
     monkeypatch.setenv("VERL_ENGINE_DEVICE", "cuda")
     assert EngineRegistry.get_engine_cls("language_model", "fsdp2") is FSDPEngineWithLMHead
     monkeypatch.setenv("VERL_ENGINE_VENDOR", "entropy_theory")
