@@ -49,6 +49,7 @@ class VerifyConfig:
         quick: Small budgets, a few seconds in all.
         thorough: Budgets ten times the default.
         certify: Add the certificates by ball arithmetic (needs the extra certify).
+        kernel: Compile the Coq proofs again (needs a checkout, Coq and Coquelicot); default: read their record.
         out: Folder for verification.json, verification.html and the figure of the sign theorem.
     """
 
@@ -56,6 +57,7 @@ class VerifyConfig:
     quick: bool = False
     thorough: bool = False
     certify: bool = False
+    kernel: bool = False
     out: Path | None = None
 
 
@@ -69,7 +71,9 @@ def _verify(config: VerifyConfig, console: Console) -> int:
     budget: Literal["quick", "default", "thorough"]
     budget = "quick" if config.quick else "thorough" if config.thorough else "default"
     with progress_bar(console) as progress:
-        report = verify(config.only or None, budget=budget, progress=progress, certify=config.certify)
+        report = verify(
+            config.only or None, budget=budget, progress=progress, certify=config.certify, kernel=config.kernel
+        )
     if config.out is not None:
         from entropy_theory.report import figures
         from entropy_theory.report.figures.theory import one_sided_sign_theorem
@@ -160,6 +164,8 @@ def _inspect(config: Any, console: Console) -> int:
         save_inspect_page(page_data(inspection), config.out)
     else:
         write_table(inspection)
+    for assumption in inspection.assumptions:
+        console.print(assumption, markup=False, highlight=False)
     for warning in inspection.warnings:
         console.print(f"careful: {warning}", markup=False, highlight=False)
     if is_page:

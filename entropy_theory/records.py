@@ -12,7 +12,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -341,3 +341,59 @@ def open_run(folder: Path, config: object, *, ignore: tuple[str, ...] = ("out",)
     write_json(folder / "environment.json", environment())
     write_json(path, {"hash": digest, "configuration": to_data(config)})
     return False
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Any], content: object = None) -> None:
+    """Write arrays as safetensors, whole or not at all, with a digest of them and of what else belongs to them.
+
+    Args:
+        path: The file.
+        arrays: NumPy arrays by name.
+        content: Data that JSON can hold.
+    """
+    from safetensors.numpy import save
+
+    described = json.dumps(to_data(content), allow_nan=False)
+    digest = hashlib.sha256(save(dict(arrays)) + described.encode()).hexdigest()
+    with written_whole(path) as temporary:
+        temporary.write_bytes(save(dict(arrays), metadata={"content": described, "sha256": digest}))
+
+
+def load_arrays(path: Path, name: str = "out") -> dict[str, Any]:
+    """Read the arrays of `save_arrays`.
+
+    Args:
+        path: The file.
+        name: The argument through which its folder came.
+
+    Raises:
+        ValueError: The file is broken, or is not what was written.
+    """
+    return read_arrays(path, name)[0]
+
+
+def read_arrays(path: Path, name: str = "out") -> tuple[dict[str, Any], Any]:
+    """Read the arrays of `save_arrays` and what was written with them.
+
+    Raises:
+        ValueError: The file is broken, or is not what was written.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "a.safetensors")
+        ...     save_arrays(path, {"x": np.arange(3)}, {"step": 2})
+        ...     arrays, content = read_arrays(path)
+        >>> arrays["x"].tolist(), content
+        ([0, 1, 2], {'step': 2})
+    """
+    from safetensors import safe_open
+    from safetensors.numpy import save
+
+    with reading(name, "a file as this program wrote it", path), safe_open(path, "np") as file:
+        arrays, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+        digest = hashlib.sha256(save(arrays) + metadata["content"].encode()).hexdigest()
+        if digest != metadata["sha256"]:
+            raise invalid(name, "a file as this program wrote it", f"{path}, whose digest is another")
+        return arrays, json.loads(metadata["content"])

@@ -105,7 +105,7 @@ def train_observed(
         config = TrainConfig(
             steps=steps, prompts_per_step=prompts, generations=generations, seed=seed, out=Path(folder)
         )
-        prompts_of_task, _ = load_task(config)
+        prompts_of_task, _ = load_task(config, decoder.build_tokenizer())
         trainer = kind(
             model=str(warmed_up(tiny)),
             reward_funcs=sum_task.reward,

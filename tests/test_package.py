@@ -30,7 +30,7 @@ ALLOWED = {
     "bridge": {"vocab", "control"},
     "training": {"vocab", "control", "bridge", "testbed"},
     "audit": {"vocab", "control", "bridge", "training", "testbed"},
-    "inspection": {"vocab", "control", "bridge"},
+    "inspection": {"vocab", "control", "bridge", "testbed"},
     "report": set(),
     "testing": {"theory"},
     "demo": BELOW_THE_COMMANDS | {"report"},

@@ -34,7 +34,8 @@ class AuditConfig:
         at: Optimizer steps to measure, or the next one that has a gradient; the runs end with the last. AdamW's first
             step is far larger than its later ones.
         seeds: Seeds of sampling and data order; each is a run of each arm.
-        model: Folder or hub name of a causal language model; default: the small decoder of the demo.
+        model: Folder or hub name of a causal language model, or smollm2; default: the small decoder of the demo.
+        task: Task by name with its verifier as the reward, as for train.
         dataset: File, folder or hub name with a "prompt" column; default: the sum task.
         dataset_split: Split of the dataset.
         reward: Reward function in TRL's form as module:function; needed with --dataset.
@@ -55,6 +56,7 @@ class AuditConfig:
     at: tuple[int, ...] = (5, 15, 30, 60)
     seeds: tuple[int, ...] = (0, 1, 2)
     model: str | None = None
+    task: str | None = None
     dataset: str | None = None
     dataset_split: str = "train"
     reward: str | None = None
@@ -91,6 +93,7 @@ class AuditConfig:
         """The configuration of one run."""
         return TrainConfig(
             model=self.model,
+            task=self.task,
             dataset=self.dataset,
             dataset_split=self.dataset_split,
             reward=self.reward,

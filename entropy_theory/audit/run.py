@@ -102,13 +102,13 @@ def _build(config: AuditConfig, arm: Arm, run: TrainConfig, progress: Any) -> An
     arguments = trainer_arguments(run, 1) | {"save_strategy": "no", "save_total_limit": 1}
     if arm != "adamw":
         arguments["optim"] = "sgd"
-    data, reward = load_task(run)
 
     def warming(done: int, total: int, words: str) -> None:
         if progress is not None:
             progress(0, f"warm-up: {done}/{total}, {words}")
 
     tokenizer = load_tokenizer(run)
+    data, reward = load_task(run, tokenizer)
     check_chat(data, tokenizer, run)
     trainer = Audited(
         model=model_folder(run, warming),

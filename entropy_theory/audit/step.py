@@ -16,7 +16,6 @@ last what earlier steps left: momentum, weight decay, and the rounding of the we
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -166,18 +165,16 @@ def measure_step(
 
 def write_step(path: Path, arrays: dict[str, Tensor], scalars: dict[str, float]) -> None:
     """Write the arrays and scalars of a measured step."""
-    from safetensors.torch import save_file
-
-    with records.written_whole(path) as temporary:
-        save_file({k: v.contiguous() for k, v in arrays.items()}, temporary, metadata={"scalars": json.dumps(scalars)})
+    records.save_arrays(path, {name: values.numpy() for name, values in arrays.items()}, scalars)
 
 
 def read_step(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
-    """Read the arrays and scalars of a measured step."""
-    from safetensors import safe_open
+    """Read the arrays and scalars of a measured step.
 
-    with safe_open(path, "np") as file:
-        return {k: file.get_tensor(k) for k in file.keys()}, json.loads(file.metadata()["scalars"])  # noqa: SIM118
+    Raises:
+        ValueError: The file is broken, or is not what was written.
+    """
+    return records.read_arrays(path)
 
 
 class _View:

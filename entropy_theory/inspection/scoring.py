@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from entropy_theory import records
-from entropy_theory.errors import invalid, missing_extra
-from entropy_theory.inspection.rollouts import Tokenised
+from entropy_theory.errors import invalid, missing_extra, reading
+from entropy_theory.inspection.tokens import Pieces, Tokenised
+from entropy_theory.testbed.pretrained import resolve_model
 from entropy_theory.vocab import token_statistics, token_statistics_from_hidden
 from entropy_theory.vocab.statistics import FIELDS, SECOND_ORDER_FIELDS
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 # Logits that may exist at once, in bytes of float32; beyond it they are read tile by tile from the hidden states.
 LOGITS_BUDGET = 1 << 28
+
+_SCORED = (*FIELDS, *SECOND_ORDER_FIELDS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,8 @@ class Policy:
         vocab_size: V, the width of its logits.
         head: (output matrix, bias, soft cap) when the logits are exactly that of the last hidden states, else None.
         identity: What distinguishes it from another model of the name.
+        end_token_ids: Every id that ends a completion, as TRL takes them: the tokenizer's and those of the model's
+            generation configuration.
     """
 
     name: str
@@ -45,6 +50,7 @@ class Policy:
     vocab_size: int
     head: tuple[Tensor, Tensor | None, float | None] | None
     identity: str
+    end_token_ids: tuple[int, ...] = ()
 
 
 def load_policy(name: str, tokenizer: str | None = None, dtype: str = "float32") -> Policy:
@@ -68,26 +74,26 @@ def load_policy(name: str, tokenizer: str | None = None, dtype: str = "float32")
         raise invalid("dtype", "float32 or bfloat16", repr(dtype))
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    try:
+    name = resolve_model(name)
+    with reading("model", "a causal language model in safetensors", name):
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             name, trust_remote_code=False, use_safetensors=True, dtype=dtype, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise invalid("model", "a causal language model in safetensors", f"{name!r} ({_one_line(error)})") from None
     if report["missing_keys"]:
         lacking = ", ".join(sorted(report["missing_keys"])[:3])
         raise invalid("model", "a model with a causal head and all its weights", f"{name!r}, which lacks {lacking}")
-    try:
+    with reading("tokenizer", "a tokenizer", tokenizer or name):
         tokens = transformers.AutoTokenizer.from_pretrained(tokenizer or name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise invalid("tokenizer", "a tokenizer", f"{tokenizer or name!r} ({_one_line(error)})") from None
     vocab_size = model.get_output_embeddings().weight.shape[0]
     highest = max(tokens.get_vocab().values(), default=0)
     if highest >= vocab_size:
         expected = f"one whose ids are below {vocab_size}, the model's vocabulary"
         raise invalid("tokenizer", expected, f"{tokenizer or name!r} with ids up to {highest}")
     model = model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
-    return Policy(name, model, tokens, vocab_size, _plain_head(model), _identity(name, model))
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    ends = [ends] if isinstance(ends, int) else list(ends or ())
+    known = dict.fromkeys(end for end in (tokens.eos_token_id, *ends) if end is not None and end < vocab_size)
+    return Policy(name, model, tokens, vocab_size, _plain_head(model), _identity(name, model), tuple(known))
 
 
 def _identity(name: str, model: Any) -> str:
@@ -128,8 +134,10 @@ def score(
     temperature: float = 1.0,
     batch_tokens: int = 8192,
     progress: Progress | None = None,
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], list[Tokenised]]:
     """Compute the token statistics of all completions, a batch at a time; batches already in the folder are read.
+
+    Where an end token was put back and may be one of several, the likeliest under the model is taken.
 
     Sequences of like length share a batch, padded on the right, so that positions count from the first token whatever
     the model's position encoding. Where the logits of a batch would exceed the budget they are read tile by tile from
@@ -144,21 +152,21 @@ def score(
         progress: Called with (tokens done, tokens in all, words).
 
     Returns:
-        One float32 array for each field of ``TokenStatistics``, over all completion tokens, sequence after sequence.
+        One float32 array for each field of ``TokenStatistics``, over all completion tokens, sequence after sequence;
+        and the sequences with their end tokens decided.
 
     Raises:
         ValueError: An argument is out of range, a sequence is longer than the model's positions or has ids beyond its
             vocabulary, or the model gives values that are not finite.
     """
-    from safetensors.numpy import load_file, save_file
-
     if batch_tokens < 1:
         raise invalid("batch_tokens", "an integer >= 1", batch_tokens)
     _check_sequences(policy, sequences)
     if policy.head is None:
         batch_tokens = max(1, min(batch_tokens, LOGITS_BUDGET // (4 * policy.vocab_size)))
     batches = _batches(sequences, batch_tokens)
-    digest = hashlib.sha256(json.dumps([(s.prompt_ids, s.ids) for s in sequences]).encode()).hexdigest()
+    tokens = [(s.prompt_ids, s.ids, s.end_candidates) for s in sequences]
+    digest = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
     described = {
         "model": policy.name,
         "identity": policy.identity,
@@ -172,30 +180,36 @@ def score(
     records.open_run(parts, described)
     starts = np.cumsum([0, *(len(s.ids) for s in sequences)])
     total, done = int(starts[-1]), 0
-    out = {name: np.empty(total, dtype=np.float32) for name in (*FIELDS, *SECOND_ORDER_FIELDS)}
+    out = {name: np.empty(total, dtype=np.float32) for name in _SCORED}
+    decided, pieces = list(sequences), Pieces(policy.tokenizer)
     for number, rows in enumerate(batches):
         places = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])
         path = parts / f"part-{number:05d}.safetensors"
         if not path.exists():
-            found = _score_batch(policy, [sequences[row] for row in rows], temperature)
-            wrong = [name for name, values in found.items() if not np.isfinite(values).all()]
+            measured = _score_batch(policy, [sequences[row] for row in rows], temperature)
+            wrong = [name for name in _SCORED if not np.isfinite(measured[name]).all()]
             if wrong:
                 raise invalid("model", "finite statistics", f"{', '.join(wrong)} not finite in sequence {rows[0] + 1}")
-            with records.written_whole(path) as temporary:
-                save_file(found, temporary)
-        part = load_file(path)
-        for name in (*FIELDS, *SECOND_ORDER_FIELDS):
+            records.save_arrays(path, measured)
+        part = records.load_arrays(path, "scores")
+        if part.keys() != {*_SCORED, "end_tokens"} or any(len(part[name]) != len(places) for name in _SCORED):
+            raise invalid("scores", f"the statistics of {len(places)} tokens", path)
+        for name in _SCORED:
             out[name][places] = part[name]
+        for row, token in zip(rows, part["end_tokens"].tolist(), strict=True):
+            if sequences[row].end_candidates:
+                decided[row] = sequences[row].ending_with(token, pieces(token))
         done += len(places)
         if progress is not None:
             progress(done, total, "tokens scored")
-    return out
+    return out, decided
 
 
 def _check_sequences(policy: Policy, sequences: Sequence[Tokenised]) -> None:
     limit = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    for number, one in enumerate(sequences, start=1):
-        length, highest = len(one.prompt_ids) + len(one.ids), max(one.prompt_ids + one.ids)
+    for number, sequence in enumerate(sequences, start=1):
+        tokens = sequence.prompt_ids + sequence.ids + sequence.end_candidates
+        length, highest = len(sequence.prompt_ids) + len(sequence.ids), max(tokens)
         if limit is not None and length > limit:
             raise invalid(f"rollout {number}", f"at most {limit} tokens, the model's positions", length)
         if highest >= policy.vocab_size:
@@ -206,8 +220,8 @@ def _batches(sequences: Sequence[Tokenised], batch_tokens: int) -> list[list[int
     """Group sequences of like length, the longest first, so that rows × longest stays within the bound.
 
     Example:
-        >>> one, two = Tokenised((1,), (2,), ("a",)), Tokenised((1, 1), (2, 2), ("a", "a"))
-        >>> _batches([one, two, one, Tokenised((1,), (), ())], 4)
+        >>> short, long = Tokenised((1,), (2,), ("a",)), Tokenised((1, 1), (2, 2), ("a", "a"))
+        >>> _batches([short, long, short, Tokenised((1,), (), ())], 4)
         [[1], [0, 2]]
     """
     lengths = [len(s.prompt_ids) + len(s.ids) for s in sequences]
@@ -234,17 +248,34 @@ def _score_batch(policy: Policy, rows: Sequence[Tokenised], temperature: float) 
     tokens = torch.tensor([token for row in rows for token in row.ids], device=device)
     inputs = {"input_ids": ids.to(device), "attention_mask": attention.to(device), "use_cache": False}
     before = before.to(device)
+    ends = torch.tensor([len(row.ids) for row in rows]).cumsum(0) - 1  # where each row's last token stands
     if policy.head is None or 4 * policy.vocab_size * ids.numel() <= LOGITS_BUDGET:
         logits = policy.model(**inputs).logits[before]
-        found = token_statistics(logits, tokens, temperature=temperature, second_order=True)
+        _decide_ends(tokens, rows, ends, lambda place, candidates: logits[place, candidates])
+        statistics = token_statistics(logits, tokens, temperature=temperature, second_order=True)
     else:
         matrix, bias, softcap = policy.head
         hidden = policy.model.base_model(**inputs).last_hidden_state[before]
-        found = token_statistics_from_hidden(
+
+        def logits_of(place: int, candidates: Tensor) -> Tensor:  # but for a soft cap, which keeps their order
+            return matrix[candidates] @ hidden[place] + (0 if bias is None else bias[candidates])
+
+        _decide_ends(tokens, rows, ends, logits_of)
+        statistics = token_statistics_from_hidden(
             hidden, matrix, tokens, bias=bias, softcap=softcap, temperature=temperature, second_order=True
         )
-    return {name: getattr(found, name).float().cpu().numpy() for name in (*FIELDS, *SECOND_ORDER_FIELDS)}
+    measured = {name: getattr(statistics, name).float().cpu().numpy() for name in _SCORED}
+    return measured | {"end_tokens": tokens[ends].cpu().numpy()}
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+def _decide_ends(
+    tokens: Tensor, rows: Sequence[Tokenised], ends: Tensor, logits_of: Callable[[int, Tensor], Tensor]
+) -> None:
+    """Put the likeliest of its candidates where a row's end token is not known.
+
+    Nothing reads an end token, so that the model's input need not change.
+    """
+    for row, place in zip(rows, ends.tolist(), strict=True):
+        if len(row.end_candidates) > 1:
+            candidates = torch.tensor(row.end_candidates, device=tokens.device)
+            tokens[place] = candidates[logits_of(place, candidates).argmax()]

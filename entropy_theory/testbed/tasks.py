@@ -42,18 +42,16 @@ class Task:
         specification: What the task was made from.
         prompts: Columns ``prompt`` (a text, or a list of one message for chat models), ``row`` and ``answer``.
         verifier: Judges an answer.
-        completion_length: Tokens that an answer may take, a default for ``max_completion_length``.
     """
 
     specification: str
     prompts: Dataset
     verifier: Verifier
-    completion_length: int
 
     # TRL names a reward by its function; a callable object needs a name of its own.
     @property
     def __name__(self) -> str:
-        return self.specification
+        return parse_task(self.specification)[0]
 
     def __call__(self, completions: Sequence[Any], row: Sequence[int], **extra: Any) -> list[float]:
         """Reward in TRL's form.
@@ -171,10 +169,10 @@ def load_task(specification: str, rows: int, seed: int, *, chat: bool) -> Task:
         raise invalid("rows", "an integer >= 1", rows)
     if name in _OWN:
         _check_parameters(name, parameters, _OWN[name][1])
-        questions, answers, verifier, length = _OWN[name][0](rows, seed, chat, **parameters)
+        questions, answers, verifier = _OWN[name][0](rows, seed, chat, **parameters)
     else:
-        questions, answers, verifier, length = _reasoning_gym(name, rows, seed, parameters)
-    return Task(specification, _prompts(questions, answers, chat), verifier, length)
+        questions, answers, verifier = _reasoning_gym(name, rows, seed, parameters)
+    return Task(specification, _prompts(questions, answers, chat), verifier)
 
 
 def task_names() -> tuple[str, ...]:
@@ -186,8 +184,8 @@ def task_names() -> tuple[str, ...]:
     return tuple(sorted({*_OWN, *DATASETS} - {"composite"}))
 
 
-Parts = tuple[list[str], list[str], Verifier, int]
-"""Questions, reference answers, verifier, completion length."""
+Parts = tuple[list[str], list[str], Verifier]
+"""Questions, reference answers, verifier."""
 
 
 def _sum(rows: int, seed: int, chat: bool) -> Parts:
@@ -195,8 +193,7 @@ def _sum(rows: int, seed: int, chat: bool) -> Parts:
     ask = "Write four digits joined by plus signs whose sum is {}, and nothing else."
     questions = [ask.format(target) if chat else sum_task.prompt(target) for target in targets]
     examples = ["+".join(map(str, sum_task.right_answers(target)[0])) for target in targets]
-    length = 4 * sum_task.ANSWER_LENGTH if chat else sum_task.ANSWER_LENGTH + 1
-    return questions, examples, lambda row, answer: float(sum_task.is_right(targets[row], answer)), length
+    return questions, examples, lambda row, answer: float(sum_task.is_right(targets[row], answer))
 
 
 def _arithmetic(rows: int, seed: int, chat: bool, numbers: int = 5, largest: int = 20) -> Parts:
@@ -205,7 +202,7 @@ def _arithmetic(rows: int, seed: int, chat: bool, numbers: int = 5, largest: int
     questions = [ask.format(expression) if chat else expression + "=" for expression in expressions]
     generator = np.random.default_rng(seed)
     examples = [arithmetic.derive(expression, generator) for expression in expressions]
-    return questions, examples, lambda row, answer: float(arithmetic.is_right(expressions[row], answer)), 64
+    return questions, examples, lambda row, answer: float(arithmetic.is_right(expressions[row], answer))
 
 
 def _addition(rows: int, seed: int, chat: bool, largest: int = 14) -> Parts:
@@ -214,7 +211,7 @@ def _addition(rows: int, seed: int, chat: bool, largest: int = 14) -> Parts:
     pairs = np.random.default_rng(seed).integers(1, largest + 1, (rows, 2)).tolist()
     questions = [f"What is {a} + {b}? Answer with the number only." if chat else f"{a}+{b}=" for a, b in pairs]
     totals = [str(a + b) for a, b in pairs]
-    return questions, totals, lambda row, answer: float(answer == totals[row]), 16
+    return questions, totals, lambda row, answer: float(answer == totals[row])
 
 
 _OWN: Mapping[str, tuple[Callable[..., Parts], tuple[str, ...]]] = {
@@ -247,7 +244,7 @@ def _reasoning_gym(name: str, rows: int, seed: int, parameters: Mapping[str, Any
         return float(made.score_answer(answer, entries[row]))
 
     questions = [f"{entry['question']}\n{ANSWER_ONLY}" for entry in entries]
-    return questions, [str(entry["answer"]) for entry in entries], verifier, 64
+    return questions, [str(entry["answer"]) for entry in entries], verifier
 
 
 def _check_parameters(name: str, parameters: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropy_theory.errors import invalid, one_line, reading
-from entropy_theory.testbed import decoder, sum_task
+from entropy_theory.testbed import decoder, pretrained, sum_task, tasks
 from entropy_theory.training.config import TrainConfig
 from entropy_theory.training.rewards import Reward, SumReward, guarded_reward, load_reward
 
@@ -16,20 +16,29 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 
-SUM_TASK_ROWS = 2048
+TASK_ROWS = 2048
 _TRLS_OWN = frozenset({"completions", "prompts", "trainer_state", "log_extra", "log_metric"})
 """Arguments that TRL passes to every reward function; columns of these names would be passed a second time."""
 
 
-def load_task(config: TrainConfig) -> tuple[Dataset, Reward]:
-    """Load the prompts and the reward function of a run, its own or those of the sum task.
+def load_task(config: TrainConfig, tokenizer: Any) -> tuple[Dataset, Reward]:
+    """Load the prompts and the reward function of a run: of its dataset, of its task, or of the sum task.
+
+    Args:
+        config: The run.
+        tokenizer: The model's; a task's prompts are conversations if it has a chat template, else plain texts.
 
     Raises:
-        ValueError: The dataset or the reward cannot be used.
+        ValueError: The dataset, task or reward cannot be used.
     """
-    if config.dataset is None:
-        prompts, name = sum_task.dataset(SUM_TASK_ROWS, config.seed), "sum task"
-        reward: Reward = SumReward(config.generations)
+    reward: Reward
+    if config.task is not None:
+        task = tasks.load_task(config.task, TASK_ROWS, config.seed, chat=bool(tokenizer.chat_template))
+        prompts, name, reward = task.prompts, config.task, task
+        check_alphabet(prompts, tokenizer, config)
+    elif config.dataset is None:
+        prompts, name = sum_task.dataset(TASK_ROWS, config.seed), "sum task"
+        reward = SumReward(config.generations)
     else:
         prompts, name = load_prompts(config.dataset, config.dataset_split), str(config.reward)
         reward = load_reward(name)
@@ -37,7 +46,7 @@ def load_task(config: TrainConfig) -> tuple[Dataset, Reward]:
         raise invalid(
             "prompts_per_step", f"at most {len(prompts)}, the prompts of the dataset", config.prompts_per_step
         )
-    return prompts, guarded_reward(reward, name)
+    return prompts, guarded_reward(reward, name, config.log_completions)
 
 
 def load_prompts(name: str, split: str) -> Dataset:
@@ -81,6 +90,17 @@ def load_prompts(name: str, split: str) -> Dataset:
     return data
 
 
+def check_alphabet(prompts: Dataset, tokenizer: Any, config: TrainConfig) -> None:
+    """Raise ValueError if the model's tokenizer has no ids for a task's first prompt, as the small decoder's may not.
+
+    Such a tokenizer would write its padding in the place of every letter it lacks.
+    """
+    prompt = prompts[0]["prompt"]
+    if isinstance(prompt, str) and tokenizer.pad_token_id in tokenizer(prompt)["input_ids"]:
+        model = config.model or "the small decoder"
+        raise invalid("task", f"prompts that the tokenizer of {model} can write", one_line(repr(prompt), 80))
+
+
 def check_chat(prompts: Dataset, tokenizer: Any, config: TrainConfig) -> None:
     """Raise ValueError if the prompts are chats and the model's template cannot write the first of them."""
     if isinstance(prompts[0]["prompt"], list):
@@ -94,11 +114,11 @@ def load_tokenizer(config: TrainConfig) -> Any:
     Raises:
         ValueError: There is no such model, or no tokenizer that fits it.
     """
-    model = config.model
-    if model is None:
+    if config.model is None:
         return decoder.build_tokenizer()
     from transformers import AutoConfig, AutoTokenizer
 
+    model = pretrained.resolve_model(config.model)
     with reading("model", "a folder or hub name of a causal language model", model):
         vocab_size = AutoConfig.from_pretrained(model, trust_remote_code=False).get_text_config().vocab_size
         has_tokenizer = not Path(model).is_dir() or any(
@@ -106,7 +126,7 @@ def load_tokenizer(config: TrainConfig) -> Any:
         )
         if has_tokenizer:
             tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False, padding_side="left")
-        elif config.dataset is None:
+        elif config.dataset is None and config.task is None:
             tokenizer = decoder.build_tokenizer()
         else:
             raise invalid("model", "a folder that also holds a tokenizer", repr(model))
@@ -121,4 +141,6 @@ def load_tokenizer(config: TrainConfig) -> Any:
 
 def model_folder(config: TrainConfig, progress: Progress | None = None) -> str:
     """Return the folder or hub name of the model; the small decoder is warmed up first when no run has before."""
-    return config.model or str(decoder.cached_checkpoint(progress=progress))
+    if config.model is None:
+        return str(decoder.cached_checkpoint(progress=progress))
+    return pretrained.resolve_model(config.model, progress)

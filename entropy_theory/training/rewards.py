@@ -43,12 +43,13 @@ def load_reward(spec: str) -> Reward:
     return function
 
 
-def guarded_reward(reward: Reward, name: str) -> Reward:
+def guarded_reward(reward: Reward, name: str, log_ids: bool = False) -> Reward:
     """Make a reward function raise an error that names it where it fails or returns no rewards.
 
     Args:
         reward: The function, plain or async, in TRL's form.
         name: How the user wrote it.
+        log_ids: Whether to add the completions' token ids to TRL's completion log, which holds their text alone.
 
     Returns:
         The function; called, it raises RunError where ``reward`` fails.
@@ -68,11 +69,11 @@ def guarded_reward(reward: Reward, name: str) -> Reward:
         return RunError(message)
 
     def checked(rewards: Any, arguments: dict[str, Any]) -> list[float | None]:
+        if log_ids and "log_extra" in arguments:
+            arguments["log_extra"]("completion_ids", [list(ids) for ids in arguments["completion_ids"]])
         try:
-            return checked_rewards(
-                rewards, len(arguments["completions"]) if "completions" in arguments else len(rewards)
-            )
-        except (ValueError, TypeError) as error:
+            return checked_rewards(rewards, len(arguments["completions"]))
+        except ValueError as error:
             raise RunError(f"reward {name} returned {error}") from None
 
     if inspect.iscoroutinefunction(reward):

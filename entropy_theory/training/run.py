@@ -10,6 +10,7 @@ from typing import Any
 from entropy_theory import records
 from entropy_theory.bridge.trl import checkpoints
 from entropy_theory.errors import RunError, invalid, missing_extra, reading
+from entropy_theory.sampling import Sampling
 from entropy_theory.testbed import sum_task
 from entropy_theory.training.config import TrainConfig
 from entropy_theory.training.inputs import Progress, check_chat, load_task, load_tokenizer, model_folder
@@ -71,8 +72,9 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
     check_trl_version(trl.__version__)
     arguments = EntropyControlledGRPOConfig(**trainer_arguments(config, process.num_processes))
     check_supported(rule, arguments, trl.__version__, config.scoring)
-    data, reward = load_task(config)
-    tokenizer = load_tokenizer(config)
+    with process.main_process_first():
+        tokenizer = load_tokenizer(config)
+    data, reward = load_task(config, tokenizer)
     check_chat(data, tokenizer, config)
 
     # The checkpoint schedule does not change the result: a run may be resumed with another.
@@ -111,6 +113,8 @@ def _run(
     trainer.batches_folder = config.out / "batches"
     silence(trainer)
     first = trainer.is_world_process_zero()
+    if first and config.log_completions:
+        sampling_of(trainer).write(config.out / "trainer" / "completions")
     checkpoint = checkpoints.latest_checkpoint(config.out / "trainer")
     if first:
         cut_back(config.out / METRICS, checkpoint)
@@ -127,6 +131,20 @@ def _run(
     if first:
         records.write_json(config.out / "result.json", result)
     return result
+
+
+def sampling_of(trainer: Any) -> Sampling:
+    """Describe how a GRPO trainer samples, for `inspect`."""
+    ends = getattr(trainer, "eos_token_ids", None) or [trainer.processing_class.eos_token_id]
+    return Sampling(
+        temperature=float(trainer.temperature),
+        max_completion_length=trainer.max_completion_length,
+        end_token_ids=list(ends),
+        chat_template_kwargs=dict(getattr(trainer, "chat_template_kwargs", None) or {}),
+        reward_columns=list(trainer.reward_func_names),
+        reward_weights=trainer.reward_weights.tolist(),
+        scale_rewards=str(trainer.scale_rewards),
+    )
 
 
 def silence(trainer: Any) -> None:
@@ -155,7 +173,8 @@ def trainer_arguments(config: TrainConfig, processes: int) -> dict[str, Any]:
             batch,
         )
     small = config.model is None
-    completion = config.max_completion_length or (sum_task.ANSWER_LENGTH + 1 if config.dataset is None else 256)
+    own = sum_task.ANSWER_LENGTH + 1 if config.task is None else 64
+    completion = config.max_completion_length or (own if config.dataset is None else 256)
     return {
         "output_dir": str(config.out / "trainer"),
         "rule": config.rule,

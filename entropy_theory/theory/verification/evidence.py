@@ -21,6 +21,20 @@ class Kind(StrEnum):
     CERTIFICATE = "certificate"
     MONTE_CARLO = "monte-carlo"
     COUNTEREXAMPLE_SEARCH = "counterexample-search"
+    KERNEL = "kernel"
+
+
+STRENGTH = (
+    Kind.KERNEL,
+    Kind.SYMBOLIC,
+    Kind.CERTIFICATE,
+    Kind.HIGH_PRECISION,
+    Kind.CONVERGENCE_ORDER,
+    Kind.PROPERTY,
+    Kind.MONTE_CARLO,
+    Kind.COUNTEREXAMPLE_SEARCH,
+)
+"""Strongest evidence first: proofs for every V, then regions, then points and samples."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +127,8 @@ class Evidence:
         summary: One sentence with the figures that matter.
         data: The figures themselves, ready for JSON. The verdict reads `digits` (high-precision), `cases` and
             `failures` (property), `slope` and `interval` (convergence-order), `z` (monte-carlo), `region`
-            (certificate), `tries` and
-            `found` (counterexample-search), `steps` (symbolic).
+            (certificate), `tries` and `found` (counterexample-search), `steps` (symbolic), `versions`, `rerun` and
+            `edited` (kernel).
     """
 
     passed: bool
@@ -216,6 +230,12 @@ def verdict(kind: Kind, evidence: Evidence) -> str:
             return figure if passed else f"{figure}, limit {data.get('limit', '?')}"
         case Kind.CERTIFICATE:
             return f"enclosed over {data.get('region', '?')}" if passed else "not enclosed"
+        case Kind.KERNEL:
+            if passed:
+                how = "re-run" if data.get("rerun") else "not re-run"
+                return f"proved by a kernel ({data.get('versions', '?')}), {how}"
+            edited = data.get("edited")
+            return f"not proved: edited since the kernel's check: {', '.join(edited)}" if edited else "not proved"
         case Kind.COUNTEREXAMPLE_SEARCH:
             tries, found = data.get("tries", 0), data.get("found", 0)
             if found:

@@ -16,7 +16,8 @@ import numpy as np
 
 from entropy_theory.records import write_json
 from entropy_theory.theory.verification.catalogue import select
-from entropy_theory.theory.verification.evidence import Budget, Check, Evidence, Kind, budget_named, verdict
+from entropy_theory.theory.verification.evidence import STRENGTH, Budget, Check, Evidence, Kind, budget_named, verdict
+from entropy_theory.theory.verification.kernel import check_again, kernel_checks
 from entropy_theory.theory.verification.marked_tests import holding
 
 Progress = Callable[[int, int, str], None]
@@ -66,6 +67,12 @@ class StatementResult:
         """Whether every check passed."""
         return all(check.passed for check in self.checks)
 
+    @property
+    def strongest(self) -> str:
+        """The strongest kind of evidence among the checks that passed; empty when there is none."""
+        kinds = {check.kind for check in self.checks if check.passed}
+        return next((kind.value for kind in STRENGTH if kind in kinds), "")
+
 
 @dataclass(frozen=True)
 class Report:
@@ -77,6 +84,7 @@ class Report:
         seconds: How long all of it took.
         environment: Versions of what computed it.
         certified: Whether the certificates were run.
+        kernel: Whether the proofs were compiled again.
     """
 
     budget: str
@@ -84,6 +92,7 @@ class Report:
     seconds: float
     environment: dict[str, str]
     certified: bool = False
+    kernel: bool = False
 
     @property
     def passed(self) -> bool:
@@ -95,7 +104,7 @@ class Report:
         data = asdict(self)
         data["passed"] = self.passed
         for entry, result in zip(data["results"], self.results, strict=True):
-            entry["passed"] = result.passed
+            entry["passed"], entry["strongest"] = result.passed, result.strongest
         plain: dict[str, Any] = _plain(data)
         return plain
 
@@ -118,6 +127,7 @@ def verify(
     budget: str = "default",
     progress: Progress | None = None,
     certify: bool = False,
+    kernel: bool = False,
 ) -> Report:
     """Run the checks of the statements and report what each found.
 
@@ -125,12 +135,13 @@ def verify(
 
     Symbols: `only` names the statements by identifier, None for all; `budget` is "quick" (seconds), "default" (under
     two minutes) or "thorough" (ten times the work); `progress` is called as progress(done, total, label); `certify`
-    adds the certificates, which need python-flint.
+    adds the certificates, which need python-flint; `kernel` compiles the Coq proofs of a checkout again, which needs
+    Coq. Without it their record is reported.
 
     Domain: a check that raises is a failed check with the exception in its evidence. Nothing is printed.
 
     Raises:
-        ValueError: If an identifier or the budget is unknown.
+        ValueError: If an identifier or the budget is unknown, or the kernel is asked for and Coq is not installed.
         ImportError: If certificates are asked for and python-flint is not installed.
 
     Example:
@@ -146,8 +157,12 @@ def verify(
         from entropy_theory.theory.certificates.balls import flint
 
         flint()  # its absence is one error, not one failed check per certificate
+    run = check_again() if kernel else None
     wanted = [
-        tuple(check for check in statement.checks if certify or check.kind is not Kind.CERTIFICATE)
+        (
+            *(check for check in statement.checks if certify or check.kind is not Kind.CERTIFICATE),
+            *kernel_checks(statement.identifier, run),
+        )
         for statement in chosen
     ]
     total = sum(map(len, wanted))
@@ -173,7 +188,7 @@ def verify(
         )
     if progress is not None:
         progress(done, total, "done")
-    return Report(allowance.name, tuple(results), perf_counter() - started, _environment(), certify)
+    return Report(allowance.name, tuple(results), perf_counter() - started, _environment(), certify, kernel)
 
 
 def _run(check: Check, budget: Budget, test: str) -> CheckResult:
