@@ -28,7 +28,7 @@ def caption() -> str:
     """What the figure shows."""
     found = scores()
     b, v = found["clip-b(mu=2.5)"], found["clip-v(mu=8.5)"]
-    lowest = (b["mean"] + 0.2238716) / b["std"]
+    lowest = (b["mean"] + 0.2238716024) / b["std"]
     return (
         "Tokens of wrong samples that are dropped: below each line, for (a) Clip_B, S < mean − μσ, and (b) Clip_V, "
         f"N − S > μσ (other probability spread evenly). Mean and deviation are those of one batch of {TOKENS:,} "

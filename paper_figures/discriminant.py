@@ -49,7 +49,7 @@ def draw() -> Figure:
         low, high = discriminant_bounds(probs, np.full(probs.shape, size))
         right.plot(probs, high, color=color, linestyle=dashes, label=f"V = {size:,}")
     right.plot(probs, low, color=style.INK, label="lower end, any V")
-    right.axhline(-0.2238716, color=style.INK, linewidth=0.6, linestyle=":")
+    right.axhline(-0.2238716024, color=style.INK, linewidth=0.6, linestyle=":")
     right.text(0.98, -0.27, "−0.2239", fontsize=7, ha="right", va="top")
     right.set(xlabel="probability p of the token", ylabel="S (nats)", ylim=(-0.65, 4.6), xlim=(0, 1))
     right.legend(loc="upper center", ncols=2)

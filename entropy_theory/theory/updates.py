@@ -126,7 +126,8 @@ def baseline_boundary(logits: ArrayLike) -> FloatArray:
 
     Section B.14 of the theory notes.
 
-    Formula: S_c,k > 0 ⇔ p_k > p_N, p_N = N / W(N e^H) = e^{−H + W(N e^H)} ≥ e^{−H}, with W the Lambert function.
+    Formula: S_c,k > 0 ⇔ p_k > p_N, p_N = N / W(N e^H) = e^{−H + W(N e^H)} ≥ e^{−H}, with W the Lambert function; at
+    N = 0, where p is uniform, p_N is the limit e^{−H}.
 
     Symbols: z is `logits`; p_N is the result.
 

@@ -128,7 +128,9 @@ def kernel_checks(identifier: str, run: Run | None = None, folder: Path = FOLDER
         return _evidence(held, run, folder)
 
     files = ", ".join(dict.fromkeys(f"proofs/{theorem.file}" for theorem in held))
-    return (Check(Kind.KERNEL, ", ".join(theorem.name.rpartition(".")[2] for theorem in held), report, files),)
+    first, more = held[0].name.rpartition(".")[2], len(held) - 1
+    name = f"{first} and {more} more {'theorems' if more > 1 else 'theorem'}" if more else first
+    return (Check(Kind.KERNEL, name, report, files),)
 
 
 def _evidence(held: tuple[Theorem, ...], run: Run | None, folder: Path) -> Evidence:
@@ -137,7 +139,7 @@ def _evidence(held: tuple[Theorem, ...], run: Run | None, folder: Path) -> Evide
     recorded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"files": {}}
     edited = sorted(name for name in {*now, *recorded["files"]} if now.get(name) != recorded["files"].get(name))
     proved = run.proved if run is not None else not edited
-    versions = run.versions if run is not None else recorded.get("versions", "")
+    versions = run.versions if run is not None else recorded.get("versions", "Coq")
     axioms = sorted({axiom for theorem in held for axiom in theorem.axioms})
     digest = sha256("".join(f"{name} {value}\n" for name, value in now.items()).encode()).hexdigest()
     if run is not None:
@@ -148,7 +150,7 @@ def _evidence(held: tuple[Theorem, ...], run: Run | None, folder: Path) -> Evide
         how = f"edited: {', '.join(edited)}" if path.is_file() else f"no record of a check in {path.name}"
     return Evidence(
         proved,
-        f"{len(held)} theorems, {len(axioms)} axioms of the real numbers, proof files {digest[:12]}; {how}",
+        f"{versions}: {len(held)} theorems, {len(axioms)} axioms of the real numbers, proof files {digest[:12]}; {how}",
         {
             "theorems": [{"theorem": theorem.name, "file": theorem.file, "text": theorem.text} for theorem in held],
             "axioms": axioms,

@@ -7,12 +7,21 @@ import inspect
 import pytest
 import sympy as sp
 
-from entropy_theory.theory.derivations import engine, laws, paper, sign_theorem, updates
+from entropy_theory.theory.derivations import (
+    engine,
+    finite_steps,
+    laws,
+    paper,
+    sequences,
+    sharpness,
+    sign_theorem,
+    updates,
+)
 from entropy_theory.theory.verification.catalogue import identifiers
 from entropy_theory.theory.verification.checks.symbolic import derivation
 from entropy_theory.theory.verification.evidence import BUDGETS
 
-MODULES = (paper, laws, updates, sign_theorem)
+MODULES = (paper, laws, updates, sign_theorem, finite_steps, sharpness, sequences)
 ALL = {
     name: function
     for module in MODULES
@@ -37,8 +46,8 @@ def test_every_derivation_closes_and_prints(name):
 
 
 def test_the_vocabulary_size_appears_nowhere():
-    # Two derivations name V where the statement does: the largest entropy of V − 1 tokens, and uniform policies.
-    for name in set(ALL) - {"what_surrounds_the_token", "noise_drift"}:
+    # Three derivations name V where the statement does: the largest entropy of V − 1 tokens, and uniform policies.
+    for name in set(ALL) - {"what_surrounds_the_token", "noise_drift", "negative_share"}:
         for step in ALL[name]().steps:
             assert "V" not in {symbol.name for symbol in (step.computed - step.claimed).free_symbols}
 
@@ -51,6 +60,14 @@ def test_a_step_of_the_sign_theorem_that_is_wrong_stays_open(monkeypatch):
     result = sign_theorem.one_sided_sign_theorem()
     assert not result.derived
     assert result.open_steps
+
+
+@pytest.mark.parametrize("derive", [finite_steps.step_bound, finite_steps.concavity])
+def test_a_wrong_motion_along_the_ray_is_noticed(monkeypatch, derive):
+    """Let B_0 move with the sign of λ exchanged: neither derivation may close."""
+    wrong = {**finite_steps._VELOCITY, finite_steps._B0: finite_steps.SHARE * finite_steps._B1}
+    monkeypatch.setattr(finite_steps, "_VELOCITY", wrong)
+    assert not derive().derived
 
 
 def test_the_claims_are_those_of_the_paper():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import entropy_theory as et
-from entropy_theory.theory import categorical, curvature, discriminant, single_logit, updates
+from entropy_theory.theory import categorical, curvature, discriminant, finite_steps, on_policy, single_logit, updates
 from entropy_theory.theory.verification import verify
 from entropy_theory.theory.verification.evidence import BUDGETS, Budget, Kind
 
@@ -18,6 +18,11 @@ BEND, SECOND, GRPO = curvature.entropy_curvature, curvature.second_order_change,
 SUMS, MEAN, DRIFT = curvature.grpo_curvature_from_sums, curvature.mean_grpo_curvature, curvature.noise_drift
 EXPECTED, COVARIANCES, BONUS = updates.expected_change, updates.score_covariances, updates.entropy_bonus_change
 TEMPERATURE, BOUNDARY, MATRIX = updates.temperature_change, updates.baseline_boundary, updates.output_matrix_change
+
+
+BOUND, SETS, RATE = finite_steps.step_bound, finite_steps.two_valued_entropy_change, finite_steps.pass_rate_entropy
+TANGENT, TOTAL = updates.tangent_influence, on_policy.total_discriminant
+LOGGED, LOGGED_GRADIENT = on_policy.on_policy_entropy, on_policy.on_policy_gradient
 
 
 def _first_part(p, H, step):
@@ -247,6 +252,103 @@ PLANTED = {
         "output_matrix_change",
         lambda z, h, y, g, t: MATRIX(z, h, y, np.ones(len(z)), t),
         ["shared-output-matrix"],
+    ),
+    "step bound: KL dropped": (
+        finite_steps,
+        "step_bound",
+        lambda z, k, a: np.where(np.asarray(a) < 0, BOUND(z, k, a), 0.0),
+        ["step-bound"],
+    ),
+    "step bound: sign of the step": (
+        finite_steps,
+        "step_bound",
+        lambda z, k, a: BOUND(z, k, -np.asarray(a)),
+        ["step-bound"],
+    ),
+    "step bound: first order for q − p": (
+        finite_steps,
+        "step_bound",
+        lambda z, k, a: -np.asarray(a) * C(z, k),
+        ["step-bound"],
+    ),
+    "set of tokens: sign of x": (
+        finite_steps,
+        "two_valued_entropy_change",
+        lambda P, inside, outside, e: SETS(P, outside, inside, e),
+        ["two-valued-directions"],
+    ),
+    "set of tokens: KL dropped": (
+        finite_steps,
+        "two_valued_entropy_change",
+        lambda P, inside, outside, e: np.asarray(e) * 1e-3 + SETS(P, inside, outside, e),
+        ["two-valued-directions"],
+    ),
+    "pass rate: right and wrong exchanged": (
+        finite_steps,
+        "pass_rate_entropy",
+        lambda Q, right, wrong: RATE(Q, wrong, right),
+        ["two-valued-directions"],
+    ),
+    "pass rate: h dropped": (
+        finite_steps,
+        "pass_rate_entropy",
+        lambda Q, right, wrong: Q * right + (1 - Q) * wrong,
+        ["two-valued-directions"],
+    ),
+    "influence: not centred": (
+        updates,
+        "tangent_influence",
+        lambda z, u, k=None: _pick(np.asarray(u) + 0.0 * np.asarray(z), k),
+        ["influence", "tangent-logits"],
+    ),
+    "influence: sign": (
+        updates,
+        "tangent_influence",
+        lambda z, u, k=None: -TANGENT(z, u, k),
+        ["influence", "tangent-logits"],
+    ),
+    "influence: mean over tokens alike": (
+        updates,
+        "tangent_influence",
+        lambda z, u, k=None: _pick(u - np.mean(u, axis=-1, keepdims=True), k),
+        ["influence", "tangent-logits"],
+    ),
+    "on-policy entropy: another mean": (
+        on_policy,
+        "on_policy_entropy",
+        lambda tree, z, mean="token": LOGGED(tree, z, "sequence" if mean == "token" else "token"),
+        ["state-shift", "tabular-state-shift"],
+    ),
+    "on-policy gradient: parts exchanged": (
+        on_policy,
+        "on_policy_gradient",
+        lambda tree, z, mean="token": LOGGED_GRADIENT(tree, z, mean)[::-1],
+        ["state-shift"],
+    ),
+    "on-policy gradient: shift dropped": (
+        on_policy,
+        "on_policy_gradient",
+        lambda tree, z, mean="token": (LOGGED_GRADIENT(tree, z, mean)[0], 0.0 * np.asarray(z)),
+        ["state-shift", "tabular-state-shift"],
+    ),
+    "total discriminant: future dropped": (on_policy, "total_discriminant", lambda z, Q: S(z), ["tabular-state-shift"]),
+    "total discriminant: sign of the future": (
+        on_policy,
+        "total_discriminant",
+        lambda z, Q: TOTAL(z, -np.asarray(Q)),
+        ["tabular-state-shift"],
+    ),
+    "ΔH along a ray: sign": (
+        categorical,
+        "entropy_change",
+        lambda z, d: -CHANGE(z, d),
+        ["concavity", "unimodal-rise", "two-valued-directions"],
+    ),
+    "S_c along the flow: sign": (
+        discriminant,
+        "centered_discriminant",
+        lambda z, k=None: -C(z, k),
+        ["many-small-steps"],
     ),
 }
 

@@ -117,7 +117,7 @@ LAW_STATEMENTS: tuple[Statement, ...] = (
         " probability above e^{-H}; the likeliest token has a positive one unless the policy is uniform.",
         formula=r"N = \operatorname{Cov}_p(p, \log p) \ge 0,\quad S_c > 0 \iff"
         r" p_k > p_N = \frac{N}{W(N e^H)} \ge e^{-H}",
-        assumptions=(POSITIVE, "W is Lambert's function"),
+        assumptions=(POSITIVE, "W is Lambert's function; at N = 0, p_N means its limit e^{-H}"),
         checks=(
             symbolic.derivation("laws.baseline_boundary", "the covariance as a sum over pairs, and the boundary"),
             exactness.boundary,
