@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -378,6 +379,8 @@ def parse_options(config: type[C], program: str, words: Sequence[str], **setting
     Raises:
         ValueError: An option is unknown or its value is wrong, in one line.
     """
+    from entropy_theory.errors import InputError
+
     columns = os.environ.get("COLUMNS")
     width = shutil.get_terminal_size().columns
     wants_help = any(word in ("-h", "--help") for word in words)
@@ -391,14 +394,22 @@ def parse_options(config: type[C], program: str, words: Sequence[str], **setting
     except SystemExit as stop:
         if stop.code in (0, None):
             return None
-        text = re.sub(r"\x1b\[[0-9;]*m", "", stderr.getvalue())
-        text = " ".join(re.sub(r"[─━│╭╮╰╯]+", " ", text).split()).removeprefix("Parsing error ")
-        raise ValueError(f"{program.rpartition(' ')[2]}: {text or 'wrong options'}") from None
+        raise InputError(
+            f"{program.rpartition(' ')[2]}: {_first_words(stderr.getvalue()) or 'wrong options'}"
+        ) from None
     finally:
         if columns is None:
             del os.environ["COLUMNS"]
         else:
             os.environ["COLUMNS"] = columns
+
+
+def _first_words(box: str) -> str:
+    """Read what an error box of tyro says, without its title, its frame and its hints at further help."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]
+    bare = [re.sub(r"^[│|]?\s*|\s*[│|]?$", "", line) for line in lines]
+    said = " ".join(takewhile(lambda line: not re.fullmatch(r"\W{3,}", line), bare))
+    return re.sub(r"^Error parsing (?:\w+Config: )?", "", said)
 
 
 def end_with_parent() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropy_theory import records
-from entropy_theory.errors import at_least, invalid
+from entropy_theory.errors import LARGEST_INTEGER, at_least, invalid
 from entropy_theory.intervals import Interval, t_interval
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ class DemoConfig:
     def __post_init__(self) -> None:
         """Refuse an empty demo."""
         at_least(self, 1, "steps", "processes")
+        if any(not 0 <= seed <= LARGEST_INTEGER for seed in self.seeds):
+            raise invalid("seeds", f"integers from 0 to {LARGEST_INTEGER}", self.seeds)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise invalid("seeds", "one or more different integers", self.seeds)
 

@@ -78,6 +78,8 @@ class AuditConfig:
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise invalid(name, f"one or more different {kind}", values)
+        for seed in self.seeds:
+            self.run("adamw", seed)
         if min(self.at) < 1:
             raise invalid("at", "steps >= 1", self.at)
         at_least(self, 1, "positions", "resamples")
@@ -87,7 +89,6 @@ class AuditConfig:
             raise invalid(
                 "rule", "a rule that acts through advantages fixed once per generation batch", repr(self.rule)
             )
-        self.run("adamw", 0)
 
     def run(self, arm: Arm, seed: int) -> TrainConfig:
         """The configuration of one run."""

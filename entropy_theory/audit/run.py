@@ -16,7 +16,7 @@ from entropy_theory.audit.config import PATIENCE, Arm, AuditConfig
 from entropy_theory.audit.step import write_step
 from entropy_theory.audit.summary import summarise
 from entropy_theory.bridge.trl import checkpoints
-from entropy_theory.errors import invalid
+from entropy_theory.errors import invalid, reading
 from entropy_theory.training.config import TrainConfig
 from entropy_theory.training.inputs import Progress, check_chat, load_task, load_tokenizer, model_folder
 from entropy_theory.training.run import load_libraries, silence, trainer_arguments
@@ -110,13 +110,15 @@ def _build(config: AuditConfig, arm: Arm, run: TrainConfig, progress: Any) -> An
     tokenizer = load_tokenizer(run)
     data, reward = load_task(run, tokenizer)
     check_chat(data, tokenizer, run)
-    trainer = Audited(
-        model=model_folder(run, warming),
-        reward_funcs=reward,
-        args=EntropyControlledGRPOConfig(**arguments),
-        train_dataset=data,
-        processing_class=tokenizer,
-    )
+    model = model_folder(run, warming)
+    with reading("model", "a causal language model in safetensors", model):
+        trainer = Audited(
+            model=model,
+            reward_funcs=reward,
+            args=EntropyControlledGRPOConfig(**arguments),
+            train_dataset=data,
+            processing_class=tokenizer,
+        )
     if arm == "sgd-output":
         train_output_matrix_only(trainer.model)
     probe = _probe(config, arm, run.seed, trainer, progress)

@@ -58,7 +58,7 @@ class Choice:
 
     def __call__(self, name: str, value: object) -> object:
         """Return the value, or raise an error that names the parameter."""
-        if not any(value is one or (isinstance(value, str) and value == one) for one in self.values):
+        if not any(value is choice or (isinstance(value, str) and value == choice) for choice in self.values):
             raise invalid(name, f"one of {', '.join(map(repr, self.values))}", repr(value))
         return value
 

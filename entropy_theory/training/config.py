@@ -86,7 +86,7 @@ class TrainConfig:
         """Refuse values that no run can use."""
         at_least(self, 1, "steps", "prompts_per_step", "gradient_accumulation", "num_iterations", "save_every")
         at_least(self, 1, "max_completion_length")
-        at_least(self, 0, "realised_every", "save_batches")
+        at_least(self, 0, "realised_every", "save_batches", "seed")
         if self.generations < 2:
             raise invalid("generations", "an integer >= 2 (GRPO compares the completions of a group)", self.generations)
         finite_number(self, "learning_rate", "temperature")

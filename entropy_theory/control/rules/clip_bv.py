@@ -189,11 +189,7 @@ class ClipV(_DiscriminatorClipping):
 
     Args:
         mu: μ, in standard deviations. Default 8.5, the registered official one (its constructor says 2.0).
-        side: "lower" (of S_c) as official; "upper" drops S_c > μσ; "both" either.
-        advantages: Which tokens may be dropped: "negative" as official, "positive", or "all".
-        denominator: "kept" as official, or "valid".
-        statistics: The tokens that σ and the cap see and that may be dropped: all "valid" ones, as official, or
-            those "kept" by earlier rules of a pipe. n in the cap is always the number of valid tokens.
+        side, advantages, denominator, statistics: As for `ClipB`, of S_c.
         drop_fraction: Instead of μ and the cap, as for `ClipB`.
         max_fraction: The cap's share of the n valid tokens; None or 1 means no cap. Official 1e-4.
         zero_advantages: "uncapped", the official behaviour: outliers with A = 0 are dropped too, and the cap

@@ -52,9 +52,7 @@ class HighEntropy(Rule):
     quadrants = "all four alike, at low entropy"
     threshold_parameter = "share"
     parity = "TRL get_high_entropy_mask, four shares; its loss and entropy bonus"
-    departures = (
-        "the official mask is computed anew at every update; fixed once per batch it is the same for the first."
-    )
+    departures = "the official mask is computed at every update; fixed once per batch it is the same for the first."
 
     share: float = number(0.2, 0.0, 1.0)
     scope: Population = choice("batch", Population)  # type: ignore[misc]  # this parameter is the declaration

@@ -145,7 +145,7 @@ class Stare(Rule):
     quadrants = "enlarges Q2; C2 also shrinks Q4"
     parity = "STARE, five settings, and its controller"
     departures = (
-        "equal surprisals go in global token order. Fixed once per batch; the official code takes the weights anew in "
+        "equal surprisals go in global token order. Fixed once per batch; the official code computes the weights in "
         "each micro-batch, from that micro-batch alone. A batch without a finite mean entropy does not exist here "
         "(inputs are validated), so the official skip of such steps never occurs."
     )
@@ -302,7 +302,7 @@ class AdvantageReweighting(Rule):
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Weigh the advantages."""
         p = flow.old_log_probs(context).double().exp()
-        A, one = flow.unmasked_advantages.double(), torch.ones_like(p)
+        A, ones = flow.unmasked_advantages.double(), torch.ones_like(p)
         linear, positive = self.alpha * p + (1.0 - self.alpha), A > 0
         if self.form == "mask":
             return flow.masked(flow.valid & (p > 0) & (p <= self.upper), "valid"), {}, None
@@ -310,7 +310,7 @@ class AdvantageReweighting(Rule):
             return flow.with_advantages(torch.where(positive, linear, 0.0), by=self.name), {}, None
         negative: float | Tensor = self.negative_weight
         if self.form == "linear":
-            weight = linear * torch.where(positive, one, negative)
+            weight = linear * torch.where(positive, ones, negative)
         elif self.form == "linear-positive":
             weight = torch.where(positive, linear, negative)
         else:
@@ -320,6 +320,6 @@ class AdvantageReweighting(Rule):
                 sums = torch.stack([mass[positive].sum(), -(gate * mass)[~positive].sum()])
                 right, wrong = context.reducer.sum(sums).tolist()
                 negative = negative * (right / wrong) if wrong else negative
-                gate = torch.where(positive, one, gate * negative)
+                gate = torch.where(positive, ones, gate * negative)
             weight = gate
         return flow.weighted(weight.to(flow.advantages.dtype)), {}, None
