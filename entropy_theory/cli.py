@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -408,7 +408,11 @@ def _first_words(box: str) -> str:
     """Read what an error box of tyro says, without its title, its frame and its hints at further help."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]
     bare = [re.sub(r"^[│|]?\s*|\s*[│|]?$", "", line) for line in lines]
-    said = " ".join(takewhile(lambda line: not re.fullmatch(r"\W{3,}", line), bare))
+
+    def is_rule(line: str) -> bool:
+        return not re.search(r"\w", line)
+
+    said = " ".join(takewhile(lambda line: not is_rule(line), dropwhile(is_rule, bare)))
     return re.sub(r"^Error parsing (?:\w+Config: )?", "", said)
 
 

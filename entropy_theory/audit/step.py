@@ -31,6 +31,7 @@ from torch.func import functional_call, grad, jvp
 from torch.overrides import TorchFunctionMode
 
 from entropy_theory import records
+from entropy_theory.bridge.model_head import OutputLayer
 from entropy_theory.control import TokenBatch
 from entropy_theory.errors import invalid
 from entropy_theory.vocab import TokenStatistics, token_statistics
@@ -350,14 +351,15 @@ class _View:
 
         with tempered policies and η/T² in place of η. None where the logits are not the product of h and the matrix.
         """
-        states, matrix, T = [], self.start[head], self.batch.temperature
+        layer, states, matrix, T = OutputLayer(self.model), [], self.start[head], self.batch.temperature
+        first = {"input_ids": self.ids[:1], "attention_mask": self.attention[:1], "use_cache": False}
+        has_bias = layer.model.get_output_embeddings().bias is not None
+        if has_bias or layer.softcap is not None or layer.obstacle(lambda: self.model(**first).logits):
+            return None
         for rows, _ in self._blocks():
-            with _input_of(self.model, head) as seen:
-                logits = self._logits(self.start, rows)
+            with layer.watch() as seen:
+                self._logits(self.start, rows)
             states.append(seen[0][:, -self.length - 1 : -1][self.mask[rows]])
-            logits = logits[self.mask[rows]]
-            if (states[-1] @ matrix.T / T - logits).abs().max() > 1e-3 * logits.abs().max():
-                return None  # a bias, a soft cap or a scale comes after the matrix
         h = torch.cat(states)
         mine = h[chosen]
         S = -grad(lambda z: _entropy(z).sum())(mine @ matrix.T / T)
@@ -386,18 +388,6 @@ def full_precision(dtype: torch.dtype) -> Iterator[None]:
             yield
     else:
         yield
-
-
-@contextmanager
-def _input_of(model: nn.Module, name: str) -> Iterator[list[Tensor]]:
-    """Collect what goes into the module that a parameter belongs to."""
-    seen: list[Tensor] = []
-    module = model.get_submodule(name.rpartition(".")[0])
-    hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        yield seen
-    finally:
-        hook.remove()
 
 
 def _entropy(logits: Tensor) -> Tensor:

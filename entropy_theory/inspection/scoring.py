@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 
 from entropy_theory import records
+from entropy_theory.bridge import model_head
+from entropy_theory.bridge.model_head import OutputLayer
 from entropy_theory.errors import invalid, missing_extra, reading
 from entropy_theory.inspection.tokens import Pieces, Tokenised
 from entropy_theory.testbed.pretrained import resolve_model
-from entropy_theory.vocab import token_statistics, token_statistics_from_hidden
+from entropy_theory.vocab import token_statistics
 from entropy_theory.vocab.statistics import FIELDS, SECOND_ORDER_FIELDS
 
 if TYPE_CHECKING:
     Progress = Callable[[int, int, str], None]
-
-# Logits that may exist at once, in bytes of float32; beyond it they are read tile by tile from the hidden states.
-LOGITS_BUDGET = 1 << 28
 
 _SCORED = (*FIELDS, *SECOND_ORDER_FIELDS)
 
@@ -38,7 +37,7 @@ class Policy:
         model: The causal language model, in evaluation mode.
         tokenizer: Its tokenizer.
         vocab_size: V, the width of its logits.
-        head: (output matrix, bias, soft cap) when the logits are exactly that of the last hidden states, else None.
+        layer: Its output layer, when the logits are a product with it to rounding; else None.
         identity: What distinguishes it from another model of the name.
         end_token_ids: Every id that ends a completion, as TRL takes them: the tokenizer's and those of the model's
             generation configuration.
@@ -48,7 +47,7 @@ class Policy:
     model: Any
     tokenizer: Any
     vocab_size: int
-    head: tuple[Tensor, Tensor | None, float | None] | None
+    layer: OutputLayer | None
     identity: str
     end_token_ids: tuple[int, ...] = ()
 
@@ -93,7 +92,10 @@ def load_policy(name: str, tokenizer: str | None = None, dtype: str = "float32")
     ends = getattr(model.generation_config, "eos_token_id", None)
     ends = [ends] if isinstance(ends, int) else list(ends or ())
     known = dict.fromkeys(end for end in (tokens.eos_token_id, *ends) if end is not None and end < vocab_size)
-    return Policy(name, model, tokens, vocab_size, _plain_head(model), _identity(name, model), tuple(known))
+    layer, ids = OutputLayer(model), torch.arange(min(4, vocab_size), device=model.device).unsqueeze(0)
+    with reading("model", "a causal language model that runs", name), torch.no_grad():
+        obstacle = layer.obstacle(lambda: model(input_ids=ids, use_cache=False).logits)
+    return Policy(name, model, tokens, vocab_size, None if obstacle else layer, _identity(name, model), tuple(known))
 
 
 def _identity(name: str, model: Any) -> str:
@@ -103,27 +105,6 @@ def _identity(name: str, model: Any) -> str:
         return str(getattr(model.config, "_commit_hash", None))
     files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.glob("*")) if p.is_file()]
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
-
-
-@torch.no_grad()
-def _plain_head(model: Any) -> tuple[Tensor, Tensor | None, float | None] | None:
-    """The output layer, if the model's own logits prove to be nothing but it, with a soft cap perhaps."""
-    head, body = model.get_output_embeddings(), model.base_model
-    if not isinstance(head, torch.nn.Linear) or body is model:
-        return None
-    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    ids = torch.arange(4, device=head.weight.device).unsqueeze(0)
-    try:
-        logits = model(input_ids=ids, use_cache=False).logits
-        hidden = body(input_ids=ids, use_cache=False).last_hidden_state
-        found = head(hidden)
-    except (RuntimeError, AttributeError, TypeError, ValueError):
-        return None
-    if softcap is not None:
-        found = softcap * torch.tanh(found / softcap)
-    # The same products in the same dtype: anything beyond rounding is a scale or a layer that we do not know.
-    close = torch.allclose(found.float(), logits.float(), rtol=1e-2, atol=1e-4 * float(logits.abs().max()))
-    return (head.weight, head.bias, softcap) if close else None
 
 
 def score(
@@ -162,8 +143,8 @@ def score(
     if batch_tokens < 1:
         raise invalid("batch_tokens", "an integer >= 1", batch_tokens)
     _check_sequences(policy, sequences)
-    if policy.head is None:
-        batch_tokens = max(1, min(batch_tokens, LOGITS_BUDGET // (4 * policy.vocab_size)))
+    if policy.layer is None:
+        batch_tokens = min(batch_tokens, model_head.positions_within_budget(policy.vocab_size))
     batches = _batches(sequences, batch_tokens)
     tokens = [(s.prompt_ids, s.ids, s.end_candidates) for s in sequences]
     digest = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
@@ -249,21 +230,21 @@ def _score_batch(policy: Policy, rows: Sequence[Tokenised], temperature: float) 
     inputs = {"input_ids": ids.to(device), "attention_mask": attention.to(device), "use_cache": False}
     before = before.to(device)
     ends = torch.tensor([len(row.ids) for row in rows]).cumsum(0) - 1  # where each row's last token stands
-    if policy.head is None or 4 * policy.vocab_size * ids.numel() <= LOGITS_BUDGET:
+    if policy.layer is None or ids.numel() <= model_head.positions_within_budget(policy.vocab_size):
         logits = policy.model(**inputs).logits[before]
         _decide_ends(tokens, rows, ends, lambda place, candidates: logits[place, candidates])
         statistics = token_statistics(logits, tokens, temperature=temperature, second_order=True)
     else:
-        matrix, bias, softcap = policy.head
-        hidden = policy.model.base_model(**inputs).last_hidden_state[before]
+        layer = policy.layer
+        operands = layer.operands(policy.model.base_model(**inputs).last_hidden_state[before])
+        hidden, matrix, bias = operands
 
-        def logits_of(place: int, candidates: Tensor) -> Tensor:  # but for a soft cap, which keeps their order
-            return matrix[candidates] @ hidden[place] + (0 if bias is None else bias[candidates])
+        def logits_of(place: int, candidates: Tensor) -> Tensor:
+            some = None if bias is None else bias[candidates]
+            return model_head.product_logits(hidden[place], matrix[candidates], some, layer.softcap)
 
         _decide_ends(tokens, rows, ends, logits_of)
-        statistics = token_statistics_from_hidden(
-            hidden, matrix, tokens, bias=bias, softcap=softcap, temperature=temperature, second_order=True
-        )
+        statistics = layer.statistics(operands, tokens, temperature=temperature, second_order=True)
     measured = {name: getattr(statistics, name).float().cpu().numpy() for name in _SCORED}
     return measured | {"end_tokens": tokens[ends].cpu().numpy()}
 

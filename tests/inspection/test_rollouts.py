@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from entropy_theory import cli
-from entropy_theory.inspection import scoring
+from entropy_theory.bridge import model_head
 from entropy_theory.inspection.rollouts import Rollouts, advantages_of, read_rollouts
 from entropy_theory.inspection.scoring import load_policy, score
 from entropy_theory.inspection.tokens import Tokenised, TokenOptions, tokenise
@@ -234,9 +234,9 @@ def test_scores_are_those_of_each_sequence_alone(
     rollouts: Rollouts, byte_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     policy = load_policy(str(byte_model))
-    assert policy.head is not None
+    assert policy.layer is not None
     if how == "hidden":
-        monkeypatch.setattr(scoring, "LOGITS_BUDGET", 0)
+        monkeypatch.setattr(model_head, "LOGITS_BUDGET", 0)
     sequences = tokenise(rollouts, policy.tokenizer).sequences
     for bound in (1, 30, 8192):
         found, _ = score(policy, sequences, tmp_path, temperature=0.7, batch_tokens=bound)

@@ -1,4 +1,4 @@
-"""Entropy control for TRL's GRPO trainer."""
+"""Entropy control for TRL's GRPO and RLOO trainers."""
 
 from entropy_theory.bridge.metrics import PREFIX
 from entropy_theory.bridge.trl.compatibility import (
@@ -7,9 +7,10 @@ from entropy_theory.bridge.trl.compatibility import (
     check_supported,
     check_trl_version,
 )
-from entropy_theory.bridge.trl.config import EntropyControlledGRPOConfig
+from entropy_theory.bridge.trl.config import EntropyControlledGRPOConfig, EntropyControlledRLOOConfig
 from entropy_theory.bridge.trl.trainer import (
     EntropyControlledGRPOTrainer,
+    EntropyControlledRLOOTrainer,
     EntropyControlMixin,
     attach,
 )
@@ -21,6 +22,8 @@ __all__ = [
     "EntropyControlMixin",
     "EntropyControlledGRPOConfig",
     "EntropyControlledGRPOTrainer",
+    "EntropyControlledRLOOConfig",
+    "EntropyControlledRLOOTrainer",
     "attach",
     "check_supported",
     "check_trl_version",

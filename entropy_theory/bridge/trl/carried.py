@@ -22,14 +22,25 @@ CARRIED = "entropy_control_"
 ROWS = CARRIED + "rows"
 """The place of each row in the order of sampling, (B,): random draws and ties do not depend on the shuffle."""
 
+REWARDS, GROUPS, JUDGED = CARRIED + "rewards", CARRIED + "group_ids", CARRIED + "judged"
+"""Of each row its reward, the number of its prompt, and whether any reward function judged it, (B, 1)."""
+
+OLD = CARRIED + "old_log_probs"
+"""The log-probabilities of the policy that sampled, (B, T), where TRL keeps their sum only."""
+
 _SCORED, _DECIDED = CARRIED + "scored_", CARRIED + "decided_"
-_COUNTED, _SCALE = CARRIED + "counted", CARRIED + "scale"
+_COUNTED, _SCALE, _COEFFICIENTS = CARRIED + "counted", CARRIED + "scale", CARRIED + "coefficients"
 
 
 def valid_tokens(inputs: Mapping[str, Any]) -> Tensor:
     """The tokens that TRL trains on, (B, T): those of the completion that no tool wrote."""
     mask: Tensor = inputs["completion_mask"].bool()
     return mask & inputs["tool_mask"].bool() if "tool_mask" in inputs else mask
+
+
+def old_log_probs(inputs: Mapping[str, Any]) -> Tensor | None:
+    """The log-probabilities of the policy that sampled, (B, T), as TRL computed them; None where it did not."""
+    return inputs.get("old_per_token_logps", inputs.get(OLD))
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +53,7 @@ class BatchDecision:
         decided: What the batch part of the rule made of it; None when the rule has no batch part.
         counted: The tokens over all ranks that the rule counts, 0-d.
         scale: What per-token terms are multiplied by so that TRL's divisor yields the rule's own, (B, 1); None for 1.
+        coefficients: g of a rule without a ratio-based part, (B, T), where TRL's loss cannot read it; else None.
     """
 
     rows: Tensor
@@ -49,10 +61,11 @@ class BatchDecision:
     decided: Decided | None
     counted: Tensor
     scale: Tensor | None
+    coefficients: Tensor | None = None
 
     def pack(self) -> dict[str, Tensor]:
         """Write the decision as tensors for TRL's dictionary."""
-        packed = {ROWS: self.rows, _COUNTED: self.counted, _SCALE: self.scale}
+        packed = {ROWS: self.rows, _COUNTED: self.counted, _SCALE: self.scale, _COEFFICIENTS: self.coefficients}
         packed |= {_SCORED + f.name: getattr(self.scored, f.name) for f in fields(TokenBatch)}
         if self.decided is not None:
             packed |= {_DECIDED + f.name: getattr(self.decided, f.name) for f in fields(Decided)}
@@ -74,6 +87,7 @@ class BatchDecision:
             decided=Decided(**decided) if decided else None,
             counted=inputs[_COUNTED],
             scale=inputs.get(_SCALE),
+            coefficients=inputs.get(_COEFFICIENTS),
         )
 
     def present(self, inputs: Mapping[str, Any], log_probs: Tensor, entropy: Tensor, **scores: Tensor) -> TokenBatch:
@@ -88,7 +102,7 @@ class BatchDecision:
             entropy: Its H, (B, T).
             **scores: Those of its scores that need its whole distribution.
         """
-        old = inputs.get("old_per_token_logps")
+        old = old_log_probs(inputs)
         changed: dict[str, Any] = {"log_probs": log_probs, "entropy": entropy}
         changed["old_log_probs"] = log_probs.detach() if old is None else old
         stale: dict[str, Any] = dict.fromkeys(

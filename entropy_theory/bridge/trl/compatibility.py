@@ -6,7 +6,6 @@ import warnings
 from typing import Any, Literal, get_args
 
 from packaging.version import Version
-from trl import GRPOConfig
 
 from entropy_theory.control import Rule
 from entropy_theory.control.denominators import TRL_DIVISORS
@@ -38,7 +37,7 @@ def check_trl_version(installed: str) -> None:
         raise invalid("trl", f"a release in {SUPPORTED_TRL}", installed)
 
 
-def check_supported(rule: Rule, args: GRPOConfig, installed: str, scoring: str = "auto") -> None:
+def check_supported(rule: Rule, args: Any, installed: str, scoring: str = "auto") -> None:
     """Check that rule and options can be carried exactly, before any work.
 
     Args:
@@ -52,15 +51,17 @@ def check_supported(rule: Rule, args: GRPOConfig, installed: str, scoring: str =
             ratio-based rule and an option of TRL would both decide the same thing; statistics over an optimizer step
             cannot be formed; or one pass is not exact.
     """
-    if args.loss_type not in SUPPORTED_LOSSES:
-        raise invalid("loss_type", f"one of {', '.join(sorted(SUPPORTED_LOSSES))}", repr(args.loss_type))
+    loss_type = getattr(args, "loss_type", None)  # RLOO has none
+    if loss_type is not None and loss_type not in SUPPORTED_LOSSES:
+        raise invalid("loss_type", f"one of {', '.join(sorted(SUPPORTED_LOSSES))}", repr(loss_type))
     for option in ("use_liger_kernel", "use_liger_loss"):
-        if getattr(args, option, False):
+        # From 1.13 on TRL has no Liger loss: the option only changes kernels inside the layers.
+        if getattr(args, option, False) and Version(installed) < Version("1.13"):
             raise invalid(option, "False: Liger's loss reads one advantage per sequence, not per token", True)
     if rule.entropy_term and Version(installed) < Version("1.8"):
         raise invalid("trl", f"1.8 or newer for {str(rule)!r}: before, entropies carry no gradient", installed)
     if rule.split()[1] is not None:
-        if args.loss_type == "luspo" and Version(installed) < Version("1.10"):
+        if loss_type == "luspo" and Version(installed) < Version("1.10"):
             raise invalid(
                 "trl", f"1.10 or newer for luspo beside {str(rule)!r}: before, it divided otherwise", installed
             )
@@ -68,14 +69,12 @@ def check_supported(rule: Rule, args: GRPOConfig, installed: str, scoring: str =
     _check_scoring(rule, args, scoring)
 
 
-def _check_ratio_based(rule: Rule, args: GRPOConfig) -> None:
+def _check_ratio_based(rule: Rule, args: Any) -> None:
     """A ratio-based rule takes the place of TRL's surrogate: what shapes that surrogate must be left alone."""
-    if args.importance_sampling_level != "token":
-        raise invalid(
-            "importance_sampling_level",
-            f"'token' beside {str(rule)!r}, which defines its own ratio (gspo is the rule of whole sequences)",
-            repr(args.importance_sampling_level),
-        )
+    level = getattr(args, "importance_sampling_level", "token")
+    if level != "token":
+        expected = f"'token' beside {str(rule)!r}, which defines its own ratio (gspo is the rule of whole sequences)"
+        raise invalid("importance_sampling_level", expected, repr(level))
     for option, instead in (
         ("delta", "the rule's dual_clip"),
         ("off_policy_mask_threshold", "a mask rule"),
@@ -95,14 +94,14 @@ def _check_ratio_based(rule: Rule, args: GRPOConfig) -> None:
         )
 
 
-def _check_scoring(rule: Rule, args: GRPOConfig, scoring: str) -> None:
+def _check_scoring(rule: Rule, args: Any, scoring: str) -> None:
     if scoring not in get_args(Scoring):
         raise invalid("scoring", "'auto', 'batch' or 'one-pass'", repr(scoring))
     if scoring == "one-pass" and (obstacle := against_one_pass(rule, args)):
         raise invalid("scoring", obstacle[0], f"'one-pass' with {obstacle[1]}")
 
 
-def against_one_pass(rule: Rule, args: GRPOConfig) -> tuple[str, str] | None:
+def against_one_pass(rule: Rule, args: Any) -> tuple[str, str] | None:
     """Say why the training forward cannot serve to score the batch: what is expected, and what is there instead.
 
     It sees one micro-batch at a time: exact only where that is the rank's whole generation batch, and never again.
@@ -120,33 +119,7 @@ def against_one_pass(rule: Rule, args: GRPOConfig) -> tuple[str, str] | None:
     return None
 
 
-def own_seam(trainer: type, control: type = object) -> str | None:
-    """Name a method, of those that one pass reaches through, that a class of somebody's own has.
-
-    The classes of TRL and transformers do not count, nor do those that make up entropy control.
-
-    Args:
-        trainer: The trainer's class.
-        control: The mixin of this package.
-
-    Example:
-        >>> from trl import GRPOTrainer
-        >>> class Mine(GRPOTrainer):
-        ...     def _compute_loss(self, model, inputs): ...
-        >>> own_seam(Mine), own_seam(GRPOTrainer)
-        ('Mine._compute_loss', None)
-    """
-    for cls in trainer.__mro__:
-        library = cls.__module__.partition(".")[0] in ("trl", "transformers")
-        if library or issubclass(control, cls):  # the mixin itself and what it derives from
-            continue
-        for name in ("_generate_and_score_completions", "_get_per_token_logps_and_entropies", "_compute_loss"):
-            if name in vars(cls):
-                return f"{cls.__name__}.{name}"
-    return None
-
-
-def warn_untested(args: GRPOConfig, accelerator: Any) -> None:
+def warn_untested(args: Any, accelerator: Any) -> None:
     """Warn once about accepted options that no test has run."""
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     zero3 = plugin is not None and getattr(plugin, "zero_stage", 0) == 3

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
-from trl import GRPOConfig
+from trl import GRPOConfig, RLOOConfig, RLOOTrainer
 
 
 @dataclass
-class EntropyControlledGRPOConfig(GRPOConfig):
-    """TRL's GRPOConfig with the rule and what is measured about it; works with ``TrlParser``.
+class ControlOptions:
+    """The options of entropy control.
 
     Attributes:
         rule: The rule's specification, such as ``clip-b(mu=1)`` or ``clip-b|random-mask(fraction=0.01)``.
@@ -17,9 +18,10 @@ class EntropyControlledGRPOConfig(GRPOConfig):
         realised_change_every: Measure the realised change of entropy on the batch's own tokens at every k-th
             generation, at the price of one more forward; 0 never does.
         observe: Rules that are asked what they would drop, and change nothing.
-        scoring: "batch" scores each generation batch before its updates; "one-pass" inside the training forward, with
-            one micro-batch per generation and rank only; "auto" in one pass where that is exact and the trainer's
-            methods are TRL's own.
+        scoring: "batch" scores each generation batch in a forward of its own before its updates; "one-pass" inside the
+            training forward, with one micro-batch per generation and rank only; "auto" in a forward that TRL makes for
+            old log-probabilities, in one pass where that is exact and the trainer's methods are TRL's own, else as
+            "batch".
         save_batches: Save the token statistics of every k-th generation batch, gathered over ranks, to
             ``OUTPUT_DIR/batches`` for ``entropy-theory lens``; 0 never does.
         resume_with_new_rule: Resume also from a checkpoint of plain TRL, of another rule or parameter, or of another
@@ -34,11 +36,27 @@ class EntropyControlledGRPOConfig(GRPOConfig):
     observe: list[str] = field(
         default_factory=list, metadata={"help": "Rules that are asked what they would drop, and change nothing."}
     )
-    scoring: str = field(default="auto", metadata={"help": "'batch', 'one-pass', or one pass where exact: 'auto'."})
+    scoring: str = field(default="auto", metadata={"help": "'batch', 'one-pass', or what costs least: 'auto'."})
     save_batches: int = field(default=0, metadata={"help": "Save every k-th generation batch for the lens; 0: never."})
     resume_with_new_rule: bool = field(
         default=False, metadata={"help": "Resume also from checkpoints of plain TRL or of another rule."}
     )
 
 
-OPTIONS = tuple(f.name for f in fields(EntropyControlledGRPOConfig) if f not in fields(GRPOConfig))
+OPTIONS = tuple(f.name for f in fields(ControlOptions))
+
+
+@dataclass
+class EntropyControlledGRPOConfig(ControlOptions, GRPOConfig):
+    """TRL's GRPOConfig with `ControlOptions`; works with ``TrlParser``."""
+
+
+@dataclass
+class EntropyControlledRLOOConfig(ControlOptions, RLOOConfig):
+    """TRL's RLOOConfig with `ControlOptions`; works with ``TrlParser``."""
+
+
+def default_config(trainer: type) -> Any:
+    """Make the configuration of a trainer that was given none."""
+    kind = EntropyControlledRLOOConfig if issubclass(trainer, RLOOTrainer) else EntropyControlledGRPOConfig
+    return kind("entropy-control")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from entropy_theory.bridge.metrics import batch_metrics
-from entropy_theory.bridge.trl.carried import CARRIED, BatchDecision, valid_tokens
+from entropy_theory.bridge.trl.carried import GROUPS, JUDGED, REWARDS, BatchDecision, valid_tokens
 from entropy_theory.bridge.trl.host import HostTrainer
 from entropy_theory.bridge.trl.scoring import Scorer
 from entropy_theory.control import DistributedReducer, LocalReducer, Reducer, Rule, RuleOutput, TokenBatch
@@ -20,9 +20,6 @@ from entropy_theory.control.flow import Decided
 from entropy_theory.control.random import seeded_generator
 from entropy_theory.vocab import TokenStatistics
 from entropy_theory.vocab.statistics import FIELDS, SECOND_ORDER_FIELDS
-
-REWARDS, GROUPS, JUDGED = CARRIED + "rewards", CARRIED + "group_ids", CARRIED + "judged"
-"""Per row: its reward, the number of its prompt, and whether any reward function judged it."""
 
 MODEL_INPUTS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
@@ -45,7 +42,13 @@ class RuleRun:
 
     def needs(self, *names: str) -> bool:
         """Say whether the rule or an observed one reads any of these statistics."""
-        return any(name in member.needs for member in (self.rule, *self.observed) for name in names)
+        return any(name in rule.needs for rule in (self.rule, *self.observed) for name in names)
+
+    @property
+    def reads_entropy_at_updates(self) -> bool:
+        """Whether H of the present policy is asked for at every update."""
+        live = [rule for rule in (self.live_part, *self.observed) if rule is not None and rule.phase == "live"]
+        return self.rule.entropy_term or any("entropy" in rule.needs for rule in live)
 
     def reducer(self) -> Reducer:
         """The collectives over all ranks."""
@@ -117,6 +120,7 @@ class GenerationControl:
         self._save_every, self._realised_every = save_every, realised_every
         self.count = 0  # generation batches so far
         self.scored_at = -1  # the optimizer step at which the last batch's statistics were the present policy's
+        self.just_sampled = True  # whether that policy sampled all rows, too
         self._before_update: tuple[dict[str, Tensor], Tensor, Tensor] | None = None
 
     @property
@@ -134,7 +138,7 @@ class GenerationControl:
 
         Args:
             output: TRL's dictionary, rows in the order of sampling.
-            statistics: Of the completions under the policy that sampled them; None: in a forward of their own.
+            statistics: Of the completions under the present policy; None: in a forward of their own.
 
         Returns:
             What to write into TRL's dictionary.
@@ -159,11 +163,15 @@ class GenerationControl:
         host.log_metrics(batch_metrics(batch, coefficients, reducer) | reported)
         run.observe(batch, "batch")
         changes = {}
+        acts_at_updates = run.live_part is not None or run.rule.entropy_term
         if run.live_part is None and not torch.equal(coefficients, plain):
             # A rule that changed nothing leaves TRL its own tensor: a (B, T) one of equal numbers can still round
             # differently where TRL works per sequence.
-            changes["advantages"] = coefficients
-        if run.live_part is not None or run.rule.entropy_term or any(r.phase == "live" for r in run.observed):
+            if host.reads_token_advantages:
+                changes["advantages"] = coefficients
+            else:
+                decision, acts_at_updates = replace(decision, coefficients=coefficients), True
+        if acts_at_updates or any(rule.phase == "live" for rule in run.observed):
             changes |= decision.pack()
             self.scored_at = host.state.global_step
         if self._realised_every and self.count % self._realised_every == 0:

@@ -13,8 +13,8 @@ from entropy_theory.control.denominators import Divisor
 class HostTrainer(Protocol):
     """TRL's trainer as the scorer and the losses see it.
 
-    The first names are TRL's own. `EntropyControlMixin` adds the others for what TRL keeps under private names, so that
-    those are read in one class.
+    The first names are TRL's own. The mixin adds the others for what TRL keeps under private names, the cores for what
+    differs between TRL's trainers.
     """
 
     model: Any
@@ -26,6 +26,7 @@ class HostTrainer(Protocol):
     beta: float
     router_aux_loss_coef: float
     batches_folder: Path
+    reads_token_advantages: bool
 
     @property
     def micro_step(self) -> int:
@@ -49,6 +50,10 @@ class HostTrainer(Protocol):
 
     def reduce_loss(self, per_token: Tensor, inputs: dict[str, Any]) -> Tensor:
         """Reduce a loss per token, (B, T), as the trainer's own loss does."""
+        ...
+
+    def loss_of_coefficients(self, coefficients: Tensor, log_probs: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """The trainer's own loss with a coefficient per token; where it cannot read advantages (B, T)."""
         ...
 
     def log_metrics(self, values: dict[str, float]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entropy_theory.bridge.trl.carried import BatchDecision, sorted_rows
+from entropy_theory.bridge.trl.carried import ROWS, BatchDecision, old_log_probs, sorted_rows
 from entropy_theory.bridge.trl.generation import GenerationControl, RuleRun
 from entropy_theory.bridge.trl.host import HostTrainer
 from entropy_theory.bridge.trl.scoring import Scorer
@@ -36,12 +36,14 @@ class LossCall:
         decision: What was decided for it; None when its loss stays TRL's.
         forward: log p and H of the present policy with their gradients, (B, T), and the router's loss or None; None
             before the forward.
+        hidden: The last hidden states of that forward with their gradient, (B, P + T, d), where H is asked for.
         entropy_mask: TRL's high-entropy mask, where it has one.
     """
 
     inputs: dict[str, Any]
     decision: BatchDecision | None
     forward: tuple[Tensor, Tensor, Tensor | None] | None = None
+    hidden: Tensor | None = None
     entropy_mask: Tensor | None = None
 
 
@@ -92,6 +94,7 @@ class LiveLoss:
     def __init__(self, host: HostTrainer, run: RuleRun, scorer: Scorer, generation: GenerationControl) -> None:
         self._host, self._run, self._scorer, self._generation = host, run, scorer, generation
         self.one_pass = False  # whether the generation batch is scored in the training forward
+        self.calls = 0  # of TRL's loss in training
         self.call: LossCall | None = None  # while TRL's loss runs
         self._step: list[tuple[Any, ...]] = []  # what was decided for the micro-batches of this optimizer step
         self._reports: list[dict[str, float]] = []
@@ -102,23 +105,31 @@ class LiveLoss:
         TRL's loss runs first and whole, because nothing else logs TRL's metrics. Its forward is intercepted
         (`forward`), so that the policy is run once; the loss of a ratio-based rule is formed from its results.
         """
+        self.calls += 1
+        if ROWS not in inputs:
+            return trl_loss()
         self.call = call = LossCall(inputs, BatchDecision.unpack(inputs))
         try:
             loss = trl_loss()
         finally:
             self.call = None
-        if self.one_pass and call.forward is None:
-            raise invalid("scoring", "'batch' for a trainer whose loss does not run TRL's forward", "'one-pass'")
-        if call.decision is None or call.forward is None:
+        if call.forward is None:
+            raise invalid("rule", "'none' for a loss that does not run TRL's forward", repr(str(self._run.rule)))
+        decision = call.decision
+        if decision is None:
             return loss
         log_probs, entropy, aux_loss = call.forward
-        self._observe(call.decision, call.inputs, log_probs.detach(), entropy.detach())
+        entropy = self._finite_entropy(call, decision, entropy)
+        self._observe(decision, inputs, log_probs.detach(), entropy.detach())
         if self._run.live_part is None:
-            decided, spans = call.decision.decided, self._host.args.steps_per_generation
+            decided, spans = decision.decided, self._host.args.steps_per_generation
+            if decision.coefficients is not None:
+                loss = self._host.loss_of_coefficients(decision.coefficients, log_probs, inputs)
+                loss = self._with_aux_loss(loss, aux_loss)
             if decided is None or decided.entropy_coefficients is None:
                 return loss
-            return loss + self._entropy_loss(entropy, decided.entropy_coefficients, call.decision.counted, spans)
-        surrogate = self._surrogate(call.decision, call.inputs, log_probs, entropy)
+            return loss + self._entropy_loss(entropy, decided.entropy_coefficients, decision.counted, spans)
+        surrogate = self._surrogate(decision, inputs, log_probs, entropy)
         per_token = -surrogate.objective
         for weight in (surrogate.scale, call.entropy_mask, inputs.get("importance_sampling_ratio")):
             if weight is not None:
@@ -130,9 +141,13 @@ class LiveLoss:
             loss = loss + self._entropy_loss(
                 entropy, surrogate.entropy_coefficients, surrogate.counted, surrogate.spans
             )
-        if aux_loss is not None:
-            loss = loss + self._host.router_aux_loss_coef * aux_loss / self._host.accumulation
-        return loss
+        return self._with_aux_loss(loss, aux_loss)
+
+    def _with_aux_loss(self, loss: Tensor, aux_loss: Tensor | None) -> Tensor:
+        """Add the router's loss as TRL does."""
+        if aux_loss is None:
+            return loss
+        return loss + self._host.router_aux_loss_coef * aux_loss / self._host.accumulation
 
     def forward(self, run_forward: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
         """Run the forward that TRL's loss asks for, and hand its results on.
@@ -142,7 +157,12 @@ class LiveLoss:
         """
         call = self.call
         assert call is not None
-        results = self._forward_in_one_pass(call, run_forward) if self.one_pass else run_forward()
+        if self._run.reads_entropy_at_updates:
+            with self._scorer.layer.watch(detach=False) as seen:
+                results = self._forward_in_one_pass(call, run_forward) if self.one_pass else run_forward()
+            call.hidden = seen[-1]
+        else:
+            results = self._forward_in_one_pass(call, run_forward) if self.one_pass else run_forward()
         call.forward = (results[0], results[1], results[2] if len(results) > 2 else None)
         if self._run.live_part is None:
             return results
@@ -166,13 +186,26 @@ class LiveLoss:
         call.decision = BatchDecision.unpack(inputs)
         return results
 
+    def _finite_entropy(self, call: LossCall, decision: BatchDecision, entropy: Tensor) -> Tensor:
+        """H of the present policy: TRL's, or where some logits are −inf, of which TRL makes NaN, our own."""
+        if not self._run.reads_entropy_at_updates:
+            return decision.scored.entropy  # nothing reads it
+        wrong = ~torch.isfinite(entropy.detach()) & decision.scored.completion_mask
+        if not self._run.reducer().sum(wrong.sum()) > 0:
+            return entropy
+        inputs, tokens = call.inputs, call.inputs["completion_ids"]
+        if obstacle := self._scorer.obstacle(inputs):
+            raise invalid("model", f"finite entropies from TRL, because {obstacle}", "entropies that are not finite")
+        assert call.hidden is not None
+        return self._scorer.from_hidden(call.hidden[:, -tokens.shape[1] - 1 : -1], tokens, gradient=True).entropy
+
     def _divergence(self, inputs: dict[str, Any], log_probs: Tensor) -> Tensor:
         """TRL's estimate of the divergence from the reference, e^x − x − 1 with x = log p_ref − log p."""
         reference = inputs["ref_per_token_logps"]
         # The difference is formed twice, as TRL does: gradients are then added in its order, and equal its to the bit.
         kl = torch.exp(reference - log_probs) - (reference - log_probs) - 1
         if getattr(self._host.args, "use_bias_correction_kl", False):
-            old = inputs.get("old_per_token_logps")
+            old = old_log_probs(inputs)
             kl = kl * torch.exp(log_probs - (log_probs.detach() if old is None else old))
         return kl
 
@@ -232,8 +265,8 @@ class LiveLoss:
         names = ("log_probs", "entropy", *self._run.live_scores)
         if self._host.state.global_step == self._generation.scored_at:
             present = {name: getattr(decision.scored, name) for name in names}
-            # TRL's own where it has them, so that the ratio is 1 to the bit: sgn(log r) would make a sign of rounding.
-            present["log_probs"] = inputs.get("old_per_token_logps", present["log_probs"])
+            if self._generation.just_sampled and (old := old_log_probs(inputs)) is not None:
+                present["log_probs"] = old  # the ratio is 1 to the bit: sgn(log r) would make a sign of rounding
         elif len(window) == 1 and not self._run.live_scores:
             present = {"log_probs": log_probs[order], "entropy": entropy[order]}
         else:

@@ -32,7 +32,8 @@ class Scorer:
         self._host = host
         self._wrapped: Any = None
         self._layer: Any = None
-        self._obstacle: str | None = None  # why the output layer cannot be read as a matrix; "" when it can
+        self._obstacle: str | None = None  # what `obstacle` found
+        self._noise: str | None = None  # what `noise` found
 
     @property
     def layer(self) -> OutputLayer:
@@ -50,51 +51,100 @@ class Scorer:
         """Whether the vocabulary is so large that logits are not to be kept."""
         return self.layer.vocab_size >= LARGE_VOCABULARY
 
-    def dropout(self) -> str | None:
-        """Name a dropout that is on in training: what is scored then is not the policy that sampled."""
+    def named_noise(self) -> str | None:
+        """Name an option or a module that makes the training forward random; not every noise has a name."""
         model = self.layer.model
         for name, module in model.named_modules():
             if isinstance(module, nn.Dropout) and module.p > 0:
                 return name
-        rate = getattr(model.config.get_text_config(), "attention_dropout", 0.0)  # applied as a function, not a module
-        return "attention_dropout" if isinstance(rate, float) and rate > 0 else None
+        if getattr(self._host.args, "neftune_noise_alpha", None):
+            return "neftune_noise_alpha"
+        for name, value in vars(model.config.get_text_config()).items():
+            # applied as functions, without a module
+            kinds = ("attention_dropout", "jitter", "noise", "layerdrop")
+            if isinstance(value, float) and value > 0 and any(kind in name for kind in kinds):
+                return name
+        return None
 
-    def obstacle(self, ids: Tensor, attention_mask: Tensor) -> str:
+    def noise(self, batch: Mapping[str, Tensor]) -> str:
+        """Say what makes the training forward another policy than the one that samples; "" when nothing does.
+
+        Beyond what has a name, the hidden states of one row in training and in evaluation are compared, once.
+        """
+        if self._noise is None:
+            named = self.named_noise()
+            reason = named or ("the training forward is not that of evaluation" if self._differs(batch) else "")
+            self._noise = self._agreed(reason, "noise on another rank")
+        return self._noise
+
+    @torch.no_grad()
+    def _differs(self, batch: Mapping[str, Tensor]) -> bool:
+        ids, attention_mask = (
+            torch.cat([batch[f"prompt_{n}"], batch[f"completion_{n}"]], 1)[:1] for n in ("ids", "mask")
+        )
+        options = {"logits_to_keep": 1} if self.layer.takes_logits_to_keep else {}
+
+        def hidden() -> Tensor:
+            with self.layer.watch() as seen, self._host.accelerator.autocast():
+                self._host.model(input_ids=ids, attention_mask=attention_mask, use_cache=False, **options)
+            return seen[-1][attention_mask.bool()]
+
+        with self._evaluating():
+            expected = hidden()
+        with torch.random.fork_rng(devices=[ids.device] if ids.is_cuda else []):  # no draw of the run is used up
+            found = hidden()
+        # A kernel may add in another order; noise is larger, since whoever adds it means it to be felt.
+        return bool((found - expected).abs().max() > 64 * torch.finfo(found.dtype).eps * expected.abs().max())
+
+    def obstacle(self, batch: Mapping[str, Tensor]) -> str:
         """Say why the logits cannot be computed from hidden states; "" when they can. Tried once, on one position."""
         if self._obstacle is None:
-            reason = self._try_on(ids[:1], attention_mask[:1])
-            if self._host.accelerator.num_processes > 1:  # ranks must meet in the same forwards
-                bad = torch.tensor([int(bool(reason))], device=ids.device)
-                reason = reason or ("another rank's is not" if int(self._host.accelerator.gather(bad).max()) else "")
-            self._obstacle = reason
-            if reason and self.avoids_logits:
-                warnings.warn(f"entropy control scores from logits, a few rows at a time: {reason}", stacklevel=2)
+            self._obstacle = self._agreed(self._try_on(batch), "another rank's is not")
+            if self._obstacle and self.avoids_logits:
+                warnings.warn(
+                    f"entropy control scores from logits, a few rows at a time: {self._obstacle}", stacklevel=2
+                )
         return self._obstacle
 
-    def _try_on(self, ids: Tensor, attention_mask: Tensor) -> str:
+    def _try_on(self, batch: Mapping[str, Tensor]) -> str:
         if not self.layer.takes_logits_to_keep:
             return f"{type(self.layer.model).__name__} has no logits_to_keep"
+        ids, attention_mask = (
+            torch.cat([batch[f"prompt_{n}"], batch[f"completion_{n}"]], 1)[:1] for n in ("ids", "mask")
+        )
         inputs = {"input_ids": ids, "attention_mask": attention_mask, "use_cache": False, "logits_to_keep": 1}
         with self._evaluating(), self._host.accelerator.autocast():
             return self.layer.obstacle(lambda: self._host.model(**inputs).logits[:, -1:])
 
+    def _agreed(self, reason: str, elsewhere: str) -> str:
+        """Let one rank's reason be every rank's: they must meet in the same forwards."""
+        accelerator = self._host.accelerator
+        if accelerator.num_processes > 1:
+            given = torch.tensor([int(bool(reason))], device=accelerator.device)
+            reason = reason or (elsewhere if int(accelerator.gather(given).max()) else "")
+        return reason
+
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
+        """Run without dropout, which would score another policy than the one that sampled, and use up random draws."""
         model = self._host.model
-        was_training = model.training
-        model.eval()  # dropout would score another policy than the one that sampled, and consume random numbers
+        before = {module: module.training for module in model.modules()}  # a user may keep some of them in evaluation
+        model.eval()
         try:
             yield
         finally:
-            model.train(was_training)
+            for module, training in before.items():
+                module.training = training
 
-    @torch.no_grad()
-    def from_hidden(self, hidden: Tensor, tokens: Tensor, second_order: bool = False) -> TokenStatistics:
+    def from_hidden(
+        self, hidden: Tensor, tokens: Tensor, second_order: bool = False, gradient: bool = False
+    ) -> TokenStatistics:
         """Score tokens, (B, T), from the hidden states before them, (B, T, d)."""
-        with self._host.accelerator.autocast():  # which decides the dtype of the product
-            operands = self.layer.operands(hidden)
-        temperature = float(self._host.temperature)
-        return self.layer.statistics(operands, tokens, temperature=temperature, second_order=second_order)
+        with torch.set_grad_enabled(gradient):
+            with self._host.accelerator.autocast():  # which decides the dtype of the product
+                operands = self.layer.operands(hidden)
+            temperature = float(self._host.temperature)
+            return self.layer.statistics(operands, tokens, temperature=temperature, second_order=second_order)
 
     @torch.no_grad()
     def score(self, batch: Mapping[str, Tensor], second_order: bool = False) -> TokenStatistics:
@@ -109,7 +159,7 @@ class Scorer:
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"][:, :-1]], dim=1)
         attention_mask = torch.cat([batch["prompt_mask"], batch["completion_mask"][:, :-1]], dim=1)
         length = batch["completion_ids"].shape[1]
-        from_hidden = self.avoids_logits and not self.obstacle(ids, attention_mask)
+        from_hidden = self.avoids_logits and not self.obstacle(batch)
         keep = 1 if from_hidden else length
         options = {"logits_to_keep": keep} if self.layer.takes_logits_to_keep else {}
         rows = self._rows(ids.device, keep if options else ids.shape[1])
@@ -162,24 +212,22 @@ class Scorer:
         Returns:
             What the forward returned, and the statistics; None where they must be computed apart.
         """
-        if self.dropout() or self.obstacle(ids, attention_mask):
-            return run_forward(), None
-        if not self.avoids_logits:
-            with self.layer.watch() as seen:
-                output = run_forward()
-            blocks = ids[:, -length:].split([len(hidden) for hidden in seen])
-            scored = (
-                self.from_hidden(h[:, -length - 1 : -1], t, second_order) for h, t in zip(seen, blocks, strict=True)
-            )
-            return output, joined(list(scored))
         batch = {
             "prompt_ids": ids[:, :-length],
             "completion_ids": ids[:, -length:],
             "prompt_mask": attention_mask[:, :-length],
             "completion_mask": attention_mask[:, -length:],
         }
-        statistics = self.score(batch, second_order)
-        return (statistics.log_probs, statistics.entropy, None), statistics
+        if self.noise(batch) or self.obstacle(batch):
+            return run_forward(), None
+        if self.avoids_logits:
+            statistics = self.score(batch, second_order)
+            return (statistics.log_probs, statistics.entropy, None), statistics
+        with self.layer.watch() as seen:
+            output = run_forward()
+        blocks = batch["completion_ids"].split([len(hidden) for hidden in seen])
+        pairs = zip((hidden[:, -length - 1 : -1] for hidden in seen), blocks, strict=True)
+        return output, joined([self.from_hidden(hidden, tokens, second_order) for hidden, tokens in pairs])
 
 
 def joined(parts: list[TokenStatistics]) -> TokenStatistics:

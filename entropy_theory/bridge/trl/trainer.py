@@ -16,34 +16,39 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from packaging.version import Version
 from torch import Tensor
 from transformers import ProcessorMixin, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer, RLOOTrainer
 
 from entropy_theory.bridge.metrics import PREFIX
 from entropy_theory.bridge.trl import checkpoints
-from entropy_theory.bridge.trl.carried import ROWS
+from entropy_theory.bridge.trl.carried import ROWS, old_log_probs
 from entropy_theory.bridge.trl.compatibility import (
     against_one_pass,
     check_supported,
     check_trl_version,
-    own_seam,
     warn_untested,
 )
-from entropy_theory.bridge.trl.config import OPTIONS, EntropyControlledGRPOConfig
-from entropy_theory.bridge.trl.generation import GROUPS, JUDGED, REWARDS, GenerationControl, RuleRun
+from entropy_theory.bridge.trl.config import OPTIONS, default_config
+from entropy_theory.bridge.trl.derived import (
+    GRPOCore,
+    RLOOCore,
+    acts,
+    check_derived,
+    find_config,
+    own_methods,
+    with_core,
+)
+from entropy_theory.bridge.trl.generation import GenerationControl, RuleRun
 from entropy_theory.bridge.trl.live_loss import LiveLoss
 from entropy_theory.bridge.trl.scoring import Scorer
 from entropy_theory.control import Rule
 from entropy_theory.control import rule as build_rule
-from entropy_theory.control.denominators import TRL_DIVISORS, Divisor, reduce_as_trl
 from entropy_theory.errors import invalid
 
 if TYPE_CHECKING:
@@ -79,22 +84,33 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
 
     def __init__(self, *args: Any, rule: str | Rule | None = None, **kwargs: Any) -> None:
         check_trl_version(version("trl"))
-        config = kwargs.get("args", args[2] if len(args) > 2 else None) or EntropyControlledGRPOConfig(
-            "entropy-control"
-        )
-        if len(args) <= 2:
-            kwargs["args"] = config
-        self._prepare_control(config, rule)
-        _check_processor(kwargs.get("processing_class", args[5] if len(args) > 5 else None))
+        for value in (*args, *kwargs.values()):
+            _check_processor(value)
+        config = find_config(args, kwargs)
+        if config is None and len(args) <= 2 and not self._has_own_init():
+            config = kwargs["args"] = default_config(type(self))
+        if config is not None:  # what cannot be done is said before any model is loaded
+            self._prepare_control(config, rule)
         super().__init__(*args, **kwargs)
+        if config is None:  # a trainer that makes its own configuration
+            self._prepare_control(self.args, rule)
         self._start_control()
 
-    def _prepare_control(self, config: GRPOConfig, rule: str | Rule | None) -> None:
-        """Read the rule and the options, and check what they ask for: before any model is loaded."""
+    def _has_own_init(self) -> bool:
+        """Whether a class between the mixin and TRL's trainer has a constructor: it may make its own configuration."""
+        order = type(self).__mro__
+        later = order[order.index(EntropyControlMixin) + 1 :]
+        return next(cls for cls in later if "__init__" in vars(cls)) not in (GRPOTrainer, RLOOTrainer)
+
+    def _prepare_control(self, config: Any, rule: str | Rule | None) -> None:
+        """Read the rule and the options, and check what they ask for."""
+        kind: Any = type(self)
+        self.__class__ = with_core(kind)
         self.rule = build_rule(rule if rule is not None else getattr(config, "rule", "none"))
         self.observed = [build_rule(spec) for spec in getattr(config, "observe", [])]
         self._scoring = getattr(config, "scoring", "auto")
         check_supported(self.rule, config, version("trl"), self._scoring)
+        check_derived(type(self), self.rule, _OURS)
         for name in ("realised_change_every", "save_batches"):
             if int(getattr(config, name, 0)) < 0:
                 raise invalid(name, "an integer >= 0", getattr(config, name))
@@ -115,11 +131,9 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
             realised_every=realised_every,
         )
         self._live = LiveLoss(self, self._run, self._scorer, self._generation)
-        self._one_pass = self._takes_one_pass()
-        self._live.one_pass = self._one_pass
+        self._live.one_pass = self._takes_one_pass()
+        self._begin_generation()
         self._generating = False  # while TRL generates and scores
-        self._captured: TokenStatistics | None = None  # in TRL's own forward over the generation batch
-        self._rewards: Tensor | None = None
         if realised_every:
             self.add_callback(_RealisedChange(self._generation))
 
@@ -127,67 +141,68 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         """Say whether the generation batch can be scored in the training forward without changing a result."""
         if self._scoring == "batch" or against_one_pass(self.rule, self.args) is not None:
             return False
-        dropout = self._scorer.dropout()
-        if self._scoring == "one-pass" and dropout:
-            expected = "'batch', or a model without dropout (disable_dropout)"
-            raise invalid("scoring", expected, f"'one-pass' with {dropout}")
-        # Whoever works on the batch before the loss is to find it controlled.
-        return not dropout and (self._scoring == "one-pass" or own_seam(type(self), EntropyControlMixin) is None)
+        if self._scoring == "one-pass":
+            self._check_noise(self._scorer.named_noise())
+            return True
+        # Whoever works on the batch before the loss is to find it controlled; and a forward that TRL makes anyway
+        # serves as well.
+        return not own_methods(type(self), _OURS) and not self.stores_old_log_probs()
+
+    def _check_noise(self, noise: str | None) -> None:
+        if noise:
+            expected = "'batch', or a model without dropout (disable_dropout) and other noise in training"
+            raise invalid("scoring", expected, f"'one-pass' with {noise}")
 
     # -- the generation batch -----------------------------------------------------------------------------------------
 
+    def _begin_generation(self) -> None:
+        self._captured: TokenStatistics | None = None  # in TRL's own forward over the generation batch
+        self._sampled: Tensor | None = None  # what that forward returned: TRL's old log-probabilities
+        self._rewards: Tensor | None = None  # of all ranks, one column for each reward function
+        self._groups_so_far = 0
+
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        self._captured, self._rewards, self._generating = None, None, True
+        self._begin_generation()
+        self._generating = True
         try:
             output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         finally:
             self._generating = False
         if not self.model.training:
             return output
-        rows = len(output["completion_ids"])
-        output |= self._rewards_of_rows(rows)
-        if self._one_pass and self._hidden_states_are_read(output):
+        if self._live.one_pass and self._one_pass_is_exact(output):
+            rows = len(output["completion_ids"])
             return output | {ROWS: torch.arange(rows, device=output["completion_ids"].device)}
-        captured = self._captured if "old_per_token_logps" in output else None
-        return output | self._generation.decide(output, captured)
+        # A trainer of somebody's own may have dropped or replaced rows since: then nothing captured is theirs.
+        old = old_log_probs(output)
+        same = self._sampled is not None and old is not None and torch.equal(old, self._sampled)
+        if self.accelerator.num_processes > 1:  # ranks must meet in the same forwards
+            same = not int(self._run.reducer().sum(torch.tensor(int(not same))))
+        self._generation.just_sampled = same
+        return output | self._generation.decide(output, self._captured if same else None)
 
-    def _hidden_states_are_read(self, output: dict[str, Any]) -> bool:
-        """Settle on the first batch whether one pass can score from hidden states."""
-        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
-        attention_mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
-        obstacle = self._scorer.obstacle(ids, attention_mask)
-        if obstacle and self._scoring == "one-pass":
-            raise invalid("scoring", f"'batch': {obstacle}", "'one-pass'")
-        self._one_pass = self._live.one_pass = not obstacle
-        return self._one_pass
+    def _one_pass_is_exact(self, output: dict[str, Any]) -> bool:
+        """Settle on the first batch whether the training forward can serve; not all can be seen before it runs."""
+        noise, obstacle = self._scorer.noise(output), self._scorer.obstacle(output)
+        if self._scoring == "one-pass":
+            self._check_noise(noise)
+            if obstacle:
+                raise invalid("scoring", f"'batch': {obstacle}", "'one-pass'")
+        self._live.one_pass = not (noise or obstacle)
+        return self._live.one_pass
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         self._rewards = super()._calculate_rewards(*args, **kwargs)
         return self._rewards
 
-    def _rewards_of_rows(self, rows: int) -> dict[str, Tensor]:
-        """Rewards and groups of this rank's rows, where a rule reads them or a batch is saved.
-
-        A completion that no reward function would judge is left out of the batch; TRL gives it no advantage.
-        """
-        if self._rewards is None or not (self._run.needs("rewards", "group_ids") or self._generation.saves_now):
-            return {}
-        first = self.accelerator.process_index * rows
-        here = slice(first, first + rows)
-        weights = self.reward_weights.to(self._rewards.device).unsqueeze(0)
-        return {
-            REWARDS: (self._rewards * weights).nansum(dim=1)[here].float(),
-            GROUPS: torch.arange(first, first + rows, device=self._rewards.device) // self.num_generations,
-            JUDGED: ~self._rewards.isnan().all(dim=1, keepdim=True)[here],
-        }
-
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        completion_ids, *rest = super()._generate_single_turn(*args, **kwargs)
+        result = super()._generate_single_turn(*args, **kwargs)
+        completion_ids = result[0] if isinstance(result, tuple) else result  # RLOO returns nothing else
         empty = sum(len(ids) == 0 for ids in completion_ids)
         if empty:
             expected = "at least one token each, the end token where nothing else was written"
             raise invalid("completion_ids", expected, f"{empty} empty of {len(completion_ids)}")
-        return completion_ids, *rest
+        return result
 
     # -- TRL's forwards and loss --------------------------------------------------------------------------------------
 
@@ -204,12 +219,16 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
                 return self._live.forward(forward)
         # While generating, TRL runs the policy before the reference: the first forward of the policy, where there is
         # one at all, is that for the old log-probabilities.
-        first = self._generating and self.model.training and self._captured is None and model is self.model
-        if not first or self._one_pass or not self._stores_old_log_probs():
+        first = self._generating and self.model.training and self._sampled is None and model is self.model
+        if not first or not self.stores_old_log_probs():
             return forward()
-        output, self._captured = self._scorer.beside(
-            forward, input_ids, attention_mask, logits_to_keep, self._generation.second_order
-        )
+        if self._live.one_pass or self._scoring == "batch":
+            output = forward()
+        else:
+            output, self._captured = self._scorer.beside(
+                forward, input_ids, attention_mask, logits_to_keep, self._generation.second_order
+            )
+        self._sampled = output[0]
         # TRL before 1.7 returns two values.
         return output[: 3 if "compute_aux_loss" in inspect.signature(method).parameters else 2]
 
@@ -225,12 +244,6 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
             if before is not None:
                 self._entropy_bonus_enabled = before
 
-    def _stores_old_log_probs(self) -> bool:
-        """Say whether TRL scores the batch with the policy that sampled it; it does so before any other forward."""
-        period = self.args.steps_per_generation * self.num_iterations
-        corrected = self.use_vllm and getattr(self, "vllm_importance_sampling_correction", False)
-        return bool(self.args.gradient_accumulation_steps % period or corrected)
-
     def get_high_entropy_mask(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return TRL's mask, and keep it for the loss of a ratio-based rule."""
         mask: Tensor = super().get_high_entropy_mask(*args, **kwargs)
@@ -238,10 +251,15 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
             self._live.call.entropy_mask = mask
         return mask
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        if not self.model.training or ROWS not in inputs:
-            return super()._compute_loss(model, inputs)
-        return self._live.loss(partial(super()._compute_loss, model, inputs), inputs)
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Train on a micro-batch, and stop if the rule had no part in it."""
+        before = self._live.calls
+        loss = super().training_step(*args, **kwargs)
+        reads = getattr(type(self), "loss_reads_token_advantages", False)
+        if self._live.calls == before and acts(self.rule) and not reads:
+            expected = f"'none' for {type(self).__name__}, whose loss does not reach TRL's"
+            raise invalid("rule", expected, repr(str(self.rule)))
+        return loss
 
     # -- what the scorer and the losses read, besides TRL's public names: `host.HostTrainer` --------------------------
 
@@ -259,27 +277,6 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
     def micro_batches(self) -> list[dict[str, Any]]:
         """The micro-batches of the current generation batch."""
         return list(self._buffered_inputs)
-
-    @property
-    def accumulation(self) -> int:
-        """The micro-batches of an optimizer step that the loss is divided by in TRL's loss itself."""
-        return int(self.current_gradient_accumulation_steps)
-
-    @property
-    def loss_divisor(self) -> Divisor:
-        """What the loss type divides by: all tokens, those of each sequence, or a constant."""
-        return TRL_DIVISORS[self.loss_type]
-
-    def reduce_loss(self, per_token: Tensor, inputs: dict[str, Any]) -> Tensor:
-        """Reduce a loss per token, (B, T), as TRL does for the loss type."""
-        mask = inputs["completion_mask"]
-        mask = mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
-        items = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
-        if Version(version("trl")) >= Version("1.9.1"):  # from then on rescaled from the generation batch to the step
-            items = items * self.accumulation / self.args.steps_per_generation
-        return reduce_as_trl(
-            per_token, mask, self.loss_type, steps=self.accumulation, items=items, longest=self.max_completion_length
-        )
 
     def log_metrics(self, values: dict[str, float]) -> None:
         """Log numbers of the optimizer step."""
@@ -306,17 +303,24 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         return []
 
 
-class EntropyControlledGRPOTrainer(EntropyControlMixin, GRPOTrainer):
+class EntropyControlledGRPOTrainer(EntropyControlMixin, GRPOCore):
     """TRL's ``GRPOTrainer`` with an entropy-control rule: ``EntropyControlledGRPOTrainer(..., rule="clip-b")``."""
 
 
-def attach(trainer: GRPOTrainer, rule: str | Rule | None = None, **options: Any) -> GRPOTrainer:
+class EntropyControlledRLOOTrainer(EntropyControlMixin, RLOOCore):
+    """TRL's ``RLOOTrainer`` with an entropy-control rule: ``EntropyControlledRLOOTrainer(..., rule="clip-b")``."""
+
+
+_OURS = (EntropyControlMixin, GRPOCore, RLOOCore)
+
+
+def attach(trainer: Any, rule: str | Rule | None = None, **options: Any) -> Any:
     """Put a trainer that exists under entropy control; for those who have trainers of their own.
 
     The trainer's class becomes one that derives from `EntropyControlMixin` and from what it was.
 
     Args:
-        trainer: A ``GRPOTrainer`` or one of a class derived from it.
+        trainer: A ``GRPOTrainer`` or ``RLOOTrainer``, or one of a class derived from them.
         rule: A rule or its specification; the default is ``trainer.args.rule`` or ``"none"``.
         **options: As in `EntropyControlledGRPOConfig`: ``rule_seed``, ``observe`` and so on.
 
@@ -324,18 +328,18 @@ def attach(trainer: GRPOTrainer, rule: str | Rule | None = None, **options: Any)
         The same trainer.
 
     Raises:
-        ValueError: It is no GRPO trainer, is under control already, or is in the middle of a generation batch, which
+        ValueError: It is no such trainer, is under control already, or is in the middle of a generation batch, which
             would be controlled in part; an option is unknown; or what `EntropyControlMixin` raises.
 
     Example:
         >>> attach("a trainer", "clip-b")
         Traceback (most recent call last):
         ...
-        ValueError: trainer: expected a GRPOTrainer, received str
+        ValueError: trainer: expected a GRPOTrainer or RLOOTrainer, received str
     """
     check_trl_version(version("trl"))
-    if not isinstance(trainer, GRPOTrainer):
-        raise invalid("trainer", "a GRPOTrainer", type(trainer).__name__)
+    if not isinstance(trainer, GRPOTrainer | RLOOTrainer):
+        raise invalid("trainer", "a GRPOTrainer or RLOOTrainer", type(trainer).__name__)
     if isinstance(trainer, EntropyControlMixin):
         raise invalid(
             "trainer", "one that is not yet under entropy control", f"one with the rule {str(trainer.rule)!r}"

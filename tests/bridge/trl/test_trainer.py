@@ -197,7 +197,6 @@ def test_observed_rules_report_and_change_nothing(tiny_decoder: Path, tmp_path: 
         ("clip-b", {"save_batches": -1}, "save_batches: expected an integer >= 0"),
         ("clip-x", {}, "clip-b"),
         ("clip-b(nu=1)", {}, "nu"),
-        ("none", {"use_liger_kernel": True}, "use_liger_kernel: expected False"),
         ("none", {"loss_type": "of-the-future"}, "loss_type: expected one of"),
     ],
 )
@@ -232,6 +231,14 @@ def test_what_older_releases_cannot_carry(
         bridge.check_supported(build_rule(rule), config, release)
     bridge.check_supported(build_rule("clip-b"), config, release)
     bridge.check_supported(build_rule(rule), config, "1.16.0")
+
+
+def test_ligers_loss_is_named_where_trl_has_it(tmp_path: Path) -> None:
+    config = GRPOConfig(**arguments(tmp_path))
+    config.use_liger_kernel = True
+    with pytest.raises(ValueError, match="use_liger_kernel: expected False: Liger's loss reads one advantage per seq"):
+        bridge.check_supported(build_rule("none"), config, "1.12.0")
+    bridge.check_supported(build_rule("clip-b"), config, "1.13.0")  # from here on it changes kernels in the layers only
 
 
 def test_untested_options_are_said(tmp_path: Path) -> None:
