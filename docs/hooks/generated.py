@@ -16,6 +16,7 @@ from typing import Any
 from entropy_theory.errors import invalid
 from entropy_theory.theory.verification.catalogue import STATEMENTS, statement
 from entropy_theory.theory.verification.evidence import Statement
+from entropy_theory.theory.verification.kernel import kernel_checks
 from entropy_theory.theory.verification.marked_tests import holding
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,11 @@ def statement_block(one: Statement, up: str) -> str:
     """Write a statement as Markdown; `up` leads from the page to the root of the repository."""
     formulas = re.split(r"(?<=[,;])\\quad", one.formula)
     checks = [f"- **{check.kind.value}**: {check.name}. {subject_link(check.subject)}" for check in one.checks]
+    checks += [
+        f"- **{check.kind.value}**: {check.name}. "
+        + ", ".join(f"[`{path}`]({up}{path})" for path in check.subject.split(", "))
+        for check in kernel_checks(one.identifier)
+    ]
     tests = [f"- tests: {', '.join(test_link(test, up) for test in holding(one.identifier))}"]
     return "\n".join(
         [
@@ -78,7 +84,8 @@ def statement_list(page: str) -> str:
             raise invalid("statement", "a page with its marker", one.identifier)
         target = where[one.identifier].relative_to(ROOT / "docs").as_posix()
         link = "" if target == page else "../" * page.count("/") + target
-        kinds = ", ".join(dict.fromkeys(check.kind.value for check in one.checks))
+        checks = (*kernel_checks(one.identifier), *one.checks)
+        kinds = ", ".join(dict.fromkeys(check.kind.value for check in checks))
         lines.append(f"| [{one.title}]({link}#{one.identifier}) | `{one.identifier}` | {one.source} | {kinds} |")
     return "\n".join(lines)
 

@@ -96,9 +96,9 @@ BUDGETS: dict[str, Budget] = {
         (2, 3, 12, 60),
         2_000_000,
         tuple(range(16)),
-        chains=10_500,
+        chains=12_000,
         rounds=750,
-        exact_rays=10_500,
+        exact_rays=12_000,
     ),
 }
 

@@ -1,4 +1,4 @@
-"""What the searches look for: breaches of the sign theorem, of the step bound, of unimodality, of one step's half.
+"""What the searches look for: breaches of the sign theorem and of the step bound, second rises, changes of half.
 
 Each question scores rays twice, in float64 for the climb and at 50 digits for the verdict.
 """
@@ -195,7 +195,7 @@ def second_rise() -> Question:
 
 
 def other_half() -> Question:
-    """Ask for one GRPO step that crosses S_c = 0: from α S_c ≥ 0 to a policy with α S_c < 0 (conjecture of T3: none).
+    """Ask for one GRPO step that crosses S_c = 0: from α S_c ≥ 0 to a policy with α S_c < 0.
 
     S_c = Σ_{i≠k} q_i (q_i + q_k − M_2) log(q_k/q_i), q_i + q_k − M_2 = Σ_{j≠k} q_j (q_i − q_j) + q_k (q_i + 1 − q_k); a
     ray is scored by −α S_c of the moved policy over the sizes of the terms. Steps with KL < 10⁻³ are left aside: there

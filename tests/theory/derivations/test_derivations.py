@@ -10,6 +10,7 @@ import sympy as sp
 from entropy_theory.theory.derivations import (
     engine,
     finite_steps,
+    halves,
     laws,
     paper,
     sequences,
@@ -21,7 +22,7 @@ from entropy_theory.theory.verification.catalogue import identifiers
 from entropy_theory.theory.verification.checks.symbolic import derivation
 from entropy_theory.theory.verification.evidence import BUDGETS
 
-MODULES = (paper, laws, updates, sign_theorem, finite_steps, sharpness, sequences)
+MODULES = (paper, laws, updates, sign_theorem, finite_steps, halves, sharpness, sequences)
 ALL = {
     name: function
     for module in MODULES

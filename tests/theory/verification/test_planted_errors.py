@@ -348,7 +348,7 @@ PLANTED = {
         discriminant,
         "centered_discriminant",
         lambda z, k=None: -C(z, k),
-        ["many-small-steps"],
+        ["many-small-steps", "one-step-keeps-its-half"],
     ),
 }
 

@@ -152,6 +152,33 @@ def small_steps(budget: Budget) -> Evidence:
     return hold(budget, excess)
 
 
+@check(Kind.PROPERTY, "slopes of S_c against every other logit where S_c = 0", discriminant.centered_discriminant)
+def boundary_slopes(budget: Budget) -> Evidence:
+    """T3: on the boundary, found by bisection in z_k, S_c rises along e_k − e_j for every j, by differences of S_c."""
+    step = 1e-5
+
+    def excess(logits: FloatArray, rng: np.random.Generator) -> Iterator[Excess]:
+        size = logits.shape[-1]
+        if size > 17:
+            return
+        z = np.maximum(logits - logits.max(axis=-1, keepdims=True), -20.0)
+        low, high = np.full(len(z), -60.0), np.full(len(z), 1.0)  # unlikely: S_c < 0; the likeliest: S_c > 0
+        for _ in range(60):
+            z[:, 0] = 0.5 * (low + high)
+            above = discriminant.centered_discriminant(z, 0) > 0.0
+            low, high = np.where(above, low, z[:, 0]), np.where(above, z[:, 0], high)
+        probs = plain_softmax(z)
+        scores = probs * (plain_log(probs) + plain_entropy(probs)[:, np.newaxis])
+        yield np.abs(scores[:, 0] - (probs * scores).sum(axis=-1)) / 1e-13  # it is the boundary, as the paper writes it
+        clear = (probs[:, 0] > 1e-4) & (probs[:, 0] < 1.0 - 1e-4)  # beyond, differences of S_c are its rounding
+        for other in range(1, size):
+            move = step * ((np.arange(size) == 0) * 1.0 - (np.arange(size) == other))
+            ahead, behind = (discriminant.centered_discriminant(z + sign * move, 0) for sign in (1.0, -1.0))
+            yield np.where(ahead <= behind, np.inf, 0.0)[clear]
+
+    return hold(budget, excess)
+
+
 @check(Kind.HIGH_PRECISION, "steps from 1e-8 to 20 against two entropies", finite_steps.two_valued_entropy_change)
 def set_change(budget: Budget) -> Evidence:
     """T4: from (P, H_K, H_W) as the float64 numbers they are, against h(Q) + Q H_K + (1 − Q) H_W before and after."""

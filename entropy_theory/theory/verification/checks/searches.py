@@ -74,7 +74,7 @@ def second_rise(budget: Budget) -> Evidence:
 
 @climb("climbing towards a step that crosses S_c = 0", questions.other_half)
 def other_half(budget: Budget) -> Evidence:
-    """T3 of part D, conjecture: one finite step never leaves the half of S_c that it starts in."""
+    """T3 of part D: one finite step never leaves the half of S_c in which entropy falls."""
     result = _search(questions.other_half(), budget, recheck=20)
     return Evidence(
         result.confirmed == 0,

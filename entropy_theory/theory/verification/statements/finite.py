@@ -127,13 +127,19 @@ FINITE_STATEMENTS: tuple[Statement, ...] = (
     ),
     Statement(
         identifier="one-step-keeps-its-half",
-        title="Conjecture: one finite step keeps its half, too",
-        source=part("D, T3, conjecture"),
-        text="No exception is known to this: one step of any size never leads from the half of S_c in which entropy"
-        " falls to the other. The search looks for an exception.",
-        formula=r"\alpha S_c(p) \ge 0 \;\Rightarrow\; \alpha S_c(q_\alpha) \ge 0 \text{ (conjecture)}",
-        assumptions=(POSITIVE, OWN_LOGITS, ONE_TOKEN),
-        checks=(searches.other_half,),
+        title="One step of any size keeps its half, too",
+        source=part("D, T3 (a conjecture there)"),
+        text="Where S_c = 0, raising the sampled token's logit against any other one raises S_c. So no step of any"
+        " size, and no sequence of steps on the token, even of stale policies, leads from the half of S_c in which"
+        " entropy falls to the other.",
+        formula=r"S_c = 0 \;\Rightarrow\; \frac{\partial S_c}{\partial z_k} > \frac{\partial S_c}{\partial z_j}"
+        r" \;(j \ne k);\quad \alpha S_c(p) \ge 0 \;\Rightarrow\; \alpha S_c(q_\alpha) \ge 0",
+        assumptions=(POSITIVE, OWN_LOGITS, ONE_TOKEN, _SHARE),
+        checks=(
+            symbolic.derivation("halves.one_step_keeps_its_half", "the slope against each other logit, term by term"),
+            finite_steps.boundary_slopes,
+            searches.other_half,
+        ),
     ),
     Statement(
         identifier="two-valued-directions",
