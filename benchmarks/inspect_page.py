@@ -24,7 +24,8 @@ from entropy_theory.control import lens, rule
 from entropy_theory.control.thresholds import scan_threshold
 from entropy_theory.inspection.inspect import RULES, InspectConfig, Inspection, RuleView, token_batch
 from entropy_theory.inspection.page_data import page_data
-from entropy_theory.inspection.rollouts import Rollout, Rollouts, Tokenised, advantages_of
+from entropy_theory.inspection.rollouts import Rollout, Rollouts, advantages_of
+from entropy_theory.inspection.tokens import Tokenised
 from entropy_theory.report.pages.inspect import save_inspect_page
 from entropy_theory.vocab import token_statistics
 from entropy_theory.vocab.statistics import FIELDS, SECOND_ORDER_FIELDS
@@ -74,17 +75,18 @@ def made_up(config: PageBenchmark) -> Inspection:
         Rollout(f"Problem {i // 8}: find x", "", float(draws.random() < 0.5), str(i // 8), None, False, None, None, "")
         for i in range(config.completions)
     )
-    rollouts = Rollouts(items, "made-up.jsonl", "group", ("reward",))
+    rollouts = Rollouts(items, "made-up.jsonl", "group")
     sequences = [Tokenised((1,), tuple(row.tolist()), tuple(words[i] for i in row)) for row in ids]
-    found = {name: getattr(statistics, name).numpy() for name in (*FIELDS, *SECOND_ORDER_FIELDS)}
-    batch = token_batch(rollouts, sequences, found, advantages_of(rollouts)[0])
+    measured = {name: getattr(statistics, name).numpy() for name in (*FIELDS, *SECOND_ORDER_FIELDS)}
+    batch = token_batch(rollouts, sequences, measured, advantages_of(rollouts)[0])
     views = []
-    for one in map(rule, RULES):
-        output = one.apply(batch, generator=torch.Generator().manual_seed(0))
-        views.append(RuleView(one, output, scan_threshold(one, batch) if one.threshold_parameter else None))
+    for candidate in map(rule, RULES):
+        output = candidate.apply(batch, generator=torch.Generator().manual_seed(0))
+        scan = scan_threshold(candidate, batch) if candidate.threshold_parameter else None
+        views.append(RuleView(candidate, output, scan))
     asked = InspectConfig(Path("made-up.jsonl"), "made-up", out=config.out.with_suffix(".html"))
     table = lens(batch, None, resamples=200).to_dict()
-    return Inspection(asked, rollouts, sequences, batch, tuple(views), table, False, frozenset(), ())
+    return Inspection(asked, rollouts, sequences, batch, tuple(views), table, frozenset(), 1.0, (), ())
 
 
 def main(config: PageBenchmark) -> None:

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import quantiles
@@ -235,7 +236,7 @@ def statistics_table(config: Config, dtype: str, threads: int) -> dict[str, Any]
     logits = logits.to(DTYPES[dtype])
     exact = ours("eager")(logits.double(), tokens)
     fused = "triton" if config.device == "cuda" else "fused-cpu"
-    functions = {"official composition": official}
+    functions: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, ...]]] = {"official composition": official}
     functions |= {f"{name} + baseline": run for name, run in TRAINERS.items() if find_spec(name.lower()) is not None}
     functions["naive, one log-softmax"] = naive
     if config.compile:
@@ -243,7 +244,7 @@ def statistics_table(config: Config, dtype: str, threads: int) -> dict[str, Any]
     functions |= {"ours, eager": ours("eager"), f"ours, {fused}": ours(fused)}
     errors = {name: worst_error(run(logits, tokens), exact) for name, run in functions.items()}
     peers: dict[str, Callable[[], Any]] = {"floor: amax": lambda: logits.amax(-1)}
-    peers |= {name: (lambda run=run: run(logits, tokens)) for name, run in functions.items()}
+    peers |= {name: partial(run, logits, tokens) for name, run in functions.items()}
     rows = interleaved(peers, config.rounds, config.device)
     for name, run in peers.items():
         rows[name]["extra_mib"] = extra_memory(run, config.device)

@@ -28,6 +28,7 @@ from entropy_theory.theory.discriminant import (
     first_order_change,
     grpo_direction,
 )
+from entropy_theory.theory.finite_steps import step_bound
 from entropy_theory.theory.single_logit import discriminant_bounds, sign_flip_radius, single_logit_entropy_change
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ __all__ = [
     "second_order_change",
     "sign_flip_radius",
     "single_logit_entropy_change",
+    "step_bound",
     "verify",
 ]
 

@@ -1,7 +1,7 @@
 """The command line: ``entropy-theory COMMAND [options]``.
 
-Exit status: 0 when all is well; 1 when a check failed or (with one line) a run broke off; 2 (and one line) for a wrong
-argument or input.
+Exit status: 0 when all is well; 1 when a check failed or (with one line) a run broke off or a file could not be
+written; 2 (and one line) for a wrong argument or input; 130 and 143 after an interruption or a SIGTERM.
 """
 
 from __future__ import annotations
@@ -10,21 +10,27 @@ import contextlib
 import io
 import os
 import re
+import shutil
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import dropwhile, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import tyro
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+C = TypeVar("C")
+
 PROGRAM = "entropy-theory"
+DEBUG_OPTION = "--debug"
 DEBUG_VARIABLE = "ENTROPY_THEORY_DEBUG"
 PARENT_VARIABLE = "ENTROPY_THEORY_PARENT"  # set by the demo for the training runs it starts
 
@@ -44,6 +50,7 @@ class VerifyConfig:
         quick: Small budgets, a few seconds in all.
         thorough: Budgets ten times the default.
         certify: Add the certificates by ball arithmetic (needs the extra certify).
+        kernel: Compile the Coq proofs again (needs a checkout, Coq and Coquelicot); default: read their record.
         out: Folder for verification.json, verification.html and the figure of the sign theorem.
     """
 
@@ -51,6 +58,7 @@ class VerifyConfig:
     quick: bool = False
     thorough: bool = False
     certify: bool = False
+    kernel: bool = False
     out: Path | None = None
 
 
@@ -64,8 +72,9 @@ def _verify(config: VerifyConfig, console: Console) -> int:
     budget: Literal["quick", "default", "thorough"]
     budget = "quick" if config.quick else "thorough" if config.thorough else "default"
     with progress_bar(console) as progress:
-        report = verify(config.only or None, budget=budget, progress=progress, certify=config.certify)
-    console.print(verification_table(report.to_dict()))
+        report = verify(
+            config.only or None, budget=budget, progress=progress, certify=config.certify, kernel=config.kernel
+        )
     if config.out is not None:
         from entropy_theory.report import figures
         from entropy_theory.report.figures.theory import one_sided_sign_theorem
@@ -75,6 +84,8 @@ def _verify(config: VerifyConfig, console: Console) -> int:
         report.save(config.out / "verification.json")
         save_verification_page(report.to_dict(), config.out / "verification.html")
         figures.save(one_sided_sign_theorem(sample_rays()), config.out / "one_sided_sign_theorem.png")
+    console.print(verification_table(report.to_dict()))
+    if config.out is not None:
         console.print(f"written: {config.out}/verification.json, verification.html, one_sided_sign_theorem.png")
     return 0 if report.passed else 1
 
@@ -115,15 +126,16 @@ def _lens(config: LensConfig, console: Console) -> int:
     table = lens(
         batch, config.rules or None, step_size=config.step_size, resamples=config.resamples, seed=config.seed
     ).to_dict()
-    console.print(lens_table(table))
-    for name, reason in table["skipped"].items():
-        console.print(f"left out {name}: {reason}", markup=False, highlight=False)
     if config.out is not None:
         from entropy_theory.report import figures
         from entropy_theory.report.figures.lens import lens_figure
 
         records.write_json(config.out / "lens.json", table)
         figures.save(lens_figure(table), config.out / "lens.png")
+    console.print(lens_table(table))
+    for name, reason in table["skipped"].items():
+        console.print(f"left out {name}: {reason}", markup=False, highlight=False)
+    if config.out is not None:
         console.print(f"written: {config.out / 'lens.json'}, {config.out / 'lens.png'}")
     return 0
 
@@ -133,8 +145,7 @@ def _train(config: Any, console: Console) -> int:
 
     with progress_bar(console) as progress:
         result = train(config, progress)
-    _leave_ranks()
-    if os.environ.get("RANK", "0") != "0":  # under torchrun one process speaks for all
+    if os.environ.get("RANK", "0") != "0":  # under torchrun one process prints for all
         return 0
     final = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in result.get("final", {}).items())
     console.print(f"{config.rule}: {result['steps']} steps in {result['seconds']} s; means of the last steps: {final}")
@@ -145,51 +156,45 @@ def _train(config: Any, console: Console) -> int:
 def _inspect(config: Any, console: Console) -> int:
     from entropy_theory.inspection.inspect import inspect
     from entropy_theory.inspection.page_data import page_data, write_table
+    from entropy_theory.report.pages.inspect import save_inspect_page, verdict
 
     with progress_bar(console) as progress:
-        found = inspect(config, progress)
-    for warning in found.warnings:
-        console.print(f"careful: {warning}", markup=False, highlight=False)
-    if config.out.suffix == ".html":
-        from entropy_theory.report.pages.inspect import save_inspect_page, verdict
-
-        console.print(verdict(found.lens), markup=False)
-        save_inspect_page(page_data(found), config.out)
+        inspection = inspect(config, progress)
+    is_page = config.out.suffix == ".html"
+    if is_page:
+        save_inspect_page(page_data(inspection), config.out)
     else:
-        write_table(found)
-    size = config.out.stat().st_size / 1e6
+        write_table(inspection)
+    for assumption in inspection.assumptions:
+        console.print(assumption, markup=False, highlight=False)
+    for warning in inspection.warnings:
+        console.print(f"careful: {warning}", markup=False, highlight=False)
+    if is_page:
+        console.print(verdict(inspection.lens), markup=False)
+    size, tokens = config.out.stat().st_size / 1e6, inspection.lens["tokens"]
     console.print(
-        f"written: {config.out} ({size:.1f} MB), {len(found.sequences):,} completions, {found.lens['tokens']:,} tokens"
+        f"written: {config.out} ({size:.1f} MB), {len(inspection.sequences):,} completions, {tokens:,} tokens"
     )
     return 0
 
 
 def _audit(config: Any, console: Console) -> int:
     from entropy_theory import records
-    from entropy_theory.audit.config import audit
+    from entropy_theory.audit.run import audit
     from entropy_theory.report import figures, findings
     from entropy_theory.report.figures.audit import audit_figure
     from entropy_theory.report.tables import audit_table
 
     with progress_bar(console) as progress:
         result = audit(config, progress)
-    console.print(audit_table(result))
     sentences = findings.audit(result)
-    for sentence in sentences:
-        console.print(f"• {sentence}")
     records.write_json(config.out / "audit.json", {"findings": sentences, **result})
     figures.save(audit_figure(result), config.out / "audit.png")
+    console.print(audit_table(result))
+    for sentence in sentences:
+        console.print(f"• {sentence}")
     console.print(f"written: {config.out / 'audit.json'}, {config.out / 'audit.png'}")
     return 0
-
-
-def _leave_ranks() -> None:
-    """End the process group of a finished run: left to the interpreter, its threads may outlive what they use."""
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
 
 
 def _simulate(config: Any, console: Console) -> int:
@@ -198,12 +203,12 @@ def _simulate(config: Any, console: Console) -> int:
 
     with torchrun_ranks() as ranks, progress_bar(console) as progress:
         result = run(config, progress, ranks)
-        speaks = ranks.rank == 0  # under torchrun one process speaks for all
-    if not speaks:
+        is_first = ranks.rank == 0  # under torchrun one process prints for all
+    if not is_first:
         return 0
-    console.print(tables.simulation_table(result.summary))
     path = config.out / "simulation.png"
     figures.save(figures.simulation(result.steps, result.pairs), path)
+    console.print(tables.simulation_table(result.summary))
     console.print(f"figure: {path}; arrays and configuration beside it")
     return 0
 
@@ -216,11 +221,12 @@ def _demo(config: Any, console: Console) -> int:
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: where its configuration lives, what runs it, and a line of help."""
+    """A subcommand: a line of help, where its configuration lives, what runs it, and whether --out is a file."""
 
     help: str
     config: str
     run: Callable[[Any, Console], int]
+    writes_file: bool = False
 
 
 COMMANDS = {
@@ -245,8 +251,9 @@ COMMANDS = {
         "which tokens of your rollouts move entropy, and what each rule would do to them",
         "entropy_theory.inspection.inspect:InspectConfig",
         _inspect,
+        writes_file=True,
     ),
-    "train": Command("GRPO with an entropy-control rule", "entropy_theory.training.run:TrainConfig", _train),
+    "train": Command("GRPO with an entropy-control rule", "entropy_theory.training.config:TrainConfig", _train),
     "audit": Command(
         "how well the theory predicts what optimizer steps do to your model's entropy",
         "entropy_theory.audit.config:AuditConfig",
@@ -258,10 +265,33 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
+    Whatever a command raises ends here, in one line on standard error and a status of 1 or 2. ``--debug`` anywhere
+    among the words, or the variable ENTROPY_THEORY_DEBUG, shows the traceback instead.
+
     Args:
         arguments: The words after the program's name; default: those of this process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = DEBUG_OPTION in words or bool(os.environ.get(DEBUG_VARIABLE))
+    words = [word for word in words if word != DEBUG_OPTION]
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Δ or ± shows a question mark
+    try:
+        return _dispatch(words)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command resumes from the last checkpoint", status=130)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        if debug:
+            raise
+        return _fail(_message(error), _status(error))
+
+
+def _dispatch(words: Sequence[str]) -> int:
+    from entropy_theory.errors import invalid
+
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return 0 if words else 2
@@ -270,49 +300,123 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return 0
+    for word in words:
+        if any("\ud800" <= c <= "\udfff" for c in word):  # bytes that are not UTF-8 come as lone surrogates
+            raise invalid("arguments", "text in UTF-8", ascii(word))
     name = next((n for n in COMMANDS if words[: n.count(" ") + 1] == n.split()), None)
     if name is None:
         return _fail(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
-    command, words = COMMANDS[name], words[name.count(" ") + 1 :]
-    _end_with_parent()
-    from entropy_theory.errors import RunError
+    end_with_parent()
+    config = parse(name, words[name.count(" ") + 1 :])
+    if config is None:
+        return 0  # --help was asked for and printed
+    command = COMMANDS[name]
+    if config.out is not None:
+        _check_out(config.out.parent if command.writes_file else config.out)
+    from rich.console import Console
 
-    try:
-        config = _parse(name, command, words)
-        if config is None:
-            return 0  # --help was asked for and printed
-        from rich.console import Console
-
-        return command.run(config, Console(stderr=False))
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from the last checkpoint", status=130)
-    except (ValueError, ImportError, OSError, RunError) as error:
-        if os.environ.get(DEBUG_VARIABLE):
-            raise
-        return _fail(str(error), status=getattr(error, "status", 2))
+    return command.run(config, Console(stderr=False))
 
 
-def _parse(name: str, command: Command, words: Sequence[str]) -> Any:
-    """Parse a command's options; None when help was printed. A wrong option is a ValueError of one line."""
-    module, _, attribute = command.config.partition(":")
-    config = getattr(import_module(module), attribute)
-    if any(word in ("-h", "--help") for word in words):
-        with contextlib.suppress(SystemExit):
-            tyro.cli(config, prog=f"{PROGRAM} {name}", args=["--help"])
-        return None
+def _message(error: Exception) -> str:
+    """Describe an error in a line: our own say all there is, others by their kind, and by the file if there is one."""
+    from entropy_theory.errors import InputError, MissingExtraError, RunError
+
+    if isinstance(error, InputError | MissingExtraError | RunError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror or type(error).__name__}"
+    return f"{type(error).__name__}: {error} ({DEBUG_OPTION} shows where)"
+
+
+def _status(error: Exception) -> int:
+    """Status 2 for what somebody gave, 1 for what happened on the way."""
+    from entropy_theory.errors import DEVICE_ERRORS, RunError
+
+    if isinstance(error, RunError):
+        return error.status
+    if isinstance(error, OSError):
+        return 1 if error.errno in DEVICE_ERRORS else 2
+    return 2 if isinstance(error, ValueError | ImportError) else 1
+
+
+def _check_out(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written, before any work."""
+    from entropy_theory.errors import invalid
+
+    existing = next(path for path in (folder, *folder.parents, Path()) if os.path.lexists(path))
+    if any(len(os.fsencode(part)) > 255 for part in folder.parts):
+        fault = "a name of it is longer than 255 bytes"
+    elif not existing.is_dir():
+        fault = f"{existing} is not a folder"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        fault = f"{existing} is read-only"
+    else:
+        return
+    raise invalid("out", "a folder that can be written", f"{str(folder)[:80]} ({fault})")
+
+
+def parse(name: str, words: Sequence[str]) -> Any:
+    """Parse a command's options; None when help was printed. A wrong option is a ValueError of one line.
+
+    Args:
+        name: The command, a key of COMMANDS.
+        words: Its options.
+    """
+    module, _, attribute = COMMANDS[name].config.partition(":")
+    return parse_options(getattr(import_module(module), attribute), f"{PROGRAM} {name}", words)
+
+
+def parse_options(config: type[C], program: str, words: Sequence[str], **settings: Any) -> C | None:
+    """Build a configuration from command-line words; None when help was printed.
+
+    Args:
+        config: A dataclass.
+        program: The name that help shows.
+        words: The options.
+        **settings: Further arguments of ``tyro.cli``.
+
+    Raises:
+        ValueError: An option is unknown or its value is wrong, in one line.
+    """
+    from entropy_theory.errors import InputError
+
+    columns = os.environ.get("COLUMNS")
+    width = shutil.get_terminal_size().columns
+    wants_help = any(word in ("-h", "--help") for word in words)
     stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(stderr):
-            return tyro.cli(config, prog=f"{PROGRAM} {name}", args=list(words), config=(tyro.conf.FlagCreatePairsOff,))
+        # tyro never ends in a few columns, and folds its errors in the middle of words
+        os.environ["COLUMNS"] = str(max(width, 40) if wants_help else 200)
+        with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(stderr):
+            args = ["--help"] if wants_help else list(words)
+            return tyro.cli(config, prog=program, args=args, config=(tyro.conf.FlagCreatePairsOff,), **settings)
     except SystemExit as stop:
         if stop.code in (0, None):
             return None
-        text = re.sub(r"\x1b\[[0-9;]*m", "", stderr.getvalue())
-        text = " ".join(re.sub(r"[─━│╭╮╰╯]+", " ", text).split()).removeprefix("Parsing error ")
-        raise ValueError(f"{name}: {text or 'wrong options'}") from None
+        raise InputError(
+            f"{program.rpartition(' ')[2]}: {_first_words(stderr.getvalue()) or 'wrong options'}"
+        ) from None
+    finally:
+        if columns is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = columns
 
 
-def _end_with_parent() -> None:
+def _first_words(box: str) -> str:
+    """Read what an error box of tyro says, without its title, its frame and its hints at further help."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]
+    bare = [re.sub(r"^[│|]?\s*|\s*[│|]?$", "", line) for line in lines]
+
+    def is_rule(line: str) -> bool:
+        return not re.search(r"\w", line)
+
+    said = " ".join(takewhile(lambda line: not is_rule(line), dropwhile(is_rule, bare)))
+    return re.sub(r"^Error parsing (?:\w+Config: )?", "", said)
+
+
+def end_with_parent() -> None:
     """End this process when the one that started it for a part of its work is gone, however it went."""
     parent = os.environ.get(PARENT_VARIABLE)
     if parent is None:
@@ -333,12 +437,14 @@ def _help() -> str:
         f"usage: {PROGRAM} COMMAND [options]\n\n"
         "What does an RL update do to a language model's entropy, and how is collapse prevented?\n\n"
         f"commands:\n{listing}\n\n"
-        f"{PROGRAM} COMMAND --help explains a command. Set {DEBUG_VARIABLE}=1 to see tracebacks."
+        f"{PROGRAM} COMMAND --help explains a command. {DEBUG_OPTION} shows the traceback of an error."
     )
 
 
 def _fail(message: str, status: int = 2) -> int:
-    print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
+    from entropy_theory.errors import one_line
+
+    print(f"{PROGRAM}: {one_line(message, 800)}", file=sys.stderr)
     return status
 
 

@@ -1,7 +1,7 @@
 """The demo: theorem, toy policies, a whole vocabulary, a language model; one report at the end.
 
 It sits beside the command line, above every room: it calls theory, dynamics, bridge and report, and none of them calls
-it. Each part leaves a file and is not repeated when the file is there, so a demo that was killed goes on where it was.
+it. Each part leaves a file and is not repeated when the file is there, so a demo that was killed resumes where it was.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropy_theory import records
-from entropy_theory.errors import invalid
+from entropy_theory.errors import LARGEST_INTEGER, at_least, invalid
 from entropy_theory.intervals import Interval, t_interval
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class DemoConfig:
     The theory is checked; banks of softmax policies show predicted against realised entropy, four interventions and
     the centring of the score; then a decoder of 85,000 parameters is trained from scratch on the sum task and by GRPO
     in four arms: no control, Clip_B, Clip_V and a random mask that drops as many tokens as Clip_B. The result is
-    report.html. It shows entropy and the diversity of right answers, not accuracy. A killed demo goes on with the same
+    report.html. It shows entropy and the diversity of right answers, not accuracy. A killed demo resumes with the same
     command.
 
     Attributes:
@@ -62,12 +62,11 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         """Refuse an empty demo."""
-        if self.steps < 1:
-            raise invalid("steps", "an integer >= 1", self.steps)
+        at_least(self, 1, "steps", "processes")
+        if any(not 0 <= seed <= LARGEST_INTEGER for seed in self.seeds):
+            raise invalid("seeds", f"integers from 0 to {LARGEST_INTEGER}", self.seeds)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise invalid("seeds", "one or more different integers", self.seeds)
-        if self.processes < 1:
-            raise invalid("processes", "an integer >= 1", self.processes)
 
 
 def run_demo(config: DemoConfig, console: Console, bar: Bar) -> int:
@@ -81,9 +80,8 @@ def run_demo(config: DemoConfig, console: Console, bar: Bar) -> int:
     Returns:
         0, or 1 if a check of the theory failed.
     """
-    with records.exclusive(config.out):
-        # How many arms run at a time changes the time, not the numbers.
-        records.open_run(config.out, config, ignore=("out", "processes"))
+    # How many arms run at a time changes the time, not the numbers.
+    with records.run_folder(config.out, config, ignore=("out", "processes")):
         return _run_demo(config, console, bar)
 
 
@@ -326,7 +324,8 @@ def _write_report(
 ) -> None:
     from entropy_theory.report import figures, findings
     from entropy_theory.report.pages import page
-    from entropy_theory.training.run import LAST, TrainConfig
+    from entropy_theory.training.config import TrainConfig
+    from entropy_theory.training.metrics import LAST
 
     bars = {a: {n: {"mean": i.mean, "half_width": i.half_width} for n, i in m.items()} for a, m in finals.items()}
     base = [run for run in runs if ARMS[run["arm"]] == "none"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import style
 from matplotlib.figure import Figure
+
+from paper_figures import style
 
 TITLE = "Every rule on one bank"
 STATEMENT = "The methods table, in the theory's own world"
@@ -18,8 +19,8 @@ def caption() -> str:
         "Difference to no control in final entropy, expected reward and distinct right tokens of 64: bank of "
         f"{config['policies']} forking policies of {config['vocab_size']} tokens, {config['steps']} batches with two "
         f"updates each, {len(config['seeds'])} seeds, paired by seed (mean, 95 % t-interval). No control ends at "
-        f"{style.said(none['entropy'])} nats, reward {style.said(none['reward'])}, "
-        f"{style.said(none['distinct_right'])} distinct."
+        f"{style.spread(none['entropy'])} nats, reward {style.spread(none['reward'])}, "
+        f"{style.spread(none['distinct_right'])} distinct."
     )
 
 
@@ -47,7 +48,3 @@ def draw() -> Figure:
         axis.set_yticks(range(len(rules)), [rule.partition("(")[0] for rule in rules] if axis is axes[0] else [])
     style.letters(axes)
     return figure
-
-
-if __name__ == "__main__":
-    style.main(__file__)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import style
 from matplotlib.figure import Figure
+
+from paper_figures import style
 
 TITLE = "S and S_c through training"
 STATEMENT = "Corollaries 3.4 and 3.5"
@@ -44,7 +45,3 @@ def draw() -> Figure:
     axis.set(xlabel="GRPO step", ylabel="batch mean (nats)")
     axis.legend(loc="center right")
     return figure
-
-
-if __name__ == "__main__":
-    style.main(__file__)

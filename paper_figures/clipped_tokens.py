@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import style
 from matplotlib.figure import Figure
+
+from paper_figures import style
 
 TITLE = "Tokens that PPO clipping cuts"
 STATEMENT = "Section 4.2 of arXiv 2602.03392: small probability, mostly S_c < 0"
@@ -51,7 +52,3 @@ def draw() -> Figure:
         axis.legend(loc="lower right")
     style.letters(axes)
     return figure
-
-
-if __name__ == "__main__":
-    style.main(__file__)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import style
 from matplotlib.figure import Figure
 
 from entropy_theory.theory.single_logit import discriminant_bounds
+from paper_figures import style
 
 TITLE = "The discriminant"
 STATEMENT = "Theorem 3.2; sections B.1 and B.2 of the theory notes"
@@ -49,13 +49,9 @@ def draw() -> Figure:
         low, high = discriminant_bounds(probs, np.full(probs.shape, size))
         right.plot(probs, high, color=color, linestyle=dashes, label=f"V = {size:,}")
     right.plot(probs, low, color=style.INK, label="lower end, any V")
-    right.axhline(-0.2238716, color=style.INK, linewidth=0.6, linestyle=":")
+    right.axhline(-0.2238716024, color=style.INK, linewidth=0.6, linestyle=":")
     right.text(0.98, -0.27, "−0.2239", fontsize=7, ha="right", va="top")
     right.set(xlabel="probability p of the token", ylabel="S (nats)", ylim=(-0.65, 4.6), xlim=(0, 1))
     right.legend(loc="upper center", ncols=2)
     style.letters((left, right))
     return figure
-
-
-if __name__ == "__main__":
-    style.main(__file__)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import style
 from matplotlib.figure import Figure
 
 import entropy_theory as et
+from paper_figures import style
 
 TITLE = "Exact change against first and second order"
 STATEMENT = "Theorem 3.3; sections B.7 and B.8 of the theory notes"
@@ -44,7 +44,3 @@ def draw() -> Figure:
     axes[0].legend(loc="lower left")
     style.letters(axes)
     return figure
-
-
-if __name__ == "__main__":
-    style.main(__file__)

@@ -1,15 +1,19 @@
-"""Draw every paper figure, and write the gallery page: caption, statement and command of each.
+"""Draw the paper figures and write the gallery page: caption, statement and command of each.
 
-python paper_figures/gallery.py
+python -m paper_figures.gallery               # all of them, and the page
+python -m paper_figures.gallery quadrant_map  # those that are named, without the page
 """
 
 from __future__ import annotations
 
+import sys
 import time
-
-import style
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
 
 from entropy_theory import records
+from paper_figures import style
 
 ORDER = (
     "discriminant",
@@ -39,12 +43,17 @@ first. Intervals are 95 % t-intervals over seeds. This page is generated.
 """
 
 
+def figure_module(name: str) -> ModuleType:
+    """Import the module of a figure."""
+    return import_module(f"paper_figures.{name}")
+
+
 def page() -> str:
     """The gallery as Markdown."""
     parts = [HEAD]
-    for module in style.modules():
-        name = str(module.__name__)
-        commands = [f"`python paper_figures/{name}.py`"]
+    for name in ORDER:
+        module = figure_module(name)
+        commands = [f"`python -m paper_figures.gallery {name}`"]
         if module.RERUN:
             commands.append(f"from the results of `{module.RERUN}`")
         parts.append(
@@ -54,17 +63,21 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def main() -> None:
-    """Draw and write."""
+def main(names: Sequence[str]) -> None:
+    """Draw the named figures; without names, all of them and the page."""
+    unknown = [name for name in names if name not in ORDER]
+    if unknown:
+        sys.exit(f"figure: expected one of {', '.join(ORDER)}, received {', '.join(unknown)}")
     start = time.monotonic()
-    for module in style.modules():
-        style.make(module)
-        print(f"{module.__name__} [{time.monotonic() - start:.0f} s]", flush=True)
-    target = style.ROOT / "docs" / "gallery.md"
-    with records.written_whole(target) as temporary:
-        temporary.write_text(page())
-    print(f"{len(ORDER)} figures in {style.OUT.relative_to(style.ROOT)}/, {target.relative_to(style.ROOT)}")
+    for name in names or ORDER:
+        style.make(figure_module(name))
+        print(f"{name} [{time.monotonic() - start:.0f} s]", flush=True)
+    if not names:
+        target = style.ROOT / "docs" / "gallery.md"
+        with records.written_whole(target) as temporary:
+            temporary.write_text(page())
+        print(f"{len(ORDER)} figures in {style.OUT.relative_to(style.ROOT)}/, {target.relative_to(style.ROOT)}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

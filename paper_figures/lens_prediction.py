@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import style
 from matplotlib.figure import Figure
+
+from paper_figures import style
 
 TITLE = "Lens prediction against realised change"
 STATEMENT = "Theorem 3.3, summed over a batch and split by rule"
@@ -39,7 +40,3 @@ def draw() -> Figure:
     axis.locator_params(nbins=5)
     axis.set(xlabel="predicted ΔH (nats)", ylabel="realised ΔH (nats)")
     return figure
-
-
-if __name__ == "__main__":
-    style.main(__file__)

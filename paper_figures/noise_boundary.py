@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import style
 from matplotlib.figure import Figure
 
 from entropy_theory.theory.curvature import mean_grpo_curvature
+from paper_figures import style
 
 TITLE = "Drift under noise"
 STATEMENT = "Section B.10 of the theory notes"
@@ -19,7 +19,7 @@ def caption() -> str:
     record = style.read("noise_drift")
     config, runs = record["configuration"], record["summary"]["runs"]
     words = "; ".join(
-        f"{start} {style.said(runs[start]['change'])}, predicted {style.said(runs[start]['predicted'])}"
+        f"{start} {style.spread(runs[start]['change'])}, predicted {style.spread(runs[start]['predicted'])}"
         for start, _ in STARTS
     )
     return (
@@ -65,7 +65,3 @@ def draw() -> Figure:
     right.legend(loc="lower left")
     style.letters((left, right))
     return figure
-
-
-if __name__ == "__main__":
-    style.main(__file__)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import style
 from matplotlib.figure import Figure
+
+from paper_figures import style
 
 TITLE = "Audit: what shared parameters change"
 STATEMENT = "Section B.15 of the theory notes"
@@ -64,7 +65,3 @@ def draw() -> Figure:
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     style.letters(axes)
     return figure
-
-
-if __name__ == "__main__":
-    style.main(__file__)

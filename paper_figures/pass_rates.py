@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import style
 from matplotlib.figure import Figure
+
+from paper_figures import style
 
 TITLE = "Pass rates"
 STATEMENT = "What entropy control leaves of reward: the demo's task, prompt by prompt"
@@ -54,7 +55,3 @@ def draw() -> Figure:
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     style.letters((left, right))
     return figure
-
-
-if __name__ == "__main__":
-    style.main(__file__)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import style
 from matplotlib.figure import Figure
+
+from paper_figures import style
 
 TITLE = "Quadrant map"
 STATEMENT = "Theorem 3.3; section B.14 of the theory notes"
@@ -44,7 +45,3 @@ def draw() -> Figure:
         axis.grid(visible=False)
     style.letters(axes)
     return figure
-
-
-if __name__ == "__main__":
-    style.main(__file__)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import style
 from matplotlib.figure import Figure
+
+from paper_figures import style
 
 TITLE = "Slopes of the remainders"
 STATEMENT = "Theorem 3.3; sections B.7 and B.8 of the theory notes"
@@ -60,7 +61,3 @@ def draw() -> Figure:
     right.legend(loc="upper left")
     style.letters((left, right))
     return figure
-
-
-if __name__ == "__main__":
-    style.main(__file__)

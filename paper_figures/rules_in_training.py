@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import style
 from matplotlib.figure import Figure
+
+from paper_figures import style
 
 TITLE = "Entropy, reward and diversity by rule"
 STATEMENT = "Clip_B and Clip_V of arXiv 2602.03392, with the rivals that section 4.2 of it discusses"
@@ -19,7 +20,7 @@ def caption() -> str:
     """What the figure shows."""
     record = style.read("clipping_methods")
     config, real = record["configuration"], record["summary"]["real"]
-    words = "; ".join(f"{style.NAMES[rule]} {style.said(row['entropy'])}" for rule, row in real.items())
+    words = "; ".join(f"{style.NAMES[rule]} {style.spread(row['entropy'])}" for rule, row in real.items())
     return (
         f"GRPO on the sum task, decoder of 85,000 parameters, {config['real_steps']} steps, "
         f"{len(config['real_seeds'])} seeds: means over neighbouring steps and seeds, each seed thin. The random mask "
@@ -51,7 +52,3 @@ def draw() -> Figure:
     figure.legend(handles, labels, loc="outside upper center", ncols=6)
     style.letters(axes)
     return figure
-
-
-if __name__ == "__main__":
-    style.main(__file__)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import style
 from matplotlib.figure import Figure
+
+from paper_figures import style
 
 TITLE = "Cost and error of token statistics"
 STATEMENT = "Part C of the theory notes"
@@ -53,7 +54,3 @@ def draw() -> Figure:
     left.legend(loc="upper right", ncols=3, columnspacing=1.0)
     style.letters((left, right))
     return figure
-
-
-if __name__ == "__main__":
-    style.main(__file__)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import style
 from matplotlib.figure import Figure
+
+from paper_figures import style
 
 TITLE = "80/20 and positive re-weighting"
 STATEMENT = "Section 4.2 of arXiv 2602.03392"
@@ -58,7 +59,3 @@ def draw() -> Figure:
     other.set_ylabel("final reward", color=style.ORANGE)
     style.letters(axes)
     return figure
-
-
-if __name__ == "__main__":
-    style.main(__file__)

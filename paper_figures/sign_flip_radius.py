@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import style
 from matplotlib.figure import Figure
 
 import entropy_theory as et
+from paper_figures import style
 
 TITLE = "Sign-flip radius"
 STATEMENT = "Sections B.4, B.5 and B.8 of the theory notes"
@@ -26,7 +26,7 @@ def caption() -> str:
         f"{summary['largest_relative_error_of_flip']:.0e} relative on {summary['flips']:,} policies. (b) Share of "
         f"random policies (V = {VOCABULARY}, {seeds} seeds × {record['configuration']['rests']} rests at each point) "
         "for which a GRPO step of α = 3 changes entropy with the predicted sign; over all points "
-        f"{style.said(row['grpo'])} (mean over seeds ± 95 % t-interval). The wrong signs are predicted rises that "
+        f"{style.spread(row['grpo'])} (mean over seeds ± 95 % t-interval). The wrong signs are predicted rises that "
         "fall, S_c < 0."
     )
 
@@ -59,7 +59,3 @@ def draw() -> Figure:
         axis.grid(visible=False)
     style.letters((left, right))
     return figure
-
-
-if __name__ == "__main__":
-    style.main(__file__)

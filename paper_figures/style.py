@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +33,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 @contextmanager
 def style() -> Iterator[None]:
     """Draw in the project's colours, in sizes that are read in print."""
-    sizes = {
+    sizes: dict[Any, Any] = {
         "font.size": 8,
         "axes.labelsize": 8,
         "axes.titlesize": 8,
@@ -72,7 +70,7 @@ def letters(axes: Sequence[Axes]) -> None:
         axis.set_title("")
 
 
-def band(axis: Axes, x: Sequence[float], curves: Sequence[Sequence[float]], color: str, **line: Any) -> None:
+def band(axis: Axes, x: Any, curves: Sequence[Sequence[float]], color: str, **line: Any) -> None:
     """Draw the mean of several seeds' curves, with its 95 % t-interval, or with thin lines for fewer than five."""
     stacked = np.array(curves, dtype=float)
     mean = stacked.mean(axis=0)
@@ -127,7 +125,7 @@ def runs_of(record: dict[str, Any], rule: str, kind: str = "prompts") -> list[di
     ]
 
 
-def said(found: dict[str, Any], digits: int = 2) -> str:
+def spread(found: dict[str, Any], digits: int = 2) -> str:
     """Write a mean with its interval, for captions."""
     width = found["half_width"]
     return f"{found['mean']:.{digits}f}" + ("" if width is None else f" ± {width:.{digits}f}")
@@ -180,15 +178,6 @@ def logit_axis(axis: Axes) -> None:
     axis.set_xlabel("probability p of the token")
 
 
-def modules() -> list[ModuleType]:
-    """All figures, in the order of the gallery."""
-    if str(Path(__file__).parent) not in sys.path:
-        sys.path.insert(0, str(Path(__file__).parent))
-    from gallery import ORDER
-
-    return [importlib.import_module(name) for name in ORDER]
-
-
 def shrink(path: Path) -> None:
     """Write a PNG with a palette, at a third of its size."""
     from PIL import Image
@@ -200,7 +189,7 @@ def shrink(path: Path) -> None:
 
 def make(module: ModuleType) -> list[Path]:
     """Draw a figure as vector PDF and PNG for print, and as PNG for the gallery."""
-    name = Path(str(module.__file__)).stem
+    name = module.__name__.rpartition(".")[2]
     with style():
         figure = module.draw()
         width, _ = figure.get_size_inches()
@@ -213,10 +202,3 @@ def make(module: ModuleType) -> list[Path]:
                 if path.parent == GALLERY:
                     shrink(temporary)
     return list(targets)
-
-
-def main(name: str) -> None:
-    """Make one figure from its own file's command line."""
-    sys.path.insert(0, str(Path(__file__).parent))
-    for path in make(importlib.import_module(Path(name).stem)):
-        print(path.relative_to(ROOT))

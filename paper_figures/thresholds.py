@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import style
 from matplotlib.figure import Figure
+
+from paper_figures import style
 
 TITLE = "Thresholds"
 STATEMENT = "Clip_B and Clip_V of arXiv 2602.03392, as in the official code"
@@ -24,7 +25,7 @@ def caption() -> str:
         "Final entropy (a) and reward (b) against μ, Clip_V without its cap: filled, a bank of forking policies, "
         f"{len(config['seeds'])} seeds, {config['steps']} steps; open, the real GRPO loop, "
         f"{len(config['real_seeds'])} seeds, {config['real_steps']} steps; dotted, no control on the bank "
-        f"({style.said(bank['none']['entropy'])} nats) and in the real loop ({real['none']['entropy']['mean']:.2f}). "
+        f"({style.spread(bank['none']['entropy'])} nats) and in the real loop ({real['none']['entropy']['mean']:.2f}). "
         "Bars are 95 % t-intervals, small dots the seeds of the real loop. (c) Tokens with A < 0 dropped from one "
         f"batch against its size, V = {VOCABULARY}, mean of 3 seeds. The official thresholds drop "
         f"{row['clip-b(mu=2.5)']:g} (Clip_B, μ = 2.5) and {row['clip-v(mu=8.5)']:g} (Clip_V, μ = 8.5) of 102,400."
@@ -78,7 +79,3 @@ def draw() -> Figure:
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     style.letters(axes)
     return figure
-
-
-if __name__ == "__main__":
-    style.main(__file__)

@@ -11,19 +11,7 @@ from sweep import rounded
 
 @dataclass(frozen=True)
 class BankRun:
-    """One run.
-
-    Attributes:
-        rule: Entropy-control rule.
-        seed: Seed of policies, right answers and samples; the same for every rule.
-        policies: Policies in the bank.
-        vocab_size: Tokens per policy.
-        steps: Sampled batches.
-        step_size: Step of the logits.
-        iterations: Updates per batch.
-        correct_share: Share of the vocabulary that is right.
-        samples: Tokens per policy, with which the trained bank is looked at.
-    """
+    """One run."""
 
     rule: str
     seed: int
@@ -31,9 +19,9 @@ class BankRun:
     vocab_size: int
     steps: int
     step_size: float
-    iterations: int = 2
+    iterations: int = 2  # updates per batch
     correct_share: float = 0.1
-    samples: int = 64
+    samples: int = 64  # tokens per policy, with which the trained bank is looked at
 
 
 def simulate(run: BankRun) -> dict[str, Any]:
@@ -90,5 +78,5 @@ def simulate(run: BankRun) -> dict[str, Any]:
     }
 
 
-LEFT_OUT = {BankRun: ("curves",)}
+LEFT_OUT: dict[type, tuple[str, ...]] = {BankRun: ("curves",)}
 """There are many bank runs; the records keep where they ended."""

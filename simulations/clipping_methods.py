@@ -134,7 +134,7 @@ def work(task: Any) -> dict[str, Any]:
 
 def main(config: ClippingConfig) -> dict[str, Any] | None:
     """Run, record, print."""
-    config = sweep.settle(config, QUICK)
+    config = sweep.with_quick_settings(config, QUICK)
     record = sweep.run("clipping_methods", config, tasks(config), work, grpo_runs.final_intervals, LEFT_OUT)
     if record is not None:
         grpo_runs.print_finals(record["summary"])

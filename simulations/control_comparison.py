@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sweep
 import tyro
 
 ARMS = (
@@ -101,12 +102,6 @@ def at_reward(curves: dict[str, list[float]], level: float) -> tuple[float, int]
 
 def summarise(curves: dict[str, dict[int, dict[str, list[float]]]]) -> dict[str, Any]:
     """Entropy at equal reward, and the ends of the curves, with 95 % t-intervals over seeds."""
-    from entropy_theory.intervals import t_interval
-
-    def interval(values: list[float]) -> dict[str, Any]:
-        found = t_interval(values)
-        return {"mean": found.mean, "half_width": found.half_width, "values": list(found.values)}
-
     seeds = list(next(iter(curves.values())))
     # per seed, since seeds differ in how much reward is there to be had
     tops = {seed: min(max(arm[seed]["reward"]) for arm in curves.values()) for seed in seeds}
@@ -115,16 +110,16 @@ def summarise(curves: dict[str, dict[int, dict[str, list[float]]]]) -> dict[str,
     summary: dict[str, Any] = {"levels": levels, "arms": {}}
     for arm, by_seed in curves.items():
         row: dict[str, Any] = {
-            "final_reward": interval([by_seed[s]["reward"][-1] for s in seeds]),
-            "final_entropy": interval([by_seed[s]["entropy"][-1] for s in seeds]),
+            "final_reward": sweep.interval([by_seed[s]["reward"][-1] for s in seeds]),
+            "final_entropy": sweep.interval([by_seed[s]["entropy"][-1] for s in seeds]),
         }
         for name, level in levels.items():
             found = [at_reward(by_seed[s], level[s]) for s in seeds]
             base = [at_reward(curves["none"][s], level[s]) for s in seeds]
             if all(found) and all(base):
-                row[f"entropy_at_{name}"] = interval([f[0] for f in found if f])
-                row[f"steps_to_{name}"] = interval([float(f[1]) for f in found if f])
-                row[f"entropy_gained_at_{name}"] = interval(
+                row[f"entropy_at_{name}"] = sweep.interval([f[0] for f in found if f])
+                row[f"steps_to_{name}"] = sweep.interval([float(f[1]) for f in found if f])
+                row[f"entropy_gained_at_{name}"] = sweep.interval(
                     [f[0] - b[0] for f, b in zip(found, base, strict=True) if f and b]
                 )
         summary["arms"][arm] = row
@@ -181,17 +176,11 @@ def main(config: ComparisonConfig) -> dict[str, Any]:
     records.write_json(config.out, content)
     draw(curves, config.out.with_suffix(".png"))
 
-    def shown(row: dict[str, Any], name: str) -> str:
-        if name not in row:
-            return "never"
-        width = row[name]["half_width"]
-        return f"{row[name]['mean']:+.4f} ± {width:.4f}" if width is not None else f"{row[name]['mean']:+.4f}"
-
     columns = ("final_reward", "final_entropy", "entropy_gained_at_half", "entropy_gained_at_full", "steps_to_full")
     print(f"means over {len(seeds)} seeds with 95 % t-intervals; gained: over no control at equal reward, nats")
     print(f"{'arm':56}" + "".join(f"{name.replace('_', ' '):>26}" for name in columns))
     for arm, row in summary["arms"].items():
-        print(f"{arm:56}" + "".join(f"{shown(row, name):>26}" for name in columns))
+        print(f"{arm:56}" + "".join(f"{sweep.shown(row[name], 4) if name in row else 'never':>26}" for name in columns))
     print(f"written: {config.out}, {config.out.with_suffix('.png')}")
     return summary
 

@@ -60,16 +60,7 @@ QUICK = {
 
 @dataclass(frozen=True)
 class CenteringRun:
-    """One run of the decoder.
-
-    Attributes:
-        top_p: 1 is on-policy.
-        seed: Seed.
-        steps: GRPO steps.
-        prompts: Prompts.
-        generations: Completions per prompt.
-        tiny: Which decoder.
-    """
+    """One run of the decoder."""
 
     top_p: float
     seed: int
@@ -81,14 +72,7 @@ class CenteringRun:
 
 @dataclass(frozen=True)
 class CenteringBank:
-    """One bank, whose tokens are drawn by both samplers.
-
-    Attributes:
-        top_p: Of the wrong one.
-        seed: Seed.
-        policies: Policies.
-        steps: Steps.
-    """
+    """One bank, whose tokens are drawn by both samplers."""
 
     top_p: float
     seed: int
@@ -178,7 +162,7 @@ def _means(rows: list[list[float]]) -> dict[str, float]:
 
 def main(config: CorollaryConfig) -> dict[str, Any] | None:
     """Run, record and print."""
-    config = sweep.settle(config, QUICK)
+    config = sweep.with_quick_settings(config, QUICK)
     size = (config.steps, config.prompts, config.generations, config.tiny)
     tasks: list[Any] = [CenteringBank(config.top_p, s, config.policies, config.tabular_steps) for s in config.seeds]
     tasks += [CenteringRun(top_p, seed, *size) for top_p in (1.0, config.top_p) for seed in config.seeds]

@@ -51,16 +51,7 @@ QUICK: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class AccuracyBank:
-    """Single GRPO steps from one bank.
-
-    Attributes:
-        vocab_size: V.
-        start: "gaussian" or "forking".
-        seed: Seed.
-        policies: Policies.
-        samples: Sampled tokens per policy.
-        sizes: Step sizes |α|.
-    """
+    """Single GRPO steps from one bank."""
 
     vocab_size: int
     start: str
@@ -152,7 +143,7 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(config: AccuracyConfig) -> dict[str, Any] | None:
     """Run, record, print."""
-    config = sweep.settle(config, QUICK)
+    config = sweep.with_quick_settings(config, QUICK)
     record = sweep.run("first_order_accuracy", config, tasks(config), work, summarise)
     if record is not None:
         print("order of the remainder after the first and second order (theory: 2 and 3), relative error of the first")

@@ -61,13 +61,7 @@ QUICK = {
 
 @dataclass(frozen=True)
 class TabularConditions:
-    """The four conditions on one bank.
-
-    Attributes:
-        seed: Seed.
-        policies: Policies.
-        steps: Steps.
-    """
+    """The four conditions on one bank."""
 
     seed: int
     policies: int
@@ -165,7 +159,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
 
 def main(config: FourConditionsConfig) -> dict[str, Any] | None:
     """Run, record, draw and print."""
-    config = sweep.settle(config, QUICK)
+    config = sweep.with_quick_settings(config, QUICK)
     tasks: list[Any] = [TabularConditions(seed, config.policies, config.tabular_steps) for seed in config.seeds]
     size: dict[str, Any] = {"prompts": config.prompts, "generations": config.generations, "tiny": config.tiny}
     tasks += [

@@ -5,7 +5,7 @@
 
 A Llama-style decoder is trained on demonstrations, a share of them wrong, and then by TRL's GRPO without control, with
 Clip_B, and with a random mask of Clip_B's size, from the same weights. Everything is kept in the output folder; a run
-that is killed and started again goes on from its last checkpoint (the warm-up begins again).
+that is killed and started again resumes from its last checkpoint (the warm-up begins again).
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ def warm_up(config: GpuGrpoConfig, folder: Path, console: Console) -> None:
 
 def run_arm(config: GpuGrpoConfig, rule: str, seed: int, warm: Path, prompts: Path, out: Path) -> dict[str, Any]:
     """Run one arm, or take it up, and return what it wrote."""
-    from entropy_theory.training.run import TrainConfig, train
+    from entropy_theory.training.config import TrainConfig
+    from entropy_theory.training.run import train
 
     final = train(
         TrainConfig(

@@ -26,27 +26,16 @@ POINTS = 40  # a curve is recorded as so many means over neighbouring steps
 
 @dataclass(frozen=True)
 class GrpoRun:
-    """One run.
-
-    Attributes:
-        rule: Entropy-control rule.
-        seed: Seed of sampling and data order; the warmed-up decoder is the same for all.
-        steps: Optimizer steps; 0 only looks at the warmed-up decoder.
-        num_iterations: Passes over one generation batch.
-        prompts: Prompts in a generation batch.
-        generations: Completions per prompt.
-        samples: Completions per sum, with which the trained policy is looked at.
-        tiny: Start from a decoder that is warmed up in a second.
-    """
+    """One run."""
 
     rule: str
     seed: int
-    steps: int
+    steps: int  # 0 only looks at the warmed-up decoder
     num_iterations: int = 1
     prompts: int = 16
     generations: int = 16
-    samples: int = 64
-    tiny: bool = False
+    samples: int = 64  # completions per sum, with which the trained policy is looked at
+    tiny: bool = False  # start from a decoder that is warmed up in a second
 
 
 def train(run: GrpoRun) -> dict[str, Any]:
@@ -57,7 +46,7 @@ def train(run: GrpoRun) -> dict[str, Any]:
         rate and distinct right answers for each sum.
     """
     from entropy_theory.records import read_lines
-    from entropy_theory.training.run import TrainConfig
+    from entropy_theory.training.config import TrainConfig
     from entropy_theory.training.run import train as train_with
 
     start = warmed_up(run.tiny)
@@ -91,11 +80,11 @@ def train(run: GrpoRun) -> dict[str, Any]:
 def train_observed(
     kind: type[Any], *, tiny: bool, steps: int, prompts: int, generations: int, seed: int, **options: Any
 ) -> Any:
-    """Train the decoder on the sum task with a GRPO trainer of one's own, which looks on; nothing is kept on disk.
+    """Train the decoder on the sum task with a trainer class that observes; nothing is kept on disk.
 
     Args:
         kind: The trainer's class.
-        tiny: Which decoder.
+        tiny: Whether to start from the decoder that is warmed up in a second.
         steps: Optimizer steps.
         prompts: Prompts in a generation batch.
         generations: Completions per prompt.
@@ -105,40 +94,26 @@ def train_observed(
     Returns:
         The trainer.
     """
-    import torch
-    from transformers import PrinterCallback, ProgressCallback
-
     from entropy_theory.bridge.trl import EntropyControlledGRPOConfig
     from entropy_theory.testbed import decoder, sum_task
+    from entropy_theory.training.config import TrainConfig
+    from entropy_theory.training.inputs import load_task
+    from entropy_theory.training.run import load_libraries, silence, trainer_arguments
 
+    load_libraries()
     with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(
+            steps=steps, prompts_per_step=prompts, generations=generations, seed=seed, out=Path(folder)
+        )
+        prompts_of_task, _ = load_task(config, decoder.build_tokenizer())
         trainer = kind(
             model=str(warmed_up(tiny)),
             reward_funcs=sum_task.reward,
-            args=EntropyControlledGRPOConfig(
-                output_dir=folder,
-                max_steps=steps,
-                per_device_train_batch_size=prompts * generations,
-                num_generations=generations,
-                max_completion_length=sum_task.ANSWER_LENGTH + 1,
-                learning_rate=6e-4,
-                lr_scheduler_type="constant",
-                beta=0.0,
-                bf16=False,
-                use_cpu=not torch.cuda.is_available(),
-                report_to="none",
-                save_strategy="no",
-                disable_tqdm=True,
-                gradient_checkpointing=False,
-                model_init_kwargs={"use_safetensors": True, "dtype": "float32"},
-                seed=seed,
-                **options,
-            ),
-            train_dataset=sum_task.dataset(2048, seed),
+            args=EntropyControlledGRPOConfig(**trainer_arguments(config, 1) | {"save_strategy": "no"} | options),
+            train_dataset=prompts_of_task,
             processing_class=decoder.build_tokenizer(),
         )
-        for callback in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(callback)
+        silence(trainer)
         trainer.train()
     return trainer
 

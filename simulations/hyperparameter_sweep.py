@@ -82,15 +82,7 @@ QUICK: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class BatchDrops:
-    """Which tokens with A < 0 each threshold drops from one batch, sampled from an untrained bank of forking policies.
-
-    Attributes:
-        vocab_size: Tokens per policy.
-        tokens: Tokens in the batch, groups of 16.
-        clip_b: Thresholds of Clip_B.
-        clip_v: Thresholds of Clip_V.
-        seed: Seed.
-    """
+    """Which tokens with A < 0 each threshold drops from one batch of an untrained bank of forking policies."""
 
     vocab_size: int
     tokens: int
@@ -192,7 +184,7 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(config: ThresholdConfig) -> dict[str, Any] | None:
     """Run, record, print."""
-    config = sweep.settle(config, QUICK)
+    config = sweep.with_quick_settings(config, QUICK)
     record = sweep.run("hyperparameter_sweep", config, tasks(config), work, summarise, LEFT_OUT)
     if record is not None:
         grpo_runs.print_finals(record["summary"])

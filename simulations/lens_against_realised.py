@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sweep
 import torch
 import tyro
 
@@ -135,8 +136,6 @@ def summarise(pairs: list[dict[str, Any]]) -> dict[str, Any]:
     """Correlations per seed, signs, and the misses."""
     from scipy.stats import spearmanr
 
-    from entropy_theory.intervals import t_interval
-
     pearson, ranks = [], []
     for seed in dict.fromkeys(pair["seed"] for pair in pairs):
         x = np.array([pair["predicted"] for pair in pairs if pair["seed"] == seed])
@@ -153,8 +152,7 @@ def summarise(pairs: list[dict[str, Any]]) -> dict[str, Any]:
         "predicted_falls_that_rose": sum(pair["realised"] > 0 for pair in falls),
     }
     for name, values in (("pearson", pearson), ("spearman", ranks)):
-        interval = t_interval(values)
-        summary[name] = {"mean": interval.mean, "half_width": interval.half_width, "values": values}
+        summary[name] = sweep.interval(values)
     return summary
 
 
@@ -175,7 +173,7 @@ def main(config: LensCheckConfig) -> dict[str, Any]:
         means = [sum(pair[key] for pair in mine) / len(mine) for key in ("predicted", "realised")]
         print(f"{spec:64} {means[0]:+11.3e} {means[1]:+11.3e}")
     for name in ("pearson", "spearman"):
-        print(f"{name} over rules: {summary[name]['mean']:.4f} ± {summary[name]['half_width'] or 0:.4f}")
+        print(f"{name} over rules: {sweep.shown(summary[name], 4)}")
     print(f"signs agree on {summary['sign_agreement']:.1%} of {summary['pairs']}; misses:")
     for miss in summary["misses"]:
         print(f"  seed {miss['seed']} {miss['rule']}: {miss['predicted']:+.2e} predicted, {miss['realised']:+.2e}")

@@ -178,7 +178,7 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(config: NoiseConfig) -> dict[str, Any] | None:
     """Run, record, print."""
-    config = sweep.settle(config, QUICK)
+    config = sweep.with_quick_settings(config, QUICK)
     record = sweep.run("noise_drift", config, tasks(config), work, summarise)
     if record is not None:
         print("largest p on the grid at which noise lowers entropy, one likely token and an even rest:")

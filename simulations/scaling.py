@@ -13,9 +13,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import sweep
+
+from entropy_theory.vocab.statistics import Implementation
 
 ZERO = 1e-12
 """Errors are relative to the statistic, or to this where it is smaller: ties of rounded logits leave S_c = 1e-165."""
@@ -38,7 +41,7 @@ class ScalingConfig(sweep.SweepOptions):
     vocab_sizes: tuple[int, ...] = (100, 1_000, 10_000, 151_936)
     batches: tuple[int, ...] = (16, 64)
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
-    implementations: tuple[str, ...] = ("eager", "fused-cpu")
+    implementations: tuple[Implementation, ...] = ("eager", "fused-cpu")
     seeds: tuple[int, ...] = (0, 1, 2)
     repeats: int = 3
     largest: int = 20_000_000
@@ -54,7 +57,7 @@ class ScalingPoint:
     vocab_size: int
     tokens: int
     dtype: str
-    implementations: tuple[str, ...]
+    implementations: tuple[Implementation, ...]
     seed: int
     repeats: int
 
@@ -89,7 +92,7 @@ def work(task: ScalingPoint) -> dict[str, Any]:
     floor = fastest(lambda: logits.amax(dim=-1), task.repeats)
     result: dict[str, Any] = {"amax": {"ns_per_logit": floor * 1e9 / logits.numel()}}
     for impl in task.implementations:
-        found = token_statistics(logits, tokens, impl=impl)  # type: ignore[arg-type]
+        found = token_statistics(logits, tokens, impl=impl)
         error = {
             name: float(
                 (
@@ -99,7 +102,7 @@ def work(task: ScalingPoint) -> dict[str, Any]:
             )
             for name in ("entropy", "discriminant", "centered_discriminant")
         }
-        seconds = fastest(lambda impl=impl: token_statistics(logits, tokens, impl=impl), task.repeats)
+        seconds = fastest(partial(token_statistics, logits, tokens, impl=impl), task.repeats)
         result[impl] = {"ns_per_logit": seconds * 1e9 / logits.numel(), "error": error}
     return sweep.rounded(result, 4)
 
@@ -139,7 +142,7 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(config: ScalingConfig) -> dict[str, Any] | None:
     """Run, record, print."""
-    config = sweep.settle(config, QUICK)
+    config = sweep.with_quick_settings(config, QUICK)
     record = sweep.run("scaling", config, tasks(config), work, summarise)
     if record is not None:
         print("processor time, ns per logit, and the worst relative error of S_c")

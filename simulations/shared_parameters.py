@@ -17,6 +17,8 @@ import sweep
 import tyro
 from grpo_runs import warmed_up
 
+from entropy_theory.audit.config import Arm, AuditConfig
+
 
 @dataclass(frozen=True)
 class SharedParametersConfig(sweep.SweepOptions):
@@ -33,7 +35,7 @@ class SharedParametersConfig(sweep.SweepOptions):
         picture: Where the figure goes; default: beside the record.
     """
 
-    arms: tuple[str, ...] = ("sgd", "adamw", "sgd-output")
+    arms: tuple[Arm, ...] = ("sgd", "adamw", "sgd-output")
     seeds: tuple[int, ...] = (0, 1, 2)
     at: tuple[int, ...] = (5, 15, 30, 60)
     positions: int = 256
@@ -48,20 +50,9 @@ QUICK = {"seeds": (0, 1), "at": (2, 4), "positions": 32, "prompts": 4, "generati
 
 @dataclass(frozen=True)
 class AuditRun:
-    """One arm with one seed; the attributes are those of the configuration.
+    """One arm with one seed; the attributes are those of the configuration."""
 
-    Attributes:
-        arm: Optimizer.
-        seed: Seed.
-        at: Steps.
-        positions: Positions.
-        prompts: Prompts.
-        generations: Completions per prompt.
-        tiny: Which decoder.
-        folder: Where the measured steps are kept.
-    """
-
-    arm: str
+    arm: Arm
     seed: int
     at: tuple[int, ...]
     positions: int
@@ -71,10 +62,8 @@ class AuditRun:
     folder: Path
 
 
-def audit_config(run: AuditRun, config: SharedParametersConfig | None = None) -> Any:
+def audit_config(run: AuditRun, config: SharedParametersConfig | None = None) -> AuditConfig:
     """The audit that a run belongs to."""
-    from entropy_theory.audit.config import AuditConfig
-
     return AuditConfig(
         arms=(run.arm,) if config is None else config.arms,
         seeds=(run.seed,) if config is None else config.seeds,
@@ -91,7 +80,8 @@ def audit_config(run: AuditRun, config: SharedParametersConfig | None = None) ->
 
 def work(run: AuditRun) -> dict[str, Any]:
     """Train one arm and measure its steps."""
-    from entropy_theory.audit.config import run_arm, step_rows
+    from entropy_theory.audit.run import run_arm
+    from entropy_theory.audit.summary import step_rows
 
     audit = audit_config(run)
     run_arm(audit, run.arm, run.seed)
@@ -102,12 +92,12 @@ def main(config: SharedParametersConfig) -> dict[str, Any] | None:
     """Audit, record, print and draw."""
     from rich.console import Console
 
-    from entropy_theory.audit.config import summarise
+    from entropy_theory.audit.summary import summarise
     from entropy_theory.report import figures, findings
     from entropy_theory.report.figures.audit import audit_figure
     from entropy_theory.report.tables import audit_table
 
-    config = sweep.settle(config, QUICK)
+    config = sweep.with_quick_settings(config, QUICK)
     shape = (config.at, config.positions, config.prompts, config.generations, config.tiny)
     folder = config.runs / ("audit-tiny" if config.tiny else "audit")
     tasks = [AuditRun(arm, seed, *shape, folder) for arm in config.arms for seed in config.seeds]

@@ -191,7 +191,7 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(config: PhaseConfig) -> dict[str, Any] | None:
     """Run, record, print."""
-    config = sweep.settle(config, QUICK)
+    config = sweep.with_quick_settings(config, QUICK)
     record = sweep.run("sign_phase_diagram", config, tasks(config), work, summarise)
     if record is not None:
         summary = record["summary"]

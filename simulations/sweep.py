@@ -3,7 +3,7 @@
 A script lists its tasks and says how one is done. `run` does those that have no file yet, in one process, in several
 (`--processes`), or a share of them as one task of any cluster scheduler (`--task i/n`); once all files are there it
 merges them, in the order of the tasks. Every task computes on one thread and draws from its own seeds, so the merged
-results are the same whichever way they came about. A sweep that was killed goes on with the tasks that are missing.
+results are the same whichever way they came about. A sweep that was killed resumes with the tasks that are missing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ OPTIONS = tuple(f.name for f in fields(SweepOptions))
 C = TypeVar("C", bound=SweepOptions)
 
 
-def settle(config: C, quick: Mapping[str, Any]) -> C:
+def with_quick_settings(config: C, quick: Mapping[str, Any]) -> C:
     """Put the quick setting in place of the defaults, if it is asked for; what the user gave stays."""
     if not config.quick:
         return config
@@ -86,7 +86,7 @@ def run(
 
     Args:
         name: The script's name.
-        config: The settled configuration; it goes into the record without the options of this module.
+        config: The configuration; it goes into the record without the options of this module.
         tasks: Frozen dataclasses. The class names the kind of task: the same task of two scripts is done once.
         work: Does one task and returns what JSON can hold; importable, so that a process can be handed it.
         summarise: Makes the summary from ``[{"task": ..., "result": ...}, ...]``.
@@ -165,12 +165,12 @@ def rounded(values: Any, digits: int = 5) -> Any:
 def _do_missing(todo: Mapping[Any, Path], work: Callable[[Any], dict[str, Any]], processes: int, total: int) -> None:
     start, done = time.monotonic(), total - len(todo)
     failed: dict[Any, BaseException] = {}
-    told = {kind: _varied([task for task in todo if type(task) is kind]) for kind in map(type, todo)}
+    varied = {kind: _varied([task for task in todo if type(task) is kind]) for kind in map(type, todo)}
 
     def report(task: Any, error: BaseException | None) -> None:
         nonlocal done
         done += 1
-        words = ", ".join([type(task).__name__, *(f"{name} {getattr(task, name)}" for name in told[type(task)])])
+        words = ", ".join([type(task).__name__, *(f"{name} {getattr(task, name)}" for name in varied[type(task)])])
         if error is not None:
             failed[task] = error
             traceback.print_exception(error)

@@ -82,16 +82,7 @@ QUICK: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ClippedInBank:
-    """The tokens that PPO clipping cuts while a bank of forking policies is trained with it.
-
-    Attributes:
-        seed: Seed.
-        policies: Policies.
-        vocab_size: Tokens per policy.
-        steps: Sampled batches.
-        step_size: Step of the logits.
-        iterations: Updates per batch.
-    """
+    """The tokens that PPO clipping cuts while a bank of forking policies is trained with it."""
 
     seed: int
     policies: int
@@ -103,16 +94,7 @@ class ClippedInBank:
 
 @dataclass(frozen=True)
 class ClippedInModel:
-    """The tokens that PPO clipping cuts while TRL trains the small decoder with it.
-
-    Attributes:
-        seed: Seed.
-        steps: Optimizer steps.
-        iterations: Optimizer steps per generation batch.
-        prompts: Prompts in a batch.
-        generations: Completions per prompt.
-        tiny: Start from the decoder that is warmed up in a second.
-    """
+    """The tokens that PPO clipping cuts while TRL trains the small decoder with it."""
 
     seed: int
     steps: int
@@ -296,7 +278,7 @@ def tasks(config: LensConfig) -> list[Any]:
 
 def work(task: Any) -> dict[str, Any]:
     """Do a task of any kind."""
-    kinds = {
+    kinds: dict[type, Any] = {
         ClippedInBank: clipped_in_bank,
         ClippedInModel: clipped_in_model,
         BankRun: simulate,
@@ -342,7 +324,7 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(config: LensConfig) -> dict[str, Any] | None:
     """Run, record, print."""
-    config = sweep.settle(config, QUICK)
+    config = sweep.with_quick_settings(config, QUICK)
     record = sweep.run("unified_lens", config, tasks(config), work, summarise, LEFT_OUT)
     if record is not None:
         summary = record["summary"]

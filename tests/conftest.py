@@ -28,7 +28,10 @@ if importlib.util.find_spec("trl") is None:
 def _cache_of_this_run(tmp_path_factory: pytest.TempPathFactory):
     """Keep warmed-up decoders of the tests apart from the user's."""
     before = os.environ.get("ENTROPY_THEORY_CACHE")
-    os.environ["ENTROPY_THEORY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # all processes of the run share what one of them has warmed up
+    os.environ["ENTROPY_THEORY_CACHE"] = str(folder / "cache")
     yield
     if before is None:
         del os.environ["ENTROPY_THEORY_CACHE"]
@@ -69,6 +72,8 @@ def byte_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes))
+        model = LlamaForCausalLM(
+            LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.3, eos_token_id=tokenizer.eos_token_id, **sizes)
+        )
     model.save_pretrained(folder)
     return folder

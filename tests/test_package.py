@@ -1,10 +1,12 @@
-"""The package as a whole: light to import, one direction of imports."""
+"""The package as a whole: light to import, one direction of imports, no circle, no reading of private names."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,15 @@ import pytest
 import entropy_theory
 
 PACKAGE = Path(entropy_theory.__file__).parent
-# What each room may import of the others; errors and records are leaves that every room may use.
+LEAVES = {"errors", "records", "rewards", "sampling", "intervals"}  # every room may use them
+BELOW_THE_COMMANDS = {"theory", "vocab", "control", "dynamics", "bridge", "testbed", "training", "audit", "inspection"}
+# What each room and each module beside them may import of the others.
 ALLOWED = {
+    "errors": set(),
+    "records": {"errors"},
+    "rewards": set(),
+    "sampling": {"errors", "records"},
+    "intervals": {"errors"},
     "theory": set(),
     "vocab": set(),
     "control": {"vocab"},
@@ -22,9 +31,47 @@ ALLOWED = {
     "bridge": {"vocab", "control"},
     "training": {"vocab", "control", "bridge", "testbed"},
     "audit": {"vocab", "control", "bridge", "training", "testbed"},
-    "inspection": {"vocab", "control"},
+    "inspection": {"vocab", "control", "bridge", "testbed"},
     "report": set(),
+    "testing": {"theory"},
+    "demo": BELOW_THE_COMMANDS | {"report"},
+    "cli": BELOW_THE_COMMANDS | {"report", "demo"},
+    "__init__": {"theory", "control"},
+    "__main__": {"cli"},
 }
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+ROOMS = pytest.mark.parametrize("room", ALLOWED)
+
+
+def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
+    """The modules of this package that import statements name; a name that is not a module counts as its module."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else str(node.module)
+
+
+def at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """Statements that run when a module is imported, and those for type checkers, which show the same dependence."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield child
+            yield from at_import(child)
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
 
 
 def test_import_is_light() -> None:
@@ -35,30 +82,53 @@ def test_import_is_light() -> None:
     assert done.stdout.strip() == ""
 
 
-@pytest.mark.parametrize("room", sorted(ALLOWED))
+def test_the_table_has_every_room() -> None:
+    assert {room_of(name) for name in MODULES} == set(ALLOWED)
+
+
+@ROOMS
 def test_imports_go_one_way(room: str) -> None:
-    for path in sorted((PACKAGE / room).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            for name in names:
-                parts = name.split(".")
-                if parts[0] == "entropy_theory" and len(parts) > 1 and parts[1] in ALLOWED and parts[1] != room:
-                    assert parts[1] in ALLOWED[room], f"{path.relative_to(PACKAGE)} imports {name}"
+    for module, tree in TREES.items():
+        if room_of(module) == room:
+            used = {room_of(name) for name in imported(ast.walk(tree)) if name != "entropy_theory"}
+            assert used <= ALLOWED[room] | LEAVES | {room}, module
+
+
+def test_no_circle_of_imports() -> None:
+    graph = {name: set(imported(at_import(tree))) - {name} for name, tree in TREES.items()}
+    assert set(TopologicalSorter(graph).static_order()) == set(MODULES)  # a circle raises CycleError, which shows it
+
+
+@ROOMS
+def test_no_module_reads_private_names_of_another(room: str) -> None:
+    for module, tree in TREES.items():
+        if room_of(module) != room:
+            continue
+        names = {
+            alias.asname or alias.name: f"{node.module}.{alias.name}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module in MODULES
+            for alias in node.names
+        }
+        private = [full for full in names.values() if is_private(full.rpartition(".")[2]) and full not in MODULES]
+        private += [
+            f"{names[node.value.id]}.{node.attr}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and is_private(node.attr)
+            if names.get(node.value.id) in MODULES
+        ]
+        assert private == [], module
 
 
 def test_theory_needs_no_torch() -> None:
-    for path in sorted((PACKAGE / "theory").rglob("*.py")):
-        imported = {
-            (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else alias.name.split(".")[0]
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.Import | ast.ImportFrom)
-            for alias in node.names
-        }
-        assert "torch" not in imported, path
+    for name, tree in TREES.items():
+        if room_of(name) == "theory":
+            assert "torch" not in {
+                (node.module or "").split(".")[0] if isinstance(node, ast.ImportFrom) else alias.name.split(".")[0]
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Import | ast.ImportFrom)
+                for alias in node.names
+            }, name
 
 
 def test_public_names_resolve() -> None:

@@ -1,6 +1,6 @@
 """Puts what the package knows about itself into the pages, so that it is written once.
 
-    <!-- statement: theorem-3.3 -->   a statement: words, formula, assumptions, checks with function and test
+    <!-- statement: theorem-3.3 -->   a statement: words, formula, assumptions, checks with function, tests
     <!-- statements -->               the list of all statements
     <!-- modules: vocab -->           the public modules of a room, for the API pages
 
@@ -15,7 +15,9 @@ from typing import Any
 
 from entropy_theory.errors import invalid
 from entropy_theory.theory.verification.catalogue import STATEMENTS, statement
-from entropy_theory.theory.verification.evidence import Check, Statement
+from entropy_theory.theory.verification.evidence import Statement
+from entropy_theory.theory.verification.kernel import kernel_checks
+from entropy_theory.theory.verification.marked_tests import holding
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "entropy_theory"
@@ -48,10 +50,13 @@ def expand(markdown: str, page: str) -> str:
 def statement_block(one: Statement, up: str) -> str:
     """Write a statement as Markdown; `up` leads from the page to the root of the repository."""
     formulas = re.split(r"(?<=[,;])\\quad", one.formula)
-    checks = [
-        f"- **{check.kind.value}**: {check.name}. {subject_link(check.subject)} · {test_link(check, up)}"
-        for check in one.checks
+    checks = [f"- **{check.kind.value}**: {check.name}. {subject_link(check.subject)}" for check in one.checks]
+    checks += [
+        f"- **{check.kind.value}**: {check.name}. "
+        + ", ".join(f"[`{path}`]({up}{path})" for path in check.subject.split(", "))
+        for check in kernel_checks(one.identifier)
     ]
+    tests = [f"- tests: {', '.join(test_link(test, up) for test in holding(one.identifier))}"]
     return "\n".join(
         [
             f"### {one.title} {{#{one.identifier}}}",
@@ -64,6 +69,7 @@ def statement_block(one: Statement, up: str) -> str:
             f"Assumes: {'; '.join(one.assumptions)}.".replace("<", "&lt;"),
             "",
             *checks,
+            *tests,
             "",
         ]
     )
@@ -78,7 +84,8 @@ def statement_list(page: str) -> str:
             raise invalid("statement", "a page with its marker", one.identifier)
         target = where[one.identifier].relative_to(ROOT / "docs").as_posix()
         link = "" if target == page else "../" * page.count("/") + target
-        kinds = ", ".join(dict.fromkeys(check.kind.value for check in one.checks))
+        checks = (*kernel_checks(one.identifier), *one.checks)
+        kinds = ", ".join(dict.fromkeys(check.kind.value for check in checks))
         lines.append(f"| [{one.title}]({link}#{one.identifier}) | `{one.identifier}` | {one.source} | {kinds} |")
     return "\n".join(lines)
 
@@ -94,9 +101,9 @@ def subject_link(subject: str) -> str:
     return f"[`{f'et.{public[1]}' if public else subject.removeprefix('entropy_theory.')}`][{subject}]"
 
 
-def test_link(check: Check, up: str) -> str:
+def test_link(test: str, up: str) -> str:
     """Link a test to its line."""
-    path, name = check.test.split("::")
+    path, name = test.split("::")
     return f"[`{name}`]({up}{path}#L{line_of(ROOT / path, name)})"
 
 
@@ -113,8 +120,13 @@ def line_of(path: Path, name: str) -> int:
 
 
 def module_directives(room: str) -> str:
-    """Ask mkdocstrings for every public module of a room, or for one module."""
+    """Ask mkdocstrings for every public module of a room and of the folders in it, or for one module."""
     folder = PACKAGE / room
-    found = sorted(folder.glob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
-    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in found if not path.stem.startswith("_")]
-    return "\n\n".join(f"::: {name}" for name in names)
+    paths = (
+        sorted(folder.rglob("*.py"), key=lambda p: (p.parent, p.name))
+        if folder.is_dir()
+        else [folder.with_suffix(".py")]
+    )
+    modules = [path.relative_to(ROOT).with_suffix("").parts for path in paths]
+    public = [".".join(parts) for parts in modules if not any(part.startswith("_") for part in parts)]
+    return "\n\n".join(f"::: {name}" for name in public)

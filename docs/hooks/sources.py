@@ -1,6 +1,7 @@
 """Links that leave docs/ lead to a page with the file's text, one anchor per line: `../tests/oracles.py#L12`.
 
-So a link works on a code host and in the site alike, and the site needs no host.
+So a link works on a code host and in the site alike, and the site needs no host. Markdown files outside docs/, such as
+ARCHITECTURE.md, become pages.
 """
 
 from __future__ import annotations
@@ -17,20 +18,24 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import TextLexer, get_lexer_for_filename
 from pygments.util import ClassNotFound
 
-LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#L\d+)?(?=\))")
+LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
 BINARY = (".png", ".pdf", ".svg", ".npz", ".safetensors")
 LONGEST = 300_000
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add a page for every file that some page links to."""
-    pages = [file for file in files if file.src_uri.endswith(".md")]
-    targets = {
-        target
-        for file in pages
-        for match in LINK.finditer(expand(Path(file.abs_src_path).read_text(), file.src_uri))
-        if (target := outside(match[1], file.src_uri))
-    }
+    """Add a page for every file that some page links to, and for the files that those pages link to."""
+    texts = {f.src_uri: expand(Path(f.abs_src_path).read_text(), f.src_uri) for f in files if f.src_uri.endswith(".md")}
+    targets: set[str] = set()
+    while texts:
+        linked = {
+            target
+            for page, text in texts.items()
+            for match in LINK.finditer(text)
+            if (target := outside(match[1], page))
+        }
+        texts = {f"../{new}": (ROOT / new).read_text() for new in linked - targets if new.endswith(".md")}
+        targets |= linked
     for target in sorted(targets):
         if Path(target).suffix in BINARY:
             files.append(File.generated(config, place(target), content=(ROOT / target).read_bytes()))
@@ -42,15 +47,23 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Point links that leave docs/ at those pages."""
     here = page.file.src_uri
+    return markdown if page.file.generated_by else LINK.sub(lambda match: pointed(match, here, here), markdown)
 
-    def replacement(match: re.Match[str]) -> str:
-        target = outside(match[1], here)
-        if target is None:
-            return match[0]
-        line = match[2].replace("#L", "#L-") if match[2] else ""
-        return relpath(place(target), str(Path(here).parent)) + line
 
-    return LINK.sub(replacement, markdown)
+def pointed(match: re.Match[str], page: str, place_of_page: str) -> str:
+    """Write a link of a page anew, as the site has it.
+
+    Args:
+        match: The link.
+        page: Where the page's text lies, relative to docs/.
+        place_of_page: Where the site has it.
+    """
+    target, start, anchor = outside(match[1], page), str(Path(place_of_page).parent), match[2] or ""
+    if target is not None:
+        return relpath(place(target), start) + re.sub(r"^#L(?=\d+$)", "#L-", anchor)
+    if page == place_of_page or "://" in match[1]:
+        return match[0]
+    return relpath(normpath(f"docs/{Path(page).parent}/{match[1]}").removeprefix("docs/"), start) + anchor
 
 
 def outside(link: str, page: str) -> str | None:
@@ -63,12 +76,14 @@ def outside(link: str, page: str) -> str | None:
 
 def place(path: str) -> str:
     """Say where in the site a file of the repository is: as a page, or as it is."""
-    return f"source/{path}" if Path(path).suffix in BINARY else f"source/{path}.md"
+    return f"source/{path}" if Path(path).suffix in (*BINARY, ".md") else f"source/{path}.md"
 
 
 def source_page(path: str) -> str:
-    """Write the page of a file: raw HTML, because mkdocs finds the anchors of that only."""
+    """Write the page of a file: its Markdown, or raw HTML, because mkdocs finds the anchors of that only."""
     text = (ROOT / path).read_text()
+    if path.endswith(".md"):
+        return LINK.sub(lambda match: pointed(match, f"../{path}", place(path)), text)
     if len(text) > LONGEST:
         text = text[:LONGEST] + "\n… (cut)"
     try:

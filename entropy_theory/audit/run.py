@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
-import warnings
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from entropy_theory import records
 from entropy_theory.audit import step as audit_step
+from entropy_theory.audit.config import PATIENCE, Arm, AuditConfig
+from entropy_theory.audit.step import write_step
+from entropy_theory.audit.summary import summarise
 from entropy_theory.bridge.trl import checkpoints
-from entropy_theory.errors import invalid, missing_extra
-from entropy_theory.testbed import decoder, sum_task
-from entropy_theory.training import run as training
+from entropy_theory.errors import invalid, reading
+from entropy_theory.training.config import TrainConfig
+from entropy_theory.training.inputs import Progress, check_chat, load_task, load_tokenizer, model_folder
+from entropy_theory.training.run import load_libraries, silence, trainer_arguments
 
-if TYPE_CHECKING:
-    from entropy_theory.audit.config import Arm, AuditConfig
-
-PATIENCE = 20  # steps to wait for a gradient: there is none while every group's rewards are equal
 SMALL = 1_000_000  # parameters below which the work of an operation is not worth a second thread
+
+
+def audit(config: AuditConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Run what is missing of an audit and return its summary, which is also in ``result.json``.
+
+    Args:
+        config: The audit.
+        progress: Called with (training steps done, steps in all, a word).
+
+    Returns:
+        As `summarise`, with ``configuration`` and ``environment``.
+
+    Raises:
+        ValueError: The model, dataset, reward or rule cannot be used, another audit is in the folder, or torchrun
+            started several processes.
+        ImportError: The extra ``train`` is not installed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise invalid("audit", "one process (a step is measured on the whole batch)", os.environ["WORLD_SIZE"])
+    with records.run_folder(config.out, config) as finished:
+        if finished:
+            return records.read_record(config.out / "result.json", "arms", "steps")
+        runs, last = [(arm, seed) for arm in config.arms for seed in config.seeds], max(config.at)
+        for number, (arm, seed) in enumerate(runs):
+
+            def moved(done: int, words: str, before: int = number * last) -> None:
+                if progress is not None:
+                    progress(before + done, len(runs) * last, words)
+
+            run_arm(config, arm, seed, moved)
+        result = {"configuration": records.to_data(config), "environment": records.environment()} | summarise(config)
+        records.write_json(config.out / "result.json", result)
+        return result
 
 
 def run_arm(config: AuditConfig, arm: Arm, seed: int, progress: Callable[[int, str], None] | None = None) -> None:
@@ -38,19 +68,10 @@ def run_arm(config: AuditConfig, arm: Arm, seed: int, progress: Callable[[int, s
     """
     if all(config.file(arm, seed, step).exists() for step in config.at):
         return
-    try:
-        import transformers
-        import trl  # noqa: F401  (a missing one is named before any work)
-        from transformers import PrinterCallback, ProgressCallback
-    except ImportError as error:
-        raise missing_extra(error.name or "trl", "train") from None
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    load_libraries()
     run = config.run(arm, seed)
     trainer = _build(config, arm, run, progress)
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
+    silence(trainer)
     checkpoint = checkpoints.latest_checkpoint(run.out / "trainer")
     threads = torch.get_num_threads()
     if sum(p.numel() for p in trainer.model.parameters()) < SMALL:
@@ -65,7 +86,7 @@ def run_arm(config: AuditConfig, arm: Arm, seed: int, progress: Callable[[int, s
     shutil.rmtree(run.out)
 
 
-def _build(config: AuditConfig, arm: Arm, run: training.TrainConfig, progress: Any) -> Any:
+def _build(config: AuditConfig, arm: Arm, run: TrainConfig, progress: Any) -> Any:
     """Build the trainer, with a callback that measures."""
     from entropy_theory.bridge.trl import EntropyControlledGRPOConfig, EntropyControlledGRPOTrainer
 
@@ -78,29 +99,28 @@ def _build(config: AuditConfig, arm: Arm, run: training.TrainConfig, progress: A
                 probe.batch = _batch(output, self.num_generations, float(self.temperature))
             return output
 
-    arguments = training._trainer_arguments(run, 1) | {"save_strategy": "no", "save_total_limit": 1}
+    arguments = trainer_arguments(run, 1) | {"save_strategy": "no", "save_total_limit": 1}
     if arm != "adamw":
         arguments["optim"] = "sgd"
-    if run.dataset is None:
-        data, reward = sum_task.dataset(2048, run.seed), sum_task.reward
-    else:
-        data = training.load_prompts(run.dataset, run.dataset_split)
-        reward = training.load_reward(str(run.reward))
 
     def warming(done: int, total: int, words: str) -> None:
         if progress is not None:
             progress(0, f"warm-up: {done}/{total}, {words}")
 
-    tokenizer = decoder.build_tokenizer() if run.model is None else training._tokenizer(run.model, run)
-    trainer = Audited(
-        model=run.model or str(decoder.cached_checkpoint(progress=warming)),
-        reward_funcs=reward,
-        args=EntropyControlledGRPOConfig(**arguments),
-        train_dataset=data,
-        processing_class=tokenizer,
-    )
+    tokenizer = load_tokenizer(run)
+    data, reward = load_task(run, tokenizer)
+    check_chat(data, tokenizer, run)
+    model = model_folder(run, warming)
+    with reading("model", "a causal language model in safetensors", model):
+        trainer = Audited(
+            model=model,
+            reward_funcs=reward,
+            args=EntropyControlledGRPOConfig(**arguments),
+            train_dataset=data,
+            processing_class=tokenizer,
+        )
     if arm == "sgd-output":
-        _train_the_output_matrix_alone(trainer.model)
+        train_output_matrix_only(trainer.model)
     probe = _probe(config, arm, run.seed, trainer, progress)
     trainer.add_callback(probe)
     return trainer
@@ -142,14 +162,14 @@ def _probe(config: AuditConfig, arm: Arm, seed: int, trainer: Any, progress: Any
                 {name: parameters[name].detach() for name in self.before},
                 self.gradient,
                 self.batch,
-                alone=_update_of_the_gradient_alone(trainer.optimizer, parameters, self.gradient),
+                alone=gradient_only_update(trainer.optimizer, parameters, self.gradient),
                 positions=config.positions,
                 seed=seed,
             )
             scalars |= {"step": step, "learning_rate": float(trainer.optimizer.param_groups[0]["lr"])}
             at = self.due(step)
             assert at is not None
-            _write_step(config.file(arm, seed, at), arrays, scalars)
+            write_step(config.file(arm, seed, at), arrays, scalars)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if progress is not None:
@@ -175,7 +195,8 @@ def _batch(output: dict[str, Tensor], group: int, temperature: float) -> audit_s
     )
 
 
-def _train_the_output_matrix_alone(model: Any) -> None:
+def train_output_matrix_only(model: Any) -> None:
+    """Freeze everything but the output matrix; a matrix that is also the embedding is refused."""
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or head.weight is embeddings.weight:
         raise invalid("arms", "no sgd-output: the model's output matrix is also its embedding", "sgd-output")
@@ -184,10 +205,10 @@ def _train_the_output_matrix_alone(model: Any) -> None:
 
 
 @torch.no_grad()
-def _update_of_the_gradient_alone(
+def gradient_only_update(
     optimizer: Any, parameters: dict[str, Tensor], gradient: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What the step would have been from this gradient and no earlier one: −η g, in Adam's metric if there is one."""
+    """Compute the update of this gradient without any earlier one: −η g, in Adam's metric if there is one."""
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     names = {parameter: name for name, parameter in parameters.items()}
     update = {}
@@ -204,18 +225,3 @@ def _update_of_the_gradient_alone(
                 step = step * (1 - group["betas"][0]) / first / scale
             update[name] = step
     return update
-
-
-def _write_step(path: Path, arrays: dict[str, Tensor], scalars: dict[str, float]) -> None:
-    from safetensors.torch import save_file
-
-    with records.written_whole(path) as temporary:
-        save_file({k: v.contiguous() for k, v in arrays.items()}, temporary, metadata={"scalars": json.dumps(scalars)})
-
-
-def read_step(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
-    """Read the arrays and scalars of a measured step."""
-    from safetensors import safe_open
-
-    with safe_open(path, "np") as file:
-        return {k: file.get_tensor(k) for k in file.keys()}, json.loads(file.metadata()["scalars"])  # noqa: SIM118

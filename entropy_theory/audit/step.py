@@ -20,14 +20,18 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.func import functional_call, grad, jvp
 from torch.overrides import TorchFunctionMode
 
+from entropy_theory import records
+from entropy_theory.bridge.model_head import OutputLayer
 from entropy_theory.control import TokenBatch
 from entropy_theory.errors import invalid
 from entropy_theory.vocab import TokenStatistics, token_statistics
@@ -128,7 +132,7 @@ def measure_step(
     step_size = -_dot(delta, g) / norm if norm else 0.0
     if not step_size or not math.isfinite(step_size):
         raise invalid("gradient", "a finite gradient and a step along it, neither zero", f"norm {norm**0.5}")
-    with _full_precision(dtype):
+    with full_precision(dtype):
         arrays = view.everywhere(delta)
         ascent = view.ascent()  # Σ c ∇log p
         clip = -_dot(g, ascent) / _dot(ascent, ascent)
@@ -158,6 +162,20 @@ def measure_step(
         "update_norm": _dot(delta, delta) ** 0.5,
     }
     return {name: value.cpu() for name, value in arrays.items()}, scalars
+
+
+def write_step(path: Path, arrays: dict[str, Tensor], scalars: dict[str, float]) -> None:
+    """Write the arrays and scalars of a measured step."""
+    records.save_arrays(path, {name: values.numpy() for name, values in arrays.items()}, scalars)
+
+
+def read_step(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
+    """Read the arrays and scalars of a measured step.
+
+    Raises:
+        ValueError: The file is broken, or is not what was written.
+    """
+    return records.read_arrays(path)
 
 
 class _View:
@@ -333,14 +351,15 @@ class _View:
 
         with tempered policies and η/T² in place of η. None where the logits are not the product of h and the matrix.
         """
-        states, matrix, T = [], self.start[head], self.batch.temperature
+        layer, states, matrix, T = OutputLayer(self.model), [], self.start[head], self.batch.temperature
+        first = {"input_ids": self.ids[:1], "attention_mask": self.attention[:1], "use_cache": False}
+        has_bias = layer.model.get_output_embeddings().bias is not None
+        if has_bias or layer.softcap is not None or layer.obstacle(lambda: self.model(**first).logits):
+            return None
         for rows, _ in self._blocks():
-            with _input_of(self.model, head) as seen:
-                logits = self._logits(self.start, rows)
+            with layer.watch() as seen:
+                self._logits(self.start, rows)
             states.append(seen[0][:, -self.length - 1 : -1][self.mask[rows]])
-            logits = logits[self.mask[rows]]
-            if (states[-1] @ matrix.T / T - logits).abs().max() > 1e-3 * logits.abs().max():
-                return None  # a bias, a soft cap or a scale comes after the matrix
         h = torch.cat(states)
         mine = h[chosen]
         S = -grad(lambda z: _entropy(z).sum())(mine @ matrix.T / T)
@@ -362,24 +381,13 @@ class _KeepFloat64(TorchFunctionMode):
 
 
 @contextmanager
-def _full_precision(dtype: torch.dtype) -> Iterator[None]:
+def full_precision(dtype: torch.dtype) -> Iterator[None]:
+    """Keep float64 where a model casts to float32 by itself; nothing for other dtypes."""
     if dtype is torch.float64:
         with _KeepFloat64():
             yield
     else:
         yield
-
-
-@contextmanager
-def _input_of(model: nn.Module, name: str) -> Iterator[list[Tensor]]:
-    """Collect what goes into the module that a parameter belongs to."""
-    seen: list[Tensor] = []
-    module = model.get_submodule(name.rpartition(".")[0])
-    hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        yield seen
-    finally:
-        hook.remove()
 
 
 def _entropy(logits: Tensor) -> Tensor:

@@ -5,24 +5,27 @@ be maximised. To first order, and where positions share no parameters, one updat
 ΔH_t = −(η/n) g_t S_c,t (arXiv 2602.03392, Theorem 3.3; n the loss denominator), which is how rules are compared.
 
 A new rule is a frozen dataclass that derives from `Rule`, is decorated with `registry.register`, and implements
-`transform`. Its fields are its hyper-parameters, all with defaults.
+`transform`. Its fields are its hyper-parameters, all with defaults; see `parameters` for their ranges.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import MISSING, dataclass, fields
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
 from entropy_theory.control.batch import TokenBatch
 from entropy_theory.control.flow import Context, Decided, Flow, RuleOutput, State
+from entropy_theory.control.parameters import decided
 from entropy_theory.control.reducers import LOCAL, Reducer, masked_count
 from entropy_theory.control.spec import format_value
 from entropy_theory.errors import invalid
 
 Phase = Literal["batch", "live"]
+"""When a rule decides: once per generation batch, or at every update, because it reads the current ratio."""
+
 Scope = Literal["token", "sequence", "batch"]
 """How much a rule must see at once, from the narrowest to the widest."""
 Step = tuple[Flow, dict[str, float], State | None]
@@ -33,18 +36,23 @@ Step = tuple[Flow, dict[str, float], State | None]
 class Rule:
     """An entropy-control rule; the base class of all of them.
 
-    Class attributes, which an instance may narrow when a parameter decides:
+    Class attributes; some depend on parameters (`parameters.decided`):
         name: How it is found and printed.
-        phase: "batch" when it is fixed once per generation batch, "live" when it needs the current ratio.
-        needs: The `TokenBatch` fields that it reads besides `log_probs`, `advantages` and `completion_mask`.
+        phase: "batch" when it is fixed once per generation batch; "live" when it needs the current ratio and is
+            evaluated at every update.
         scope: How much it must see at once: "token" decides token by token, "sequence" needs whole rows, "batch" takes
-            statistics over all tokens of an optimizer step. The narrower two may be asked per micro-batch.
+            statistics over all tokens of an optimizer step. The narrower two may be evaluated per micro-batch.
+        needs: The `TokenBatch` fields that it reads besides `log_probs`, `advantages` and `completion_mask`.
         paper: Its source.
         kind: What it does to the gradient: mask, weight, advantages, surrogate, penalty, entropy term, control.
         quadrants: Which quadrants it acts on, in words.
         parity: Against which official code it is tested, in words.
+        departures: Where it differs from that code or the paper.
         entropy_term: Whether it adds ∂J/∂H, which a trainer must carry besides the coefficients.
         threshold_parameter: Of a mask, the parameter along which its drops are nested (`scan_threshold`); or empty.
+
+    Raises:
+        ValueError: a parameter is outside its range.
 
     Example:
         >>> from entropy_theory.control import rule
@@ -66,8 +74,15 @@ class Rule:
     kind: ClassVar[str] = ""
     quadrants: ClassVar[str] = ""
     parity: ClassVar[str] = "no official code"
+    departures: ClassVar[str] = ""
     entropy_term: ClassVar[bool] = False
     threshold_parameter: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if "check" in f.metadata:
+                value = f.metadata["check"](f"{self.name} {f.name}", getattr(self, f.name))
+                object.__setattr__(self, f.name, value)  # equal numbers are kept, and printed, alike
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Change the flow. Implemented by each rule; callers use `apply`.
@@ -143,8 +158,13 @@ class Rule:
             unmasked_advantages=flow.unmasked_advantages,
         )
 
+    @property
+    def members(self) -> tuple[Rule, ...]:
+        """The rules of a pipe, or this one rule."""
+        return (self,)
+
     def split(self) -> tuple[Rule | None, Rule | None]:
-        """Separate what is fixed once per generation batch from what must be asked at every update.
+        """Separate what is fixed once per generation batch from what is evaluated at every update.
 
         The two parts, one after the other, do what the rule does: at the batch, `first = batch_part.apply(batch)`; at
         each update `live_part.apply(batch_now, after=first)`. Of a pipe, the batch part is its longest beginning
@@ -165,7 +185,7 @@ class Rule:
     def __or__(self, other: Rule) -> Pipe:
         if not isinstance(other, Rule):
             return NotImplemented
-        return Pipe((*_members(self), *_members(other)))
+        return Pipe((*self.members, *other.members))
 
     def __str__(self) -> str:
         shown = [
@@ -175,40 +195,19 @@ class Rule:
         ]
         return f"{self.name}({', '.join(shown)})" if shown else self.name
 
-    def _narrow(self, **attributes: object) -> None:
-        """Give this instance its own value of a class attribute or a normalised parameter."""
-        for name, value in attributes.items():
-            object.__setattr__(self, name, value)
+    def _in_order(self, *names: str, strict: bool = False) -> None:
+        """Check that parameters do not fall from each to the next, or rise when `strict`; None counts as any number."""
+        for low, high in pairwise(name for name in names if getattr(self, name) is not None):
+            a, b = getattr(self, low), getattr(self, high)
+            if b < a or (strict and a == b):
+                raise invalid(f"{self.name} {high}", f"a number {'>' if strict else '≥'} {low}={a:g}", format_value(b))
 
-    def _number(self, name: str, low: float, high: float = math.inf, *, above: bool = False) -> None:
-        """Check that a parameter is a finite number in [low, high] (or (low, high]) and keep it as a float."""
-        value = getattr(self, name)
-        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not good or not low <= value <= high or (above and value == low):
-            ends = [f"{'>' if above else '≥'} {low:g}"] if low > -math.inf else []
-            ends += [f"≤ {high:g}"] if high < math.inf else []
-            raise invalid(f"{self.name} {name}", " ".join(["a finite number", " and ".join(ends)]).strip(), repr(value))
-        self._narrow(**{name: float(value)})
-
-    def _fraction_instead_of(self, *names: str) -> None:
-        """Check `drop_fraction`, and that the thresholds it stands in for are at their defaults."""
-        if getattr(self, "drop_fraction", None) is None:
-            return
-        self._number("drop_fraction", 0.0, 1.0)
+    def _instead_of(self, share: str, *names: str) -> None:
+        """Check that with a share given, the thresholds that it takes the place of are left at their defaults."""
         defaults = {f.name: f.default for f in fields(self)}
         given = [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name) != defaults[name]]
-        if given:
-            raise invalid(f"{self.name} drop_fraction", f"no {' or '.join(names)} beside it", ", ".join(given))
-
-    def _choice(self, name: str, choices: tuple[object, ...]) -> None:
-        """Check that a parameter is one of a few values."""
-        value = getattr(self, name)
-        if not any(value is c or (isinstance(value, str) and value == c) for c in choices):
-            raise invalid(f"{self.name} {name}", f"one of {', '.join(map(repr, choices))}", repr(value))
-
-
-def _members(one: Rule) -> tuple[Rule, ...]:
-    return one.rules if isinstance(one, Pipe) else (one,)
+        if getattr(self, share) is not None and given:
+            raise invalid(f"{self.name} {share}", f"no {' or '.join(names)} beside it", ", ".join(given))
 
 
 def _drop_metrics(flow: Flow, context: Context) -> dict[str, float]:
@@ -249,10 +248,12 @@ class Pipe(Rule):
     that it dropped and no earlier member had. The state is a mapping with one entry per member, keyed by position.
 
     Args:
-        rules: At least two rules.
+        rules: At least two rules, or one in a part of a pipe.
+        before: Of a part of a pipe, which `split` makes: the names of the members before its own. They decide how
+            metrics and states of the part are named. None for a whole pipe.
 
     Raises:
-        ValueError: fewer than two rules, or something else than rules.
+        ValueError: too few rules, or something else than rules.
 
     Example:
         >>> from entropy_theory.control import rule
@@ -261,25 +262,51 @@ class Pipe(Rule):
         ('live', ('centered_discriminant', 'old_log_probs'), True)
     """
 
-    _least: ClassVar[int] = 2
-    _before: ClassVar[tuple[str, ...]] = ()
-
-    rules: tuple[Rule, ...]
+    rules: tuple[Rule, ...] = ()
+    before: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.rules) < self._least or not all(isinstance(r, Rule) for r in self.rules):
+        least = 2 if self.before is None else 1
+        if len(self.rules) < least or not all(isinstance(member, Rule) for member in self.rules):
             raise invalid("rules", "at least two rules", self.rules)
-        self._narrow(
-            name="|".join(r.name for r in self.rules),
-            phase="live" if any(r.phase == "live" for r in self.rules) else "batch",
-            scope=max((r.scope for r in self.rules), key=get_args(Scope).index),
-            needs=tuple(dict.fromkeys(n for r in self.rules for n in r.needs)),
-            paper="; ".join(dict.fromkeys(r.paper for r in self.rules if r.paper)),
-            entropy_term=any(r.entropy_term for r in self.rules),
-        )
 
     def __str__(self) -> str:
         return "|".join(map(str, self.rules))
+
+    @property
+    def members(self) -> tuple[Rule, ...]:
+        """The rules, left to right."""
+        return self.rules
+
+    @decided
+    def name(self) -> str:
+        """The names of the members, joined by `|`."""
+        return "|".join(member.name for member in self.rules)
+
+    @decided
+    def phase(self) -> Phase:
+        """Live when a member is."""
+        return "live" if any(member.phase == "live" for member in self.rules) else "batch"
+
+    @decided
+    def scope(self) -> Scope:
+        """The widest of the members'."""
+        return max((member.scope for member in self.rules), key=get_args(Scope).index, default="token")
+
+    @decided
+    def needs(self) -> tuple[str, ...]:
+        """What any member needs."""
+        return tuple(dict.fromkeys(name for member in self.rules for name in member.needs))
+
+    @decided
+    def paper(self) -> str:
+        """The sources of the members."""
+        return "; ".join(dict.fromkeys(member.paper for member in self.rules if member.paper))
+
+    @decided
+    def entropy_term(self) -> bool:
+        """Whether a member adds one."""
+        return any(member.entropy_term for member in self.rules)
 
     def split(self) -> tuple[Rule | None, Rule | None]:
         """Separate the longest beginning without a live rule from the rest; see `Rule.split`.
@@ -292,42 +319,22 @@ class Pipe(Rule):
         cut = next((place for place, member in enumerate(self.rules) if member.phase == "live"), len(self.rules))
         if cut in (0, len(self.rules)):
             return (self, None) if cut else (None, self)
-        return _part(self.rules[:cut], ()), _part(self.rules[cut:], tuple(r.name for r in self.rules[:cut]))
+        earlier = tuple(member.name for member in self.rules[:cut])
+        return Pipe(self.rules[:cut], before=()), Pipe(self.rules[cut:], before=earlier)
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Apply the members in order.
-
-        Example:
-            >>> from entropy_theory.control import rule
-            >>> x = torch.full((1, 2), -1.0)
-            >>> batch = TokenBatch(x, -x, torch.tensor([2.0]), x * 0 + 1)
-            >>> rule("none|clip-b").apply(batch).metrics["clip-b/dropped"]
-            0.0
-        """
+        """Apply the members in order."""
         metrics: dict[str, float] = {}
         states: dict[str, Any] = {}
-        seen: dict[str, int] = {name: self._before.count(name) for name in self._before}
-        for position, member in enumerate(self.rules, start=len(self._before)):
-            before = flow.kept
-            own_state = None if state is None else state.get(str(position))
-            flow, own, own_state = member.transform(flow, context, own_state)
-            own["dropped"] = float(masked_count(before & ~flow.kept, context.reducer))
-            seen[member.name] = seen.get(member.name, 0) + 1
-            prefix = member.name if seen[member.name] == 1 else f"{member.name}#{seen[member.name]}"
+        names = list(self.before or ())
+        for member in self.rules:
+            position, kept = str(len(names)), flow.kept
+            flow, own, own_state = member.transform(flow, context, None if state is None else state.get(position))
+            own["dropped"] = float(masked_count(kept & ~flow.kept, context.reducer))
+            names.append(member.name)
+            count = names.count(member.name)
+            prefix = member.name if count == 1 else f"{member.name}#{count}"
             metrics.update({f"{prefix}/{key}": value for key, value in own.items()})
             if own_state is not None:
-                states[str(position)] = own_state
+                states[position] = own_state
         return flow, metrics, states or None
-
-
-@dataclass(frozen=True)
-class _Part(Pipe):
-    """A part of a pipe, of one rule or more, whose metrics and states are named as in the whole."""
-
-    _least: ClassVar[int] = 1
-
-
-def _part(rules: tuple[Rule, ...], before: tuple[str, ...]) -> _Part:
-    part = _Part(rules)
-    part._narrow(_before=before)
-    return part

@@ -1,8 +1,8 @@
 """The per-token statistics of one optimizer step, as the rules read them.
 
 `TokenBatch` holds what was measured on B completions of at most T tokens, whatever the vocabulary: nothing of
-vocabulary size lives here. The exact scores S and S_c can be carried along; when they are, they are used as they
-came, and only when they are absent are they rebuilt from log p, H and N.
+vocabulary size is stored here. The exact scores S and S_c can be carried; only when they are absent are they rebuilt
+from log p, H and N.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ class TokenBatch:
             wrong = (valid if value.shape == shape else rows) & ~torch.isfinite(value.detach())
             if bool(wrong.any()):
                 place = tuple(wrong.nonzero()[0].tolist())
-                found = value.detach()[place].item()
-                raise invalid(name, "finite values at valid positions", f"{found} at position {place}")
+                received = f"{value.detach()[place].item()} at position {place}"
+                raise invalid(name, "finite values at valid positions", received)
 
     def _present(self) -> Iterator[tuple[str, Tensor]]:
         for f in fields(self):

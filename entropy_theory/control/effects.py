@@ -23,9 +23,6 @@ class Effects:
     Attributes:
         gradient: −g S_c, what the policy gradient does.
         entropy: c Σ_i S_i², what the entropy term does; 0 without one.
-
-    Example:
-        See `predicted_effects`.
     """
 
     gradient: Float[Tensor, "*batch"]

@@ -48,18 +48,30 @@ class Context:
         reducer: The collectives that make statistics global.
         generator: The source of random draws, seeded alike on every rank; None when the caller gave none.
         valid_tokens: The number of valid tokens on all ranks, at least 1.
-
-    Example:
-        >>> from entropy_theory.control import LocalReducer
-        >>> x = torch.zeros(1, 2)
-        >>> Context(TokenBatch(x, x, x, x + 1), LocalReducer(), None, valid_tokens=2).valid_tokens
-        2
     """
 
     batch: TokenBatch
     reducer: Reducer
     generator: torch.Generator | None
     valid_tokens: int
+
+    def generator_for(self, rule: object) -> torch.Generator:
+        """The generator, for a rule that draws.
+
+        Raises:
+            ValueError: the caller gave none.
+
+        Example:
+            >>> from entropy_theory.control import rule
+            >>> x = torch.full((1, 2), -1.0)
+            >>> rule("random-mask(fraction=0.5)").apply(TokenBatch(x, -x, torch.tensor([1.0]), torch.ones(1, 2)))
+            Traceback (most recent call last):
+            ...
+            ValueError: generator: expected a torch.Generator, ... for random-mask(fraction=0.5), received None
+        """
+        if self.generator is None:
+            raise invalid("generator", f"a torch.Generator, in the same state on every rank, for {rule}", None)
+        return self.generator
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +259,6 @@ class Flow:
         objective: Float[Tensor, "B T"],
         *,
         keep: Bool[Tensor, "B T"] | None = None,
-        factor: Float[Tensor, "B T"] | None = None,
         derivative: Float[Tensor, "B T"] | None = None,
         added: Float[Tensor, "B T"] | None = None,
     ) -> Flow:
@@ -259,8 +270,7 @@ class Flow:
         Args:
             objective: J per token, computed from `advantages`, `ratio`, `log_ratio` and `log_probs`.
             keep: Tokens that have a gradient; the others keep their objective and stay counted.
-            factor: What the coefficients are multiplied by.
-            derivative: ∂J/∂log p per unit of Â, instead of a factor: g = Â · derivative.
+            derivative: ∂J/∂log p per unit of Â, where that is not r: g = Â · derivative.
             added: What is then added to the coefficients of tokens that are still kept.
         """
         coefficients = self.coefficients
@@ -270,8 +280,6 @@ class Flow:
                 coefficients = self.advantages * derivative
             else:
                 coefficients = coefficients * (derivative / self.ratio.detach())
-        if factor is not None:
-            coefficients = coefficients * factor.detach().masked_fill(~self.valid, 1.0)
         if keep is not None:
             coefficients = coefficients.masked_fill(~keep, 0.0)
         if added is not None:

@@ -40,10 +40,6 @@ class Estimate:
         value: The number on the batch itself.
         low: Lower end of the percentile interval.
         high: Upper end.
-
-    Example:
-        >>> Estimate(1.0, 0.5, 1.5).value
-        1.0
     """
 
     value: float
@@ -71,9 +67,6 @@ class LensRow:
         gradient_kept: Σ abs(g) over that of no control.
         distance: ‖g − g_none‖/‖g_none‖: how far the gradient is from the unmodified one.
         second_order: The total with ½ Σ_t (η g_t/n)² H''_t, when the batch carries the curvature.
-
-    Example:
-        See `lens`.
     """
 
     rule: str
@@ -97,7 +90,7 @@ class LensTable:
     """The comparison of rules on one batch.
 
     Attributes:
-        rows: One per rule, in the order asked for; no control first.
+        rows: One per rule, in the order given; no control first.
         tokens: Valid tokens.
         clusters: What the bootstrap resamples: prompt groups when the batch has them, else sequences.
         cluster_kind: "groups" or "sequences".
@@ -106,9 +99,6 @@ class LensTable:
         step_size: η.
         resamples: Bootstrap resamples.
         skipped: Rules left out, and why.
-
-    Example:
-        See `lens`.
     """
 
     rows: tuple[LensRow, ...]
@@ -122,14 +112,7 @@ class LensTable:
     skipped: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data that JSON can hold.
-
-        Example:
-            >>> x = torch.zeros(2, 1)
-            >>> batch = TokenBatch(x, x, torch.ones(2), x + 1, centered_discriminant=x + 0.5)
-            >>> lens(batch, ["none"], resamples=10).to_dict()["rows"][0]["total"]["value"]
-            -0.5
-        """
+        """Return plain data that JSON can hold."""
         return asdict(self)
 
 
@@ -154,7 +137,7 @@ def lens(
     """Predict what each rule would do to the entropy of the policy that a batch came from.
 
     Intervals are percentile bootstrap intervals over clusters, prompt groups or else sequences, because tokens of one
-    sequence share their advantage. The rules' decisions are those on the whole batch; they are not taken anew in each
+    sequence share their advantage. The rules' decisions are those on the whole batch; they are not taken again in each
     resample. The matched random mask is not drawn: the expectation and the deviation over draws without replacement of
     k of n tokens have closed forms, (1 − k/n) Σ x and √(k (n − k)/(n − 1)) σ(x) with x the effects without control.
 
@@ -170,7 +153,7 @@ def lens(
         The table. With `rules=None`, rules that lack an input are in `skipped`.
 
     Raises:
-        ValueError: S_c is not available, a rule that was asked for lacks an input (Σ S² for entropy terms among them),
+        ValueError: S_c is not available, a rule that was named lacks an input (Σ S² for entropy terms among them),
             or an argument is out of range.
 
     Example:
@@ -193,9 +176,9 @@ def lens(
     none = rule("none")
     base = view.measure(none.apply(batch))
     rows = [view.row(none, base, base)]
-    for one in chosen:
-        out = one.apply(batch, generator=torch.Generator().manual_seed(seed))
-        rows.append(view.row(one, view.measure(out), base))
+    for shown in chosen:
+        out = shown.apply(batch, generator=torch.Generator().manual_seed(seed))
+        rows.append(view.row(shown, view.measure(out), base))
     return LensTable(
         rows=tuple(rows),
         tokens=view.count,
@@ -210,22 +193,22 @@ def lens(
 
 
 def _choose(batch: TokenBatch, rules: Iterable[str | Rule] | None) -> tuple[list[Rule], dict[str, str]]:
-    """The rules to show, no control left out, and those that lack an input when none were asked for."""
-    asked = rules is not None
+    """The rules to show, no control left out, and those that lack an input when the choice is ours."""
+    explicit = rules is not None
     chosen, skipped = [], {}
     for spec in default_rules() if rules is None else rules:
-        one = rule_class(spec)() if not asked and isinstance(spec, str) else rule(spec)
-        if str(one) == "none":
+        candidate = rule_class(spec)() if not explicit and isinstance(spec, str) else rule(spec)
+        if str(candidate) == "none":
             continue
-        needs = (*one.needs, "sum_squared_discriminant") if one.entropy_term else one.needs
+        needs = (*candidate.needs, "sum_squared_discriminant") if candidate.entropy_term else candidate.needs
         try:
-            batch.require(*needs, by=str(one))
+            batch.require(*needs, by=str(candidate))
         except ValueError as error:
-            if asked:
+            if explicit:
                 raise
-            skipped[str(one)] = str(error)
+            skipped[str(candidate)] = str(error)
             continue
-        chosen.append(one)
+        chosen.append(candidate)
     return chosen, skipped
 
 
@@ -269,22 +252,22 @@ class _View:
         counted = out.counted_mask.sum(dim=1).double()
         return _Measured(out.coefficients.detach().double(), effects, counted, int(out.metrics["dropped"]))
 
-    def _resampled(self, found: _Measured) -> Array:
+    def _resampled(self, measured: _Measured) -> Array:
         effects, counted = (
             self._resampling.totals(values[self._rows].cpu().numpy())[1:]
-            for values in (found.effects.total.sum(dim=1), found.counted)
+            for values in (measured.effects.total.sum(dim=1), measured.counted)
         )
         return self.step_size * effects / np.maximum(counted, 1.0)
 
-    def row(self, one: Rule, found: _Measured, base: _Measured) -> LensRow:
+    def row(self, shown: Rule, measured: _Measured, base: _Measured) -> LensRow:
         """Everything the table says about one rule."""
-        scale = self.step_size / found.denominator
-        total = scale * float(found.effects.total.sum())
+        scale = self.step_size / measured.denominator
+        total = scale * float(measured.effects.total.sum())
         base_total = self.step_size / base.denominator * float(base.effects.total.sum())
-        resampled, unmodified = self._resampled(found), self._resampled(base)
+        resampled, unmodified = self._resampled(measured), self._resampled(base)
         random_total = random_deviation = against_random = None
-        if found.dropped:
-            x, k, n = base.effects.total[self.valid], found.dropped, self.count
+        if measured.dropped:
+            x, k, n = base.effects.total[self.valid], measured.dropped, self.count
             random_total = scale * (1 - k / n) * float(x.sum())
             spread = math.sqrt(k * (n - k) / (n - 1)) if n > 1 else 0.0
             random_deviation = scale * spread * float(x.std(correction=0))
@@ -293,22 +276,22 @@ class _View:
         second = None
         if self.batch.grpo_curvature is not None:
             curvature = self.batch.grpo_curvature.detach().masked_fill(~self.valid, 0.0).double()
-            second = total + 0.5 * float(((scale * found.coefficients) ** 2 * curvature).sum())
+            second = total + 0.5 * float(((scale * measured.coefficients) ** 2 * curvature).sum())
         g0 = base.coefficients
         norm, mass = float(g0.norm()), float(g0.abs().sum())
         return LensRow(
-            rule=str(one),
-            phase=one.phase,
+            rule=str(shown),
+            phase=shown.phase,
             total=Estimate(total, *percentile_interval(resampled)),
             per_token=total / self.count,
-            quadrants={name: scale * float(found.effects.total[where].sum()) for name, where in self.groups.items()},
-            entropy_term=scale * float(found.effects.entropy.sum()),
+            quadrants={name: scale * float(measured.effects.total[where].sum()) for name, where in self.groups.items()},
+            entropy_term=scale * float(measured.effects.entropy.sum()),
             against_none=Estimate(total - base_total, *percentile_interval(resampled - unmodified)),
-            dropped_share=found.dropped / self.count,
+            dropped_share=measured.dropped / self.count,
             random_total=random_total,
             random_deviation=random_deviation,
             against_random=against_random,
-            gradient_kept=float(found.coefficients.abs().sum()) / mass if mass else 0.0,
-            distance=float((found.coefficients - g0).norm()) / norm if norm else 0.0,
+            gradient_kept=float(measured.coefficients.abs().sum()) / mass if mass else 0.0,
+            distance=float((measured.coefficients - g0).norm()) / norm if norm else 0.0,
             second_order=second,
         )

@@ -28,10 +28,6 @@ class Reducer(Protocol):
     """What a rule needs from the outside to make its statistics global.
 
     Every rank calls the same methods in the same order with tensors of the same dtype.
-
-    Example:
-        >>> isinstance(LocalReducer(), Reducer)
-        True
     """
 
     @property
@@ -77,21 +73,11 @@ class LocalReducer:
         return 1
 
     def sum(self, values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        """Return the values in double precision (int64 for integers).
-
-        Example:
-            >>> LocalReducer().sum(torch.tensor(3)).item()
-            3
-        """
+        """Return the values in double precision (int64 for integers)."""
         return _wide(values)
 
     def gather(self, values: Shaped[Tensor, " local"]) -> Shaped[Tensor, " total"]:
-        """Return the values as they are.
-
-        Example:
-            >>> LocalReducer().gather(torch.tensor([3, 1])).tolist()
-            [3, 1]
-        """
+        """Return the values as they are."""
         return values.detach()
 
 
@@ -222,16 +208,6 @@ def masked_mean(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], r
     return float(head[1].item()) / _nonempty(int(head[0].item()))
 
 
-def masked_std(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], reducer: Reducer = LOCAL) -> float:
-    """Population standard deviation over the tokens of the mask, over all ranks; ValueError when there is none.
-
-    Example:
-        >>> masked_std(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False]))
-        1.0
-    """
-    return masked_moments(values, mask, reducer)[2]
-
-
 def masked_min_max(
     values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], reducer: Reducer = LOCAL
 ) -> tuple[float, float]:
@@ -334,10 +310,6 @@ def masked_top_k(
 
 def token_offset(count: int, reducer: Reducer = LOCAL) -> tuple[int, int]:
     """Say where this rank's tokens start in the global token order, and how many tokens there are.
-
-    Args:
-        count: The number of tokens on this rank.
-        reducer: The collectives.
 
     Returns:
         The tokens on lower ranks, and the tokens on all ranks.

@@ -42,9 +42,6 @@ class ThresholdScan:
         scores: The number of settings that drop the token, (B, T); 0 at masked positions.
         dropped: How many tokens each setting drops.
         denominators: How many tokens the token mean counts at each setting.
-
-    Example:
-        See `scan_threshold`.
     """
 
     parameter: str
@@ -79,8 +76,8 @@ def scan_threshold(
         >>> from entropy_theory.control import rule
         >>> S_c = torch.tensor([[0.1, -0.5, -0.6, 0.1]])
         >>> batch = TokenBatch(S_c, S_c, torch.tensor([-1.0]), torch.ones(1, 4), centered_discriminant=S_c)
-        >>> found = scan_threshold(rule("clip-v(mu=1.7, max_fraction=None)"), batch, [0.0, 1.0, 2.0])
-        >>> found.values, found.own, found.scores.tolist()
+        >>> scan = scan_threshold(rule("clip-v(mu=1.7, max_fraction=None)"), batch, [0.0, 1.0, 2.0])
+        >>> scan.values, scan.own, scan.scores.tolist()
         ((0.0, 1.0, 1.7, 2.0), 2, [[0, 2, 3, 0]])
     """
     name = rule.threshold_parameter

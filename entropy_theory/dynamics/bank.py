@@ -59,11 +59,6 @@ class TokenScores:
         log_probs: log p_k, (B, G), nats.
         discriminant: S_k = p_k (H + log p_k), (B, G).
         centered_discriminant: S_k − N, (B, G).
-
-    Example:
-        >>> scores = policy_statistics(torch.zeros(1, 4)).at(torch.tensor([[2]]))
-        >>> scores.log_probs.exp().numpy().round(12).tolist(), scores.discriminant.tolist()
-        ([[0.25]], [[0.0]])
     """
 
     log_probs: Float[Tensor, "B G"]
@@ -72,13 +67,7 @@ class TokenScores:
 
     @classmethod
     def cat(cls, parts: Sequence[TokenScores]) -> TokenScores:
-        """Join blocks of policies.
-
-        Example:
-            >>> part = policy_statistics(torch.zeros(1, 4)).at(torch.tensor([[0, 1]]))
-            >>> TokenScores.cat([part, part]).log_probs.shape
-            torch.Size([2, 2])
-        """
+        """Join blocks of policies."""
         if len(parts) == 1:
             return parts[0]
         return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
@@ -139,31 +128,15 @@ class PolicyStatistics:
         return TokenScores(excess - self.entropy.unsqueeze(-1), discriminant, centered)
 
     def discriminants(self) -> Float[Tensor, "B V"]:
-        """S_i of every token, (B, V).
-
-        Example:
-            >>> bank = policy_statistics(torch.tensor([[2.0, 1.0, 0.0]]))
-            >>> abs(bank.discriminants().sum().item()) < 1e-15  # section B.1 of the theory notes: Σ S_i = 0
-            True
-        """
+        """S_i of every token, (B, V); Σ S_i = 0 (section B.1 of the theory notes)."""
         return self.probs * self.excess
 
     def sum_squared_discriminant(self) -> Float[Tensor, " B"]:
-        """Σ_i S_i² of each policy, (B,): what an entropy bonus achieves to first order (section B.11 of the notes).
-
-        Example:
-            >>> policy_statistics(torch.zeros(1, 4)).sum_squared_discriminant().tolist()
-            [0.0]
-        """
+        """Σ_i S_i² of each policy, (B,): what an entropy bonus achieves to first order (section B.11 of the notes)."""
         return _row_sums(self.discriminants().square_())
 
     def discriminant_variance(self) -> Float[Tensor, " B"]:
-        """Var_{k~p} S_k = Σ p_i (S_i − N)² of each policy, (B,).
-
-        Example:
-            >>> policy_statistics(torch.zeros(1, 4)).discriminant_variance().tolist()
-            [0.0]
-        """
+        """Var_{k~p} S_k = Σ p_i (S_i − N)² of each policy, (B,)."""
         deviation = self.discriminants().sub_(self.baseline.unsqueeze(-1))
         return _row_sums(deviation.square_().mul_(self.probs))
 

@@ -32,9 +32,6 @@ class Centering:
         overall_error: Its standard error under on-policy sampling.
         overall_z: overall_centered / overall_error.
         ratio: |overall_centered| / |overall_discriminant|.
-
-    Example:
-        See `centering`.
     """
 
     sampler: str
@@ -78,7 +75,7 @@ def centering(config: SimulationConfig, *, top_p: float = 0.9) -> tuple[Centerin
         >>> abs(right.overall_z) < 3, abs(wrong.overall_z) > 10
         (True, True)
     """
-    bank.truncated(torch.ones(1, 1), top_p)  # a wrong value is said before any work
+    bank.truncated(torch.ones(1, 1), top_p)  # a wrong value is refused before any work
     simulation = Simulation(config)
     totals = np.zeros((3, config.steps, 2))  # Σ S, Σ S_c, Σ Var S; by step and sampler
     uniforms = torch.empty(0)

@@ -54,7 +54,7 @@ class SimulationConfig:
         advantage: Divide by the group's standard deviation as GRPO does (std), or only subtract its mean (mean).
         record_every: Record every k-th step; the last is always recorded.
         pairs: At most so many single policies are kept for the scatter of predicted and realised change.
-        checkpoint_every: Steps between checkpoints; a run that was killed goes on from the last one and ends with the
+        checkpoint_every: Steps between checkpoints; a run that was killed resumes from the last one and ends with the
             same numbers.
         block_elements: Logits handled at once, which bounds memory; the default fits the cache. The result does not
             depend on it.

@@ -10,12 +10,7 @@ from entropy_theory.control.random import seeded_generator
 
 
 class Draw(IntEnum):
-    """What a draw is for.
-
-    Example:
-        >>> Draw.TOKENS.name
-        'TOKENS'
-    """
+    """What a draw is for."""
 
     LOGITS = 0
     CORRECT = 1

@@ -60,7 +60,7 @@ class Simulation:
 
     Args:
         config: The run.
-        reducer: The ranks among which the policies are shared out; every rank takes the same steps.
+        reducer: The ranks that the policies are divided among; every rank takes the same steps.
 
     Attributes:
         share: Which policies are this rank's; all of them when it is alone.

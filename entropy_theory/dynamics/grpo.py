@@ -70,9 +70,6 @@ class Update:
         output: What the rule returned when it last ran.
         frozen: What the rule's batch part decided for all updates on the batch, or None when it has none.
         state: What the rule remembers.
-
-    Example:
-        See `first_order_change`.
     """
 
     coefficients: Float[Tensor, "B G"]
@@ -119,11 +116,11 @@ def decide(
     earlier: Update | None = None,
     reducer: Reducer = LOCAL,
 ) -> Update:
-    """Ask a rule for the coefficients of one update.
+    """Let a rule decide the coefficients of one update.
 
-    g_j = r_j A_j times what the rule makes of it, r = p/p_old. The batch part of a rule (`Rule.split`) is asked once
-    per sampled batch: its effective advantages Â stay, and later updates use g = r Â and the same denominator. The live
-    part is asked at every update, with the statistics of that moment.
+    g_j = r_j A_j times what the rule makes of it, r = p/p_old. The batch part of a rule (`Rule.split`) is evaluated
+    once per sampled batch: its effective advantages Â stay, and later updates use g = r Â and the same denominator. The
+    live part is evaluated at every update, with the statistics of that moment.
 
     Args:
         rule: The rule.

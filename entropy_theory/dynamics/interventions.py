@@ -37,9 +37,6 @@ class Condition:
         curve: Mean entropy before the first step and after each, (steps + 1,), nats.
         curve_error: Its standard error over policies and seeds, (steps + 1,).
         kept_share: The share of the sampled tokens that is trained on.
-
-    Example:
-        See `interventions`.
     """
 
     samples: str

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from entropy_theory.control.effects import predicted_effects
 from entropy_theory.dynamics import bank
 from entropy_theory.dynamics.draws import Draw, generator
 from entropy_theory.dynamics.fits import log_log_slope, slope_through_origin
@@ -34,9 +35,6 @@ class Prediction:
         mean_errors: Mean |realised − predicted| at each step size, (K,).
         order: The slope of log mean error on log step size; the theory says 2. NaN with fewer than three step sizes.
         order_error: Its standard error.
-
-    Example:
-        See `predicted_against_realised`.
     """
 
     step_sizes: NDArray[np.float64]
@@ -98,7 +96,7 @@ def predicted_against_realised(
             policy = bank.policy_statistics(logits[block])
             k = tokens[block].long()
             centered = policy.at(k).centered_discriminant.cpu()
-            predicted[:, block] = -alpha[:, block] * centered
+            predicted[:, block] = predicted_effects(alpha[:, block], centered.expand(len(sizes), -1, -1)).total
             for sample in range(k.shape[1]):
                 direction = (-policy.probs).scatter_add_(-1, k[:, sample, None], torch.ones_like(policy.tail))
                 for number in range(len(sizes)):

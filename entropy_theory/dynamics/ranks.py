@@ -1,4 +1,4 @@
-"""Policies shared out over the processes that torchrun starts."""
+"""Policies divided among the processes that torchrun starts."""
 
 from __future__ import annotations
 

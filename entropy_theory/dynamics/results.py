@@ -1,4 +1,4 @@
-"""What a simulation leaves: its result, and the checkpoint from which a killed run goes on."""
+"""What a simulation leaves: its result, and the checkpoint from which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAIRS = "pairs.npz"
 RESULT = "result.json"
 FORMAT = "entropy_theory.Simulation/2"
 UNHASHED = ("out", "checkpoint_every", "block_elements", "logits")
-"""Fields of the configuration that do not change the result: a run may be taken up with others. Of a file of saved
+"""Fields of the configuration that do not change the result: a run may be resumed with others. Of a file of saved
 logits its content counts, not where it lies."""
 
 _PAIR_COLUMNS = ("step", "iteration", "policy", "predicted", "realised")
@@ -182,13 +182,13 @@ def save_checkpoint(path: Path, simulation: Simulation, seconds: float) -> None:
         >>> import tempfile
         >>> from entropy_theory.dynamics import SimulationConfig
         >>> config = SimulationConfig(policies=3, vocab_size=4, steps=9)
-        >>> one, other = Simulation(config), Simulation(config)
-        >>> one.step()
+        >>> simulation, resumed = Simulation(config), Simulation(config)
+        >>> simulation.step()
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_checkpoint(Path(folder) / "c.safetensors", one, seconds=0.5)
-        ...     load_checkpoint(Path(folder) / "c.safetensors", other)
+        ...     save_checkpoint(Path(folder) / "c.safetensors", simulation, seconds=0.5)
+        ...     load_checkpoint(Path(folder) / "c.safetensors", resumed)
         0.5
-        >>> other.completed, bool((one.logits == other.logits).all())
+        >>> resumed.completed, bool((simulation.logits == resumed.logits).all())
         (1, True)
     """
     try:
@@ -248,10 +248,10 @@ def load_checkpoint(path: Path, simulation: Simulation) -> float:
     targets |= {f"pair.{name}": torch.from_numpy(simulation.pairs[name]) for name in ("predicted", "realised")}
     targets |= _by_policy(simulation)
     for name, target in targets.items():
-        found = tensors.get(name)
-        if found is None or found.shape != target.shape or found.dtype != target.dtype:
+        saved = tensors.get(name)
+        if saved is None or saved.shape != target.shape or saved.dtype != target.dtype:
             raise invalid(str(path), expected, f"{name} missing or of another shape")
-        target.copy_(found)
+        target.copy_(saved)
     simulation.completed = int(metadata["completed"])
     simulation.rule_state = json.loads(metadata["rule_state"])
     return float(metadata["seconds"])

@@ -1,4 +1,4 @@
-"""GRPO on a bank of softmax policies, from one frozen configuration: the theory's world, watched step by step."""
+"""GRPO on a bank of softmax policies, from one frozen configuration, recorded step by step."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def simulate(config: SimulationConfig, progress: Progress | None = None, reducer
     Args:
         config: The run.
         progress: Called with (steps done, steps in all, a word on entropy and reward).
-        reducer: The ranks among which the policies are shared out (`ranks.torchrun_ranks`). Every rank calls this
+        reducer: The ranks that the policies are divided among (`ranks.torchrun_ranks`). Every rank calls this
             and gets the records of all policies. Draws depend on the policy's place alone and means are taken over all
             policies in order, so the records have the same bits for any number of ranks. One exception: a rule that
             compares tokens with a mean or deviation over all of them rounds that by the shares (relative 1e-16), so a
@@ -60,7 +60,7 @@ def simulate(config: SimulationConfig, progress: Progress | None = None, reducer
 
 
 def run(config: SimulationConfig, progress: Progress | None = None, reducer: Reducer = LOCAL) -> SimulationResult:
-    """Simulate into the run's folder: finished runs are read back, killed ones go on from their checkpoint.
+    """Simulate into the run's folder: finished runs are read back, killed ones resume from their checkpoint.
 
     The folder holds config.json, environment.json, checkpoint.safetensors (the last state, atomically replaced) and at
     the end steps.npz, pairs.npz and result.json. A resumed run ends with the very arrays of an undisturbed one.
@@ -68,7 +68,7 @@ def run(config: SimulationConfig, progress: Progress | None = None, reducer: Red
     Args:
         config: The run; `checkpoint_every` and `block_elements` may differ from those it was started with.
         progress: As for `simulate`.
-        reducer: As for `simulate`. Rank 0 writes. To go on from a checkpoint, with as many ranks or another
+        reducer: As for `simulate`. Rank 0 writes. To resume from a checkpoint, with as many ranks or another
             number, all of them must see the folder.
 
     Raises:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -14,11 +15,17 @@ import tyro
 from torch import Tensor
 
 from entropy_theory.control import Rule, RuleOutput, TokenBatch, lens, rule, rule_class
+from entropy_theory.control.effects import Effects, predicted_effects
+from entropy_theory.control.group_advantages import ScaleRewards
 from entropy_theory.control.lens import default_rules
 from entropy_theory.control.thresholds import ThresholdScan, scan_threshold
-from entropy_theory.errors import invalid
+from entropy_theory.errors import at_least, finite_number, invalid, reading
 from entropy_theory.inspection import scoring
-from entropy_theory.inspection.rollouts import Rollouts, ScaleRewards, Tokenised, advantages_of, read_rollouts, tokenise
+from entropy_theory.inspection.rollouts import Rollouts, advantages_of, read_rollouts
+from entropy_theory.inspection.tokens import Tokenised, TokenOptions, token_assumptions, tokenise
+from entropy_theory.records import read_json
+from entropy_theory.vocab import TokenStatistics
+from entropy_theory.vocab.statistics import FIELDS, SECOND_ORDER_FIELDS
 
 if TYPE_CHECKING:
     from entropy_theory.inspection.scoring import Progress
@@ -51,22 +58,34 @@ class InspectConfig:
       entropy-theory inspect runs/train --model runs/train/model --rule "clip-b(mu=1)" steer --out runs/inspect.html
       entropy-theory inspect rollouts.jsonl --model runs/train/model --out tokens.parquet
 
+    How the completions were sampled is read from the log where it says so (train --log-completions does) and can be
+    given otherwise; what is assumed is printed and stands on the page.
+
     Attributes:
         rollouts: The file, or the folder of a TRL run.
-        model: Folder or hub name of the causal language model, best the one that wrote the completions.
+        model: Folder or hub name of the causal language model, or smollm2; best the one that wrote the completions.
         tokenizer: Folder or hub name of the tokenizer; default: the model's.
         rule: Rules to switch between in the page; default: nine of them. The lens table always has all.
-        temperature: Temperature of the policy whose statistics are shown: that of the sampling.
-        scale_rewards: What the rewards' deviation is taken over when advantages are not recorded, as in TRL.
-        rewards: Columns of a parquet file whose sum is the reward.
+        temperature: Temperature of the policy whose statistics are shown, that of the sampling; default: the log's, or
+            1.
+        scale_rewards: What the rewards' deviation is taken over when advantages are not recorded, as in TRL; default:
+            the log's, or group.
+        rewards: Columns of a parquet file whose weighted sum is the reward; default: the log's, or the columns whose
+            sum gives the recorded advantages.
+        reward_weights: Weight of each of --rewards; default: the log's, or 1.
         step: Step of a run's log; default: the last.
         end_token: Score the end token after each completion, which logged text has lost.
-        max_completion_length: Length limit of the sampling; completions of that length get no end token.
+        end_token_ids: Tokens that may end a completion, of which the likeliest is scored; default: the log's, or those
+            of the model's tokenizer and generation configuration.
+        max_completion_length: Length limit of the sampling; completions of that length get no end token; default: the
+            log's.
+        chat_template_kwargs: Further arguments of the chat template, as a JSON object; default: the log's, or none.
+        tools: JSON file with the schemas of tools that the chat template was given; default: the log's, or none.
         batch_tokens: Tokens scored at once, padding included: the memory bound.
         dtype: Arithmetic of the model.
         max_completions: Completions drawn in the page; of more, whole groups are drawn at random.
         seed: Seed of that draw, of the bootstrap and of rules that draw.
-        scores: Folder that keeps the statistics, so that a killed run goes on and another --rule takes seconds;
+        scores: Folder that keeps the statistics, so that a killed run resumes and another --rule takes seconds;
             default: OUT with the ending .scores.
         out: The page (.html) or table (.csv, .parquet).
     """
@@ -75,12 +94,16 @@ class InspectConfig:
     model: str
     tokenizer: str | None = None
     rule: tuple[str, ...] = ()
-    temperature: float = 1.0
-    scale_rewards: ScaleRewards = "group"
+    temperature: float | None = None
+    scale_rewards: ScaleRewards | None = None
     rewards: tuple[str, ...] = ()
+    reward_weights: tuple[float, ...] = ()
     step: int | None = None
     end_token: bool = True
+    end_token_ids: tuple[int, ...] = ()
     max_completion_length: int | None = None
+    chat_template_kwargs: str | None = None
+    tools: Path | None = None
     batch_tokens: int = 8192
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_completions: int = 2000
@@ -90,15 +113,33 @@ class InspectConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no inspection can use, before anything is loaded."""
-        if self.out.suffix not in SUFFIXES:
+        if self.out.suffix not in SUFFIXES or self.out.is_dir():
             raise invalid("out", f"a file ending in {', '.join(SUFFIXES)}", self.out)
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise invalid("temperature", "a finite number > 0", self.temperature)
-        for name in ("batch_tokens", "max_completions"):
-            if getattr(self, name) < 1:
-                raise invalid(name, "an integer >= 1", getattr(self, name))
-        if self.max_completion_length is not None and self.max_completion_length < 1:
-            raise invalid("max_completion_length", "an integer >= 1", self.max_completion_length)
+        finite_number(self, "temperature")
+        at_least(self, 1, "batch_tokens", "max_completions", "max_completion_length")
+        at_least(self, 0, "seed", "step")
+        if any(token < 0 for token in self.end_token_ids):
+            raise invalid("end_token_ids", "token ids >= 0", self.end_token_ids)
+        self.template_arguments()
+
+    def template_arguments(self) -> dict[str, Any] | None:
+        """The arguments of the chat template that were given; None when none were."""
+        if self.chat_template_kwargs is None:
+            return None
+        with reading("chat_template_kwargs", "a JSON object", self.chat_template_kwargs):
+            arguments = json.loads(self.chat_template_kwargs)
+        if not isinstance(arguments, dict):
+            raise invalid("chat_template_kwargs", "a JSON object", repr(self.chat_template_kwargs))
+        return arguments
+
+    def tool_schemas(self) -> list[Any] | None:
+        """The schemas in the file of --tools; None without it."""
+        if self.tools is None:
+            return None
+        schemas = read_json(self.tools)
+        if not isinstance(schemas, list):
+            raise invalid("tools", "a JSON list of schemas", self.tools)
+        return schemas
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +168,9 @@ class Inspection:
         batch: The statistics, one row per completion.
         rules: The rules to switch between.
         lens: The lens table over all rules, as data.
-        recorded_advantages: Whether A came with the rollouts.
         special_ids: The tokenizer's special tokens.
+        temperature: T.
+        assumptions: How tokens, rewards and advantages came about, and what was assumed for them, with counts.
         warnings: What the reader should know before believing the rest.
     """
 
@@ -138,71 +180,90 @@ class Inspection:
     batch: TokenBatch
     rules: tuple[RuleView, ...]
     lens: Mapping[str, Any]
-    recorded_advantages: bool
     special_ids: frozenset[int]
+    temperature: float
+    assumptions: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
 def inspect(config: InspectConfig, progress: Progress | None = None) -> Inspection:
     """Read, score and apply the rules.
 
-    Rules of the live ratio are applied at ratio 1, as on a batch just sampled, where most of them change nothing.
+    Ratio-based rules are applied at ratio 1, as on a batch just sampled, where most of them change nothing.
 
     Args:
         config: What is asked.
         progress: Called with (done, in all, words).
 
     Raises:
-        ValueError: The rollouts, the model, the tokenizer or a rule cannot be used, said before any scoring; or a rule
+        ValueError: The rollouts, the model, the tokenizer or a rule cannot be used, found before any scoring; or a rule
             that was asked for lacks what the rollouts do not have, such as rewards.
         ImportError: The extra ``train`` is not installed.
     """
     chosen = [rule(spec) for spec in config.rule or RULES]
-    rollouts = read_rollouts(config.rollouts, step=config.step, rewards=config.rewards)
-    advantages, recorded = advantages_of(rollouts, config.scale_rewards)
-    policy = scoring.load_policy(config.model, config.tokenizer, config.dtype)
-    sequences = tokenise(
-        rollouts, policy.tokenizer, end_token=config.end_token, max_completion_length=config.max_completion_length
+    rollouts = read_rollouts(
+        config.rollouts, step=config.step, rewards=config.rewards, reward_weights=config.reward_weights
     )
-    found = scoring.score(
+    logged = rollouts.sampling
+    scale = config.scale_rewards or logged.scale_rewards or "group"
+    temperature = config.temperature or logged.temperature or 1.0
+    advantages, recorded = advantages_of(rollouts, cast("ScaleRewards", scale))
+    arguments, schemas = config.template_arguments(), config.tool_schemas()
+    policy = scoring.load_policy(config.model, config.tokenizer, config.dtype)
+    options = TokenOptions(
+        end_token_ids=(config.end_token_ids or tuple(logged.end_token_ids or policy.end_token_ids))
+        if config.end_token
+        else (),
+        max_completion_length=config.max_completion_length or logged.max_completion_length,
+        chat_template_kwargs=(logged.chat_template_kwargs or {}) if arguments is None else arguments,
+        tools=(logged.tools or []) if schemas is None else schemas,
+    )
+    written = tokenise(rollouts, policy.tokenizer, options)
+    statistics, sequences = scoring.score(
         policy,
-        sequences,
+        written.sequences,
         config.scores or config.out.with_suffix(".scores"),
-        temperature=config.temperature,
+        temperature=temperature,
         batch_tokens=config.batch_tokens,
         progress=progress,
     )
-    batch = token_batch(rollouts, sequences, found, advantages)
+    batch = token_batch(written.rollouts, sequences, statistics, advantages[list(written.rows)])
     views = []
-    for number, one in enumerate(chosen):
-        if not config.rule and not _usable(one, batch):
-            continue  # unasked; one that was asked for says below what it lacks
-        output = one.apply(batch, generator=torch.Generator().manual_seed(config.seed))
-        scan = scan_threshold(one, batch, seed=config.seed) if one.threshold_parameter else None
-        views.append(RuleView(one, output, scan))
+    for number, candidate in enumerate(chosen):
+        if not config.rule and not _usable(candidate, batch):
+            continue  # not asked for; a rule that was asked for names below what it lacks
+        output = candidate.apply(batch, generator=torch.Generator().manual_seed(config.seed))
+        scan = scan_threshold(candidate, batch, seed=config.seed) if candidate.threshold_parameter else None
+        views.append(RuleView(candidate, output, scan))
         if progress is not None:
-            progress(number + 1, len(chosen), f"rules: {one}")
+            progress(number + 1, len(chosen), f"rules: {candidate}")
     asked = [*chosen, *(rule_class(name)() for name in default_rules())]
-    usable = {str(one): one for one in asked if _usable(one, batch)}
+    usable = {str(candidate): candidate for candidate in asked if _usable(candidate, batch)}
+    source = "as given" if config.temperature else "as the log says" if logged.temperature else "assumed"
     return Inspection(
         config=config,
-        rollouts=rollouts,
+        rollouts=written.rollouts,
         sequences=sequences,
         batch=batch,
         rules=tuple(views),
         lens=lens(batch, usable.values(), seed=config.seed).to_dict(),
-        recorded_advantages=recorded,
         special_ids=frozenset(policy.tokenizer.all_special_ids),
-        warnings=tuple(_warnings(policy.vocab_size, batch)),
+        temperature=temperature,
+        assumptions=(
+            *token_assumptions(written, sequences, options),
+            *_reward_assumptions(written.rollouts, recorded, scale),
+            f"The temperature is {temperature:g}, {source}.",
+        ),
+        warnings=tuple(_warnings(policy.vocab_size, batch, written.rollouts, recorded)),
     )
 
 
-def _usable(one: Rule, batch: TokenBatch) -> bool:
-    return all(batch.available(name) for name in one.needs)
+def _usable(candidate: Rule, batch: TokenBatch) -> bool:
+    return all(batch.available(name) for name in candidate.needs)
 
 
 def token_batch(
-    rollouts: Rollouts, sequences: list[Tokenised], found: Mapping[str, np.ndarray], advantages: np.ndarray
+    rollouts: Rollouts, sequences: list[Tokenised], measured: Mapping[str, np.ndarray], advantages: np.ndarray
 ) -> TokenBatch:
     """Lay the statistics out with one row per completion; the ratio is 1, as for a batch just sampled."""
     lengths = torch.tensor([len(s.ids) for s in sequences])
@@ -210,55 +271,74 @@ def token_batch(
 
     def rows(name: str) -> Tensor:
         out = torch.zeros(mask.shape, dtype=torch.float32)
-        out[mask] = torch.from_numpy(found[name])
+        out[mask] = torch.from_numpy(measured[name])
         return out
 
-    log_probs, entropy = rows("log_probs"), rows("entropy")
+    statistics = TokenStatistics(**{name: rows(name) for name in (*FIELDS, *SECOND_ORDER_FIELDS)}, impl="eager")
     rewards = [item.reward for item in rollouts.items]
-    return TokenBatch(
-        log_probs=log_probs,
-        entropy=entropy,
+    return TokenBatch.from_statistics(
+        statistics,
         advantages=torch.tensor(advantages, dtype=torch.float32),
         completion_mask=mask,
-        old_log_probs=log_probs,
-        old_entropy=entropy,
-        baseline=rows("baseline"),
-        discriminant=rows("discriminant"),
-        centered_discriminant=rows("centered_discriminant"),
-        sum_squared_discriminant=rows("sum_squared_discriminant"),
-        grpo_curvature=rows("grpo_curvature"),
+        old_log_probs=statistics.log_probs,
+        old_entropy=statistics.entropy,
         rewards=None if None in rewards else torch.tensor(rewards, dtype=torch.float32),
         group_ids=torch.from_numpy(rollouts.group_ids),
     )
 
 
-def _warnings(vocab_size: int, batch: TokenBatch) -> list[str]:
+def _reward_assumptions(rollouts: Rollouts, recorded: bool, scale: str) -> list[str]:
+    columns = rollouts.rewards
+    reasons = {
+        "given": "as given",
+        "only": "the only candidate",
+        "advantages": "whose advantages are the recorded ones",
+        "none": "assumed",
+    }
+    sentences = []
+    if columns.others or columns.weights or len(columns.names) > 1:
+        others = f"; not part of it: {', '.join(columns.others)}" if columns.others else ""
+        sentences.append(f"The reward is {columns}, {reasons[columns.evidence]}{others}.")
+    computed = f"computed from the rewards as TRL does (scale: {scale})"
+    groups = "those of the file" if rollouts.grouped_by == "group" else "the completions of equal prompts"
+    sentences.append(f"Advantages are {'as recorded' if recorded else computed}; groups are {groups}.")
+    return sentences
+
+
+def _warnings(vocab_size: int, batch: TokenBatch, rollouts: Rollouts, recorded: bool) -> list[str]:
     mask = batch.completion_mask
-    found = []
+    warnings = [f"Left out: {reason}." for reason in rollouts.left_out]
+    if recorded and rollouts.rewards.evidence == "none":
+        warnings.append(
+            f"The recorded advantages are not those of the reward {rollouts.rewards}: the reward functions or their "
+            "weights are others (--rewards, --reward-weights). Rules that read rewards see wrong ones."
+        )
     mean = float(batch.log_probs[mask].double().mean())
     if mean < -math.log(vocab_size):
-        found.append(
+        warnings.append(
             f"The model gives these tokens a mean log-probability of {mean:.2f}, less than a uniform guess "
             f"({-math.log(vocab_size):.2f}): it is hardly the model that wrote them, or its tokenizer is another."
         )
     if not bool(batch.token_advantages[mask].any()):
-        found.append("Every advantage is 0: this batch has no policy gradient, and nothing would move.")
-    return found
+        warnings.append("Every advantage is 0: this batch has no policy gradient, and nothing would move.")
+    return warnings
 
 
-def effects(view: RuleView | None, batch: TokenBatch) -> Tensor:
-    """The predicted effect of each token on entropy, for a unit step on its position alone, (B, T), float64.
-
-    ΔH_t = −g_t S_c,t + c_t Σ_i S_i²  (Theorem 3.3 and section B.11 of the theory notes), in nats per unit of step size;
-    without a rule −A_t S_c,t.
+def effects(view: RuleView | None, batch: TokenBatch) -> Effects:
+    """Predict what each token does to entropy for a unit step on its position alone (`predicted_effects`).
 
     Args:
         view: A rule's output, or None for no control.
         batch: The statistics.
+
+    Returns:
+        The effects, (B, T), float64, nats per unit of step size; 0 outside the completions.
     """
-    g = batch.token_advantages if view is None else view.output.coefficients
-    found = -g.double() * batch.centered_scores().double()
-    if view is not None and view.output.entropy_coefficients is not None:
-        assert batch.sum_squared_discriminant is not None  # scored with second order
-        found = found + view.output.entropy_coefficients.double() * batch.sum_squared_discriminant.double()
-    return found.masked_fill(~batch.completion_mask, 0.0)
+    effects = predicted_effects(
+        batch.token_advantages if view is None else view.output.coefficients,
+        batch.centered_scores(),
+        entropy_coefficients=None if view is None else view.output.entropy_coefficients,
+        sum_squared_discriminant=batch.sum_squared_discriminant,
+    )
+    padding = ~batch.completion_mask
+    return Effects(effects.gradient.masked_fill(padding, 0.0), effects.entropy.masked_fill(padding, 0.0))

@@ -62,7 +62,7 @@ def page_data(inspection: Inspection) -> dict[str, Any]:
         "baseline": flat(batch.baseline),
         "centered": flat(batch.centered_scores()),
     }
-    unmodified = effects(None, batch)
+    unmodified = effects(None, batch).total
     none = rule("none").apply(batch)
     rules = []
     for number, view in enumerate(inspection.rules):
@@ -72,11 +72,7 @@ def page_data(inspection: Inspection) -> dict[str, Any]:
     sizes = unmodified[mask].abs().numpy()
     sizes = sizes[sizes > 0]
     environment = records.environment()
-    computed = f"computed from the rewards as TRL does (scale: {config.scale_rewards})"
-    same = "those of the file" if inspection.rollouts.grouped_by == "group" else "the completions of equal prompts"
-    notes = [f"Advantages {'as recorded' if inspection.recorded_advantages else computed}; groups are {same}."]
-    if len(inspection.rollouts.rewards) > 1:
-        notes.append(f"The reward is the sum of {', '.join(inspection.rollouts.rewards)}.")
+    notes = list(inspection.assumptions)
     if len(shown) < len(items):
         notes.append(
             f"Drawn below: {len(shown):,} of {len(items):,} completions, whole groups at random (seed {config.seed}). "
@@ -86,7 +82,7 @@ def page_data(inspection: Inspection) -> dict[str, Any]:
         "facts": {
             "source": inspection.rollouts.source,
             "model": config.model,
-            "temperature": config.temperature,
+            "temperature": inspection.temperature,
             "completions": len(items),
             "groups": int(groups.max()) + 1,
             "tokens": inspection.lens["tokens"],
@@ -143,12 +139,12 @@ def _rule_data(
     if not torch.equal(out.coefficients, none.coefficients):
         columns["coefficients"] = (out.coefficients, np.float32)
     if out.entropy_coefficients is not None:
-        columns["extra"] = (effects(view, batch) + out.coefficients.double() * batch.centered_scores(), np.float32)
+        columns["extra"] = (effects(view, batch).entropy, np.float32)
     dropped = int(out.metrics["dropped"])
     entry |= {
         "dropped": dropped > 0,
         "same": not columns,
-        "totals": [_totals(effects(view, batch), batch, int(out.denominator), dropped)],
+        "totals": [_totals(effects(view, batch).total, batch, int(out.denominator), dropped)],
     }
     return entry, columns
 
@@ -168,7 +164,7 @@ def _totals_by_setting(view: RuleView, batch: TokenBatch) -> list[dict[str, floa
     assert scan is not None
     mask, width = batch.completion_mask, len(scan.values) + 1
     place = batch.quadrants()[mask].long() * width + scan.scores[mask].long()
-    sums = np.bincount(place.numpy(), effects(None, batch)[mask].numpy(), len(_QUADRANTS) * width)
+    sums = np.bincount(place.numpy(), effects(None, batch).total[mask].numpy(), len(_QUADRANTS) * width)
     kept = sums.reshape(len(_QUADRANTS), width).cumsum(axis=1)[:, :-1] / np.maximum(scan.denominators, 1)
     return [
         dict(zip(_QUADRANTS, kept[:, k].tolist(), strict=True))
@@ -238,13 +234,13 @@ def write_table(inspection: Inspection) -> None:
         "baseline": flat(batch.baseline) if batch.baseline is not None else math.nan,
         "centered_discriminant": flat(batch.centered_scores()),
         "quadrant": flat(batch.quadrants()),
-        "effect": flat(effects(None, batch)),
+        "effect": flat(effects(None, batch).total),
     }
     for view in inspection.rules:
         table[f"coefficient[{view.rule}]"] = flat(view.output.coefficients)
         if view.output.keep_mask is not None:
             table[f"kept[{view.rule}]"] = flat(view.output.keep_mask)
-        table[f"effect[{view.rule}]"] = flat(effects(view, batch))
+        table[f"effect[{view.rule}]"] = flat(effects(view, batch).total)
     frame = pandas.DataFrame(table)
     out = inspection.config.out
     with records.written_whole(out) as temporary:

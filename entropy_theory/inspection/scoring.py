@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 
 from entropy_theory import records
-from entropy_theory.errors import invalid, missing_extra
-from entropy_theory.inspection.rollouts import Tokenised
-from entropy_theory.vocab import token_statistics, token_statistics_from_hidden
+from entropy_theory.bridge import model_head
+from entropy_theory.bridge.model_head import OutputLayer
+from entropy_theory.errors import invalid, missing_extra, reading
+from entropy_theory.inspection.tokens import Pieces, Tokenised
+from entropy_theory.testbed.pretrained import resolve_model
+from entropy_theory.vocab import token_statistics
 from entropy_theory.vocab.statistics import FIELDS, SECOND_ORDER_FIELDS
 
 if TYPE_CHECKING:
     Progress = Callable[[int, int, str], None]
 
-# Logits that may exist at once, in bytes of float32; beyond it they are read tile by tile from the hidden states.
-LOGITS_BUDGET = 1 << 28
+_SCORED = (*FIELDS, *SECOND_ORDER_FIELDS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,16 +37,19 @@ class Policy:
         model: The causal language model, in evaluation mode.
         tokenizer: Its tokenizer.
         vocab_size: V, the width of its logits.
-        head: (output matrix, bias, soft cap) when the logits are exactly that of the last hidden states, else None.
+        layer: Its output layer, when the logits are a product with it to rounding; else None.
         identity: What distinguishes it from another model of the name.
+        end_token_ids: Every id that ends a completion, as TRL takes them: the tokenizer's and those of the model's
+            generation configuration.
     """
 
     name: str
     model: Any
     tokenizer: Any
     vocab_size: int
-    head: tuple[Tensor, Tensor | None, float | None] | None
+    layer: OutputLayer | None
     identity: str
+    end_token_ids: tuple[int, ...] = ()
 
 
 def load_policy(name: str, tokenizer: str | None = None, dtype: str = "float32") -> Policy:
@@ -68,26 +73,29 @@ def load_policy(name: str, tokenizer: str | None = None, dtype: str = "float32")
         raise invalid("dtype", "float32 or bfloat16", repr(dtype))
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    try:
+    name = resolve_model(name)
+    with reading("model", "a causal language model in safetensors", name):
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             name, trust_remote_code=False, use_safetensors=True, dtype=dtype, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise invalid("model", "a causal language model in safetensors", f"{name!r} ({_one_line(error)})") from None
     if report["missing_keys"]:
         lacking = ", ".join(sorted(report["missing_keys"])[:3])
         raise invalid("model", "a model with a causal head and all its weights", f"{name!r}, which lacks {lacking}")
-    try:
+    with reading("tokenizer", "a tokenizer", tokenizer or name):
         tokens = transformers.AutoTokenizer.from_pretrained(tokenizer or name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise invalid("tokenizer", "a tokenizer", f"{tokenizer or name!r} ({_one_line(error)})") from None
     vocab_size = model.get_output_embeddings().weight.shape[0]
     highest = max(tokens.get_vocab().values(), default=0)
     if highest >= vocab_size:
         expected = f"one whose ids are below {vocab_size}, the model's vocabulary"
         raise invalid("tokenizer", expected, f"{tokenizer or name!r} with ids up to {highest}")
     model = model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
-    return Policy(name, model, tokens, vocab_size, _plain_head(model), _identity(name, model))
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    ends = [ends] if isinstance(ends, int) else list(ends or ())
+    known = dict.fromkeys(end for end in (tokens.eos_token_id, *ends) if end is not None and end < vocab_size)
+    layer, ids = OutputLayer(model), torch.arange(min(4, vocab_size), device=model.device).unsqueeze(0)
+    with reading("model", "a causal language model that runs", name), torch.no_grad():
+        obstacle = layer.obstacle(lambda: model(input_ids=ids, use_cache=False).logits)
+    return Policy(name, model, tokens, vocab_size, None if obstacle else layer, _identity(name, model), tuple(known))
 
 
 def _identity(name: str, model: Any) -> str:
@@ -99,27 +107,6 @@ def _identity(name: str, model: Any) -> str:
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
 
-@torch.no_grad()
-def _plain_head(model: Any) -> tuple[Tensor, Tensor | None, float | None] | None:
-    """The output layer, if the model's own logits prove to be nothing but it, with a soft cap perhaps."""
-    head, body = model.get_output_embeddings(), model.base_model
-    if not isinstance(head, torch.nn.Linear) or body is model:
-        return None
-    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    ids = torch.arange(4, device=head.weight.device).unsqueeze(0)
-    try:
-        logits = model(input_ids=ids, use_cache=False).logits
-        hidden = body(input_ids=ids, use_cache=False).last_hidden_state
-        found = head(hidden)
-    except (RuntimeError, AttributeError, TypeError, ValueError):
-        return None
-    if softcap is not None:
-        found = softcap * torch.tanh(found / softcap)
-    # The same products in the same dtype: anything beyond rounding is a scale or a layer that we do not know.
-    close = torch.allclose(found.float(), logits.float(), rtol=1e-2, atol=1e-4 * float(logits.abs().max()))
-    return (head.weight, head.bias, softcap) if close else None
-
-
 def score(
     policy: Policy,
     sequences: Sequence[Tokenised],
@@ -128,8 +115,10 @@ def score(
     temperature: float = 1.0,
     batch_tokens: int = 8192,
     progress: Progress | None = None,
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], list[Tokenised]]:
     """Compute the token statistics of all completions, a batch at a time; batches already in the folder are read.
+
+    Where an end token was put back and may be one of several, the likeliest under the model is taken.
 
     Sequences of like length share a batch, padded on the right, so that positions count from the first token whatever
     the model's position encoding. Where the logits of a batch would exceed the budget they are read tile by tile from
@@ -144,21 +133,21 @@ def score(
         progress: Called with (tokens done, tokens in all, words).
 
     Returns:
-        One float32 array for each field of ``TokenStatistics``, over all completion tokens, sequence after sequence.
+        One float32 array for each field of ``TokenStatistics``, over all completion tokens, sequence after sequence;
+        and the sequences with their end tokens decided.
 
     Raises:
         ValueError: An argument is out of range, a sequence is longer than the model's positions or has ids beyond its
             vocabulary, or the model gives values that are not finite.
     """
-    from safetensors.numpy import load_file, save_file
-
     if batch_tokens < 1:
         raise invalid("batch_tokens", "an integer >= 1", batch_tokens)
     _check_sequences(policy, sequences)
-    if policy.head is None:
-        batch_tokens = max(1, min(batch_tokens, LOGITS_BUDGET // (4 * policy.vocab_size)))
+    if policy.layer is None:
+        batch_tokens = min(batch_tokens, model_head.positions_within_budget(policy.vocab_size))
     batches = _batches(sequences, batch_tokens)
-    digest = hashlib.sha256(json.dumps([(s.prompt_ids, s.ids) for s in sequences]).encode()).hexdigest()
+    tokens = [(s.prompt_ids, s.ids, s.end_candidates) for s in sequences]
+    digest = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
     described = {
         "model": policy.name,
         "identity": policy.identity,
@@ -172,30 +161,36 @@ def score(
     records.open_run(parts, described)
     starts = np.cumsum([0, *(len(s.ids) for s in sequences)])
     total, done = int(starts[-1]), 0
-    out = {name: np.empty(total, dtype=np.float32) for name in (*FIELDS, *SECOND_ORDER_FIELDS)}
+    out = {name: np.empty(total, dtype=np.float32) for name in _SCORED}
+    decided, pieces = list(sequences), Pieces(policy.tokenizer)
     for number, rows in enumerate(batches):
         places = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])
         path = parts / f"part-{number:05d}.safetensors"
         if not path.exists():
-            found = _score_batch(policy, [sequences[row] for row in rows], temperature)
-            wrong = [name for name, values in found.items() if not np.isfinite(values).all()]
+            measured = _score_batch(policy, [sequences[row] for row in rows], temperature)
+            wrong = [name for name in _SCORED if not np.isfinite(measured[name]).all()]
             if wrong:
                 raise invalid("model", "finite statistics", f"{', '.join(wrong)} not finite in sequence {rows[0] + 1}")
-            with records.written_whole(path) as temporary:
-                save_file(found, temporary)
-        part = load_file(path)
-        for name in (*FIELDS, *SECOND_ORDER_FIELDS):
+            records.save_arrays(path, measured)
+        part = records.load_arrays(path, "scores")
+        if part.keys() != {*_SCORED, "end_tokens"} or any(len(part[name]) != len(places) for name in _SCORED):
+            raise invalid("scores", f"the statistics of {len(places)} tokens", path)
+        for name in _SCORED:
             out[name][places] = part[name]
+        for row, token in zip(rows, part["end_tokens"].tolist(), strict=True):
+            if sequences[row].end_candidates:
+                decided[row] = sequences[row].ending_with(token, pieces(token))
         done += len(places)
         if progress is not None:
             progress(done, total, "tokens scored")
-    return out
+    return out, decided
 
 
 def _check_sequences(policy: Policy, sequences: Sequence[Tokenised]) -> None:
     limit = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    for number, one in enumerate(sequences, start=1):
-        length, highest = len(one.prompt_ids) + len(one.ids), max(one.prompt_ids + one.ids)
+    for number, sequence in enumerate(sequences, start=1):
+        tokens = sequence.prompt_ids + sequence.ids + sequence.end_candidates
+        length, highest = len(sequence.prompt_ids) + len(sequence.ids), max(tokens)
         if limit is not None and length > limit:
             raise invalid(f"rollout {number}", f"at most {limit} tokens, the model's positions", length)
         if highest >= policy.vocab_size:
@@ -206,8 +201,8 @@ def _batches(sequences: Sequence[Tokenised], batch_tokens: int) -> list[list[int
     """Group sequences of like length, the longest first, so that rows × longest stays within the bound.
 
     Example:
-        >>> one, two = Tokenised((1,), (2,), ("a",)), Tokenised((1, 1), (2, 2), ("a", "a"))
-        >>> _batches([one, two, one, Tokenised((1,), (), ())], 4)
+        >>> short, long = Tokenised((1,), (2,), ("a",)), Tokenised((1, 1), (2, 2), ("a", "a"))
+        >>> _batches([short, long, short, Tokenised((1,), (), ())], 4)
         [[1], [0, 2]]
     """
     lengths = [len(s.prompt_ids) + len(s.ids) for s in sequences]
@@ -234,17 +229,34 @@ def _score_batch(policy: Policy, rows: Sequence[Tokenised], temperature: float) 
     tokens = torch.tensor([token for row in rows for token in row.ids], device=device)
     inputs = {"input_ids": ids.to(device), "attention_mask": attention.to(device), "use_cache": False}
     before = before.to(device)
-    if policy.head is None or 4 * policy.vocab_size * ids.numel() <= LOGITS_BUDGET:
+    ends = torch.tensor([len(row.ids) for row in rows]).cumsum(0) - 1  # where each row's last token stands
+    if policy.layer is None or ids.numel() <= model_head.positions_within_budget(policy.vocab_size):
         logits = policy.model(**inputs).logits[before]
-        found = token_statistics(logits, tokens, temperature=temperature, second_order=True)
+        _decide_ends(tokens, rows, ends, lambda place, candidates: logits[place, candidates])
+        statistics = token_statistics(logits, tokens, temperature=temperature, second_order=True)
     else:
-        matrix, bias, softcap = policy.head
-        hidden = policy.model.base_model(**inputs).last_hidden_state[before]
-        found = token_statistics_from_hidden(
-            hidden, matrix, tokens, bias=bias, softcap=softcap, temperature=temperature, second_order=True
-        )
-    return {name: getattr(found, name).float().cpu().numpy() for name in (*FIELDS, *SECOND_ORDER_FIELDS)}
+        layer = policy.layer
+        operands = layer.operands(policy.model.base_model(**inputs).last_hidden_state[before])
+        hidden, matrix, bias = operands
+
+        def logits_of(place: int, candidates: Tensor) -> Tensor:
+            some = None if bias is None else bias[candidates]
+            return model_head.product_logits(hidden[place], matrix[candidates], some, layer.softcap)
+
+        _decide_ends(tokens, rows, ends, logits_of)
+        statistics = layer.statistics(operands, tokens, temperature=temperature, second_order=True)
+    measured = {name: getattr(statistics, name).float().cpu().numpy() for name in _SCORED}
+    return measured | {"end_tokens": tokens[ends].cpu().numpy()}
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+def _decide_ends(
+    tokens: Tensor, rows: Sequence[Tokenised], ends: Tensor, logits_of: Callable[[int, Tensor], Tensor]
+) -> None:
+    """Put the likeliest of its candidates where a row's end token is not known.
+
+    Nothing reads an end token, so that the model's input need not change.
+    """
+    for row, place in zip(rows, ends.tolist(), strict=True):
+        if len(row.end_candidates) > 1:
+            candidates = torch.tensor(row.end_candidates, device=tokens.device)
+            tokens[place] = candidates[logits_of(place, candidates).argmax()]

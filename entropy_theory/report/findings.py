@@ -159,7 +159,7 @@ def audit(result: Mapping[str, Any]) -> list[str]:
     """State how well the tabular theory predicts the entropy of a model with shared parameters, and where it fails.
 
     Args:
-        result: What ``audit.config.audit`` returns.
+        result: What ``audit.run.audit`` returns.
     """
     from entropy_theory.report.figures.audit import ARMS
 

@@ -154,7 +154,7 @@ def audit_table(result: Mapping[str, Any]) -> Table:
     """Lay out an audit: for each optimizer, how predicted changes of entropy agree with realised ones.
 
     Args:
-        result: What ``audit.config.audit`` returns.
+        result: What ``audit.run.audit`` returns.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table

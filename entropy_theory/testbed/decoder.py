@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from entropy_theory.errors import invalid
+from entropy_theory.errors import WriteError, at_least, finite_number, invalid, one_line
 from entropy_theory.testbed import sum_task
 
 if TYPE_CHECKING:
@@ -52,15 +53,11 @@ class WarmupConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be trained with."""
-        for name in ("hidden_size", "layers", "heads", "batch_size"):
-            if getattr(self, name) < 1:
-                raise invalid(name, "an integer >= 1", getattr(self, name))
+        at_least(self, 1, "hidden_size", "layers", "heads", "batch_size")
+        at_least(self, 0, "steps")
+        finite_number(self, "learning_rate")
         if self.hidden_size % (2 * self.heads):
             raise invalid("hidden_size", f"a multiple of 2 * heads = {2 * self.heads}", self.hidden_size)
-        if self.steps < 0:
-            raise invalid("steps", "an integer >= 0", self.steps)
-        if not self.learning_rate > 0:
-            raise invalid("learning_rate", "a number > 0", self.learning_rate)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -156,8 +153,12 @@ def cached_checkpoint(
 
     Returns:
         The folder, in the form of ``save_pretrained``.
+
+    Raises:
+        WriteError: The cache cannot be written; found before the warm-up.
     """
     import transformers
+    from safetensors import SafetensorError
 
     transformers.utils.logging.disable_progress_bar()  # a bar for writing 300 kB, in the midst of ours
     identity = {"config": asdict(config), "torch": torch.__version__, "transformers": transformers.__version__}
@@ -165,19 +166,21 @@ def cached_checkpoint(
     folder = cache_directory() / f"sum-decoder-{digest}"
     if (folder / "model.safetensors").exists():
         return folder
-    model = warm_up(config, progress)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    staged = None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        model = warm_up(config, progress)
         model.save_pretrained(staged)
         build_tokenizer().save_pretrained(staged)
-        try:
+        with contextlib.suppress(OSError):  # another process was first, with the same weights
             staged.rename(folder)
-        except OSError:
-            if not (
-                folder / "model.safetensors"
-            ).exists():  # otherwise another process was first, with the same weights
-                raise
+        if not (folder / "model.safetensors").exists():
+            raise OSError(f"{folder} is taken by something else")
+    except (OSError, SafetensorError) as error:
+        where = f"{folder.parent} could not be written: {one_line(error)}"
+        raise WriteError(f"{where}; ${CACHE_VARIABLE} names another folder for the warmed-up decoder") from error
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        if staged is not None:
+            shutil.rmtree(staged, ignore_errors=True)
     return folder

@@ -6,6 +6,7 @@ Conventions: logits z ∈ R^V on the last axis, p = softmax(z), natural logarith
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import factorial
 
 import numpy as np
@@ -34,7 +35,7 @@ def log_softmax(logits: ArrayLike) -> FloatArray:
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row. L is −inf where the logit is.
 
     Raises:
-        ValueError: If the logits are not real, V < 2, a logit is NaN or +inf, or a row has only −inf.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> log_softmax([0.0, 0.0])
@@ -59,7 +60,7 @@ def entropy(logits: ArrayLike) -> FloatArray:
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row. 0 ≤ H ≤ log V.
 
     Raises:
-        ValueError: If the logits are not real, V < 2, a logit is NaN or +inf, or a row has only −inf.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> entropy([[0.0, 0.0, 0.0, 0.0], [0.0, -60.0, -float("inf"), -float("inf")]])
@@ -87,8 +88,7 @@ def entropy_change(logits: ArrayLike, delta: ArrayLike) -> FloatArray:
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row; δ finite.
 
     Raises:
-        ValueError: If the logits or delta are not real, V < 2 or differs between them, leading shapes do not
-            broadcast, a logit is NaN, +inf or alone with −inf, or delta is not finite.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> change = entropy_change([1.0, 0.0, -1.0], [1e-8, 0.0, 0.0])
@@ -96,25 +96,50 @@ def entropy_change(logits: ArrayLike, delta: ArrayLike) -> FloatArray:
         -2.825875e-09
     """
     here = policy(logits)
-    move = as_direction("delta", delta, here.gaps.shape)
-    shape = np.broadcast_shapes(here.gaps.shape, move.shape)
-    # A common shift of all logits changes nothing: measure the move from the likeliest token, so that on a nearly
-    # deterministic row only the small probabilities enter the normaliser.
-    anchor = np.broadcast_to(here.gaps.argmax(axis=-1)[..., np.newaxis], (*shape[:-1], 1))
-    with np.errstate(over="ignore"):
-        move = move - np.take_along_axis(np.broadcast_to(move, shape), anchor, axis=-1)
-    if not np.isfinite(move).all():
-        raise invalid("delta", "entries whose differences are finite", "differences beyond the float64 range")
-
+    move = relative_move(here, "delta", delta)
     with np.errstate(over="ignore", invalid="ignore"):  # rows where a form overflows take the other one
-        change, size = _change_by_identity(here, move)
+        to = compare(here, move)
+        linear = to.difference * here.excess
+        change = -linear.sum(axis=-1) - to.divergence.sum(axis=-1)
+        size = np.abs(linear).sum(axis=-1) + np.abs(to.divergence).sum(axis=-1)  # round-off is 1e-16 of that
         moved = policy(here.gaps + move).entropy
     before = here.entropy
     return np.where(size <= before + moved, change, moved - before)[()]
 
 
-def _change_by_identity(here: Policy, move: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """H(q) − H(p) by the identity, and the summed size of its terms (its round-off is about 1e-16 of that)."""
+@dataclass(frozen=True)
+class Comparison:
+    """A moved policy q against p, token by token, each part to its own digits.
+
+    Attributes:
+        log_ratio: r = log(q/p). Shape (..., V).
+        difference: q − p. Shape (..., V).
+        divergence: The terms p φ(r) ≥ 0 of KL(q‖p). Shape (..., V).
+    """
+
+    log_ratio: FloatArray
+    difference: FloatArray
+    divergence: FloatArray
+
+
+def relative_move(here: Policy, name: str, delta: ArrayLike) -> FloatArray:
+    """Check a move of the logits and measure it from its entry at the likeliest token.
+
+    A common shift of all logits changes nothing; measured so, only the small probabilities of a nearly deterministic
+    row enter its normaliser.
+    """
+    move = as_direction(name, delta, here.gaps.shape)
+    shape = np.broadcast_shapes(here.gaps.shape, move.shape)
+    anchor = np.broadcast_to(here.gaps.argmax(axis=-1)[..., np.newaxis], (*shape[:-1], 1))
+    with np.errstate(over="ignore"):
+        relative: FloatArray = move - np.take_along_axis(np.broadcast_to(move, shape), anchor, axis=-1)
+    if not np.isfinite(relative).all():
+        raise invalid(name, "entries whose differences are finite", "differences beyond the float64 range")
+    return relative
+
+
+def compare(here: Policy, move: FloatArray) -> Comparison:
+    """Compare softmax(z + δ) with softmax(z) for a move measured from the likeliest token."""
     log_probs = here.gaps - here.log_total
     # c = Σ p (e^δ − 1) = Z(q)/Z(p) − 1; its log1p is exact where c is small, log-sum-exp where it is not.
     growth = _difference(here.probs, log_probs, move).sum(axis=-1, keepdims=True)
@@ -125,11 +150,9 @@ def _change_by_identity(here: Policy, move: FloatArray) -> tuple[FloatArray, Flo
     ratio = move - log_growth
 
     difference = _difference(here.probs, log_probs, ratio)
-    linear = difference * here.excess
     large = np.where(here.probs + difference > 0.0, (here.probs + difference) * ratio, 0.0) - difference
     divergence = np.where(np.abs(ratio) <= SERIES_RADIUS, here.probs * phi_series(ratio), large)
-    change = -linear.sum(axis=-1) - divergence.sum(axis=-1)
-    return change, np.abs(linear).sum(axis=-1) + np.abs(divergence).sum(axis=-1)
+    return Comparison(ratio, difference, divergence)
 
 
 def _difference(probs: FloatArray, log_probs: FloatArray, ratio: FloatArray) -> FloatArray:

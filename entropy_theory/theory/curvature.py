@@ -31,8 +31,7 @@ def entropy_curvature(logits: ArrayLike, direction: ArrayLike) -> FloatArray:
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row; direction finite.
 
     Raises:
-        ValueError: If an argument is not real, V < 2 or differs, shapes do not broadcast, a logit is NaN, +inf or alone
-            with −inf, or the direction is not finite.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> print(f"{entropy_curvature([0.0, 0.0], [1.0, 0.0]):.4f}")  # −p (1 − p) at p = ½
@@ -63,8 +62,7 @@ def second_order_change(logits: ArrayLike, direction: ArrayLike, step: ArrayLike
     O(t³).
 
     Raises:
-        ValueError: If an argument is not real, V < 2 or differs, shapes do not broadcast, a logit is NaN, +inf or alone
-            with −inf, or the direction or step is not finite.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> from entropy_theory import entropy_change, first_order_change
@@ -94,8 +92,7 @@ def grpo_curvature(logits: ArrayLike, token: ArrayLike) -> FloatArray:
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row.
 
     Raises:
-        ValueError: If the logits are not real, V < 2, a logit is NaN or +inf, a row has only −inf; or if the token is
-            not an integer, is outside 0..V−1, or its shape does not broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> print(f"{grpo_curvature([1.0, 0.0, -1.0], token=0):.6f}")
@@ -128,7 +125,7 @@ def grpo_curvature_from_sums(
     Domain: sums of one policy.
 
     Raises:
-        ValueError: If an argument is not real or not finite.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> print(grpo_curvature_from_sums(0.5, 0.0, 0.0, 0.5, 0.25, 0.0))  # (½, ½): −p (1 − p)
@@ -164,7 +161,7 @@ def mean_grpo_curvature(logits: ArrayLike) -> FloatArray:
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row. −(1/V)(1 − 1/V) when uniform.
 
     Raises:
-        ValueError: If the logits are not real, V < 2, a logit is NaN or +inf, or a row has only −inf.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> print(f"{mean_grpo_curvature([0.0, 0.0]):.4f} {mean_grpo_curvature(np.log([0.9, 0.1])):+.5f}")
@@ -202,8 +199,7 @@ def noise_drift(logits: ArrayLike, mean_square_step: ArrayLike) -> FloatArray:
     of k.
 
     Raises:
-        ValueError: If an argument is not real, V < 2, a logit is NaN, +inf or alone with −inf, shapes do not broadcast,
-            or mean_square_step is negative or not finite.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> print(f"{noise_drift([0.0, 0.0], 0.01):.5f}")

@@ -39,8 +39,7 @@ def discriminant(logits: ArrayLike, token: ArrayLike | None = None) -> FloatArra
     sign of p_i − e^{−H}.
 
     Raises:
-        ValueError: If the logits are not real, V < 2, a logit is NaN or +inf, a row has only −inf; or if the token is
-            not an integer, is outside 0..V−1, or its shape does not broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> discriminant([1.0, 0.0, -1.0])
@@ -69,7 +68,7 @@ def baseline(logits: ArrayLike) -> FloatArray:
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row. N ≥ 0, zero where p is uniform on its support.
 
     Raises:
-        ValueError: If the logits are not real, V < 2, a logit is NaN or +inf, or a row has only −inf.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> print(f"{baseline([1.0, 0.0, -1.0]):.6f}")
@@ -97,8 +96,7 @@ def centered_discriminant(logits: ArrayLike, token: ArrayLike | None = None) -> 
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row. E_{i~p}[S_c,i] = 0.
 
     Raises:
-        ValueError: If the logits are not real, V < 2, a logit is NaN or +inf, a row has only −inf; or if the token is
-            not an integer, is outside 0..V−1, or its shape does not broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> centered_discriminant([1.0, 0.0, -1.0])
@@ -130,8 +128,7 @@ def grpo_direction(logits: ArrayLike, token: ArrayLike) -> FloatArray:
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row. The entries sum to 0.
 
     Raises:
-        ValueError: If the logits are not real, V < 2, a logit is NaN or +inf, a row has only −inf; or if the token is
-            not an integer, is outside 0..V−1, or its shape does not broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> grpo_direction([0.0, 0.0, 0.0, 0.0], token=1)
@@ -165,8 +162,7 @@ def first_order_change(logits: ArrayLike, direction: ArrayLike, step: ArrayLike)
     O(t²).
 
     Raises:
-        ValueError: If an argument is not real, V < 2 or differs, shapes do not broadcast, a logit is NaN, +inf or alone
-            with −inf, or the direction or step is not finite.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> logits = [1.0, 0.0, -1.0]

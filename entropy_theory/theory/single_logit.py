@@ -16,6 +16,7 @@ from entropy_theory.theory.categorical import SERIES_RADIUS, phi_series
 
 # A pair (p, H) read from float32 statistics may sit this far below h(p) without being wrong.
 _SLACK = 1e-6
+LARGEST_ENTROPY = 709.0  # log V of a vocabulary whose size is the largest float64: no token's policy has more
 _LARGEST_STEP = 1500.0  # e^{−1500} is 0 beside any float64 probability: a root beyond is one at infinity
 # Below it the first term left out of the asymptote, of relative size x², is under float64's digits.
 _ASYMPTOTE = 1e-8
@@ -32,10 +33,11 @@ def rest_entropy(prob: ArrayLike, entropy: ArrayLike) -> FloatArray:
 
     Shapes: (...) and (...), broadcast; (...) out. Nats, float64.
 
-    Domain: 0 ≤ p ≤ 1, H ≥ h(p). 0 ≤ H_rest ≤ log(V − 1); 0 by convention at p = 1.
+    Domain: 0 ≤ p ≤ 1, h(p) ≤ H ≤ 709 (log V of the largest V that float64 holds). 0 ≤ H_rest ≤ log(V − 1); 0 by
+    convention at p = 1.
 
     Raises:
-        ValueError: If an argument is not real or out of range, H is below h(p), or the shapes do not broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> print(f"{rest_entropy(0.5, 1.5 * np.log(2.0)):.6f}")  # (½, ¼, ¼): two equal others
@@ -61,11 +63,11 @@ def single_logit_entropy_change(prob: ArrayLike, entropy: ArrayLike, step: Array
 
     Shapes: (...) each, broadcast; (...) out. Nats, float64. p and H are taken as the exact numbers they are.
 
-    Domain: 0 ≤ p ≤ 1, H ≥ h(p), ε finite. Nearer to p = 1 than 1e-12 the rounded p and H no longer say what surrounds
-    the token; use `entropy_change` there.
+    Domain: 0 ≤ p ≤ 1, h(p) ≤ H ≤ 709, ε finite. Nearer to p = 1 than 1e-12 the rounded p and H no longer say what
+    surrounds the token; use `entropy_change` there.
 
     Raises:
-        ValueError: If an argument is not real or out of range, H is below h(p), or the shapes do not broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> print(f"{single_logit_entropy_change(0.1, 2.0, 0.3):+.6f}")  # p < e^{−H}: a rise
@@ -83,7 +85,7 @@ def single_logit_entropy_change(prob: ArrayLike, entropy: ArrayLike, step: Array
         raise invalid("step", f"a shape that broadcasts with {p.shape}", f"{steps.shape}") from None
     inner = (p > 0.0) & (p < 1.0)
     p = np.where(inner, p, 0.5)
-    change = _change(H, _tilt(p, H), _rest_entropy(p, H), _moved(p, steps))
+    change = _change(H, _tilt(p, H), _rest_entropy(p, H), compare_one(p, steps))
     return np.where(inner, change, 0.0)[()]
 
 
@@ -104,10 +106,10 @@ def sign_flip_radius(prob: ArrayLike, entropy: ArrayLike) -> FloatArray:
     Shapes: (...) and (...), broadcast; (...) out. A logit has no unit; float64. Solved by Newton's method kept inside
     a bracket.
 
-    Domain: 0 < p < 1, H ≥ h(p).
+    Domain: 0 < p < 1, h(p) ≤ H ≤ 709.
 
     Raises:
-        ValueError: If an argument is not real or out of range, H is below h(p), or the shapes do not broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> radius = sign_flip_radius([0.1, 0.4, 0.9], [2.0, 1.0, 1.0])
@@ -155,8 +157,7 @@ def discriminant_bounds(prob: ArrayLike, vocab_size: ArrayLike) -> tuple[FloatAr
     Domain: 0 ≤ p ≤ 1, V ≥ 2.
 
     Raises:
-        ValueError: If prob is not real or outside [0, 1], vocab_size is not an integer or < 2, or shapes do not
-            broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> low, high = discriminant_bounds(0.1, 50_000)
@@ -194,13 +195,14 @@ def _probability(prob: ArrayLike) -> FloatArray:
 def _policy_of_token(prob: ArrayLike, entropy: ArrayLike) -> tuple[FloatArray, FloatArray]:
     """Check that some policy has this probability and this entropy."""
     p, H = _probability(prob), as_real("entropy", entropy)
-    if not (np.isfinite(H) & (H >= 0.0)).all():
-        raise invalid("entropy", "finite values >= 0", H[~(np.isfinite(H) & (H >= 0.0))].flat[0])
+    outside = ~((H >= 0.0) & (H <= LARGEST_ENTROPY))  # also NaN
+    if outside.any():
+        raise invalid("entropy", f"values with 0 <= H <= {LARGEST_ENTROPY:g}", H[outside].flat[0])
     try:
         p, H = np.broadcast_arrays(p, H)
     except ValueError:
         raise invalid("entropy", f"a shape that broadcasts with {p.shape}", f"{H.shape}") from None
-    binary = _binary_entropy(p, 1.0 - p)
+    binary = binary_entropy(p, 1.0 - p)
     least = binary * (1.0 - _SLACK)
     below = (least > H) | ((p == 1.0) & (H > _SLACK))
     if below.any():
@@ -216,11 +218,12 @@ def _tilt(p: FloatArray, H: FloatArray) -> FloatArray:
 
 def _rest_entropy(p: FloatArray, H: FloatArray) -> FloatArray:
     complement = 1.0 - p
-    rest = np.maximum(H - _binary_entropy(p, complement), 0.0)
+    rest = np.maximum(H - binary_entropy(p, complement), 0.0)
     return np.where(complement > 0.0, rest / np.where(complement > 0.0, complement, 1.0), 0.0)
 
 
-def _binary_entropy(p: FloatArray, complement: FloatArray) -> FloatArray:
+def binary_entropy(p: FloatArray, complement: FloatArray) -> FloatArray:
+    """h(p) from p and 1 − p, so that neither end loses digits; 0 at both ends."""
     inner = (p > 0.0) & (complement > 0.0)
     p, other = np.where(inner, p, 0.5), np.where(inner, complement, 0.5)
     log_p = np.where(p < 0.5, np.log(p), np.log1p(-np.minimum(other, 0.5)))
@@ -228,18 +231,18 @@ def _binary_entropy(p: FloatArray, complement: FloatArray) -> FloatArray:
     return np.where(inner, -p * log_p - other * log_other, 0.0)
 
 
-_Moved = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
+Compared = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
 
 
-def _change(H: FloatArray, x: FloatArray, rest: FloatArray, moved: _Moved) -> FloatArray:
+def _change(H: FloatArray, x: FloatArray, rest: FloatArray, moved: Compared) -> FloatArray:
     """ΔH by the exact law or as the entropy of the moved policy minus H, whichever has the smaller terms."""
     difference, divergence, q, q_rest = moved
     linear = difference * x
-    after = _binary_entropy(q, q_rest) + q_rest * rest
+    after = binary_entropy(q, q_rest) + q_rest * rest
     return np.where(np.abs(linear) + divergence <= H + after, -linear - divergence, after - H)
 
 
-def _moved(p: FloatArray, step: FloatArray) -> _Moved:
+def compare_one(p: FloatArray, step: FloatArray) -> Compared:
     """Return q − p, KL(q‖p), q and 1 − q for a token of probability p whose logit moves, each to its own digits."""
     rest = 1.0 - p
     growth, decay = np.exp(np.minimum(step, 0.0)), np.exp(-np.maximum(step, 0.0))
@@ -272,7 +275,7 @@ def _divergence(p: FloatArray, q: FloatArray, ratio: FloatArray, difference: Flo
 
 def _ratio(p: FloatArray, step: FloatArray) -> FloatArray:
     """K(ε) = KL/(q − p), which increases from log(1 − p)/p to −log p/(1 − p) and is ε/2 near 0."""
-    difference, divergence, _, _ = _moved(p, step)
+    difference, divergence, _, _ = compare_one(p, step)
     safe = np.where(difference == 0.0, 1.0, difference)
     return np.where(difference == 0.0, 0.5 * step, divergence / safe)
 
@@ -286,7 +289,7 @@ def _solve(
     near, far = np.where(wanted, near, 0.5), np.where(wanted, far, 2.0)
     for _ in range(100):
         step = sign * size
-        moved = _moved(p, step)
+        moved = compare_one(p, step)
         difference, divergence, q, q_rest = moved
         safe = np.where(difference == 0.0, 1.0, difference)
         excess = -_change(H, x, rest, moved) / np.abs(safe)  # increases with the size of the step
@@ -296,8 +299,8 @@ def _solve(
             newton = size - excess / slope
         inside = (newton > near) & (newton < far)
         following = np.where(inside, newton, 0.5 * (near + far))
-        settled = np.abs(following - size) <= 4e-16 * size
-        size = np.where(settled, size, following)
-        if (settled | ~wanted).all():
+        converged = np.abs(following - size) <= 4e-16 * size
+        size = np.where(converged, size, following)
+        if (converged | ~wanted).all():
             break
     return sign * size

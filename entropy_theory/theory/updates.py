@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from entropy_theory.errors import invalid
 from entropy_theory.theory import categorical as _categorical
 from entropy_theory.theory import discriminant as _first
-from entropy_theory.theory._policy import FloatArray, as_direction, as_logits, as_real, as_tokens, joint_shape
+from entropy_theory.theory._policy import FloatArray, as_direction, as_logits, as_real, as_tokens, at_token, joint_shape
 
 
 def expected_change(logits: ArrayLike, advantages: ArrayLike, step: ArrayLike) -> FloatArray:
@@ -35,8 +35,7 @@ def expected_change(logits: ArrayLike, advantages: ArrayLike, step: ArrayLike) -
     O(η²).
 
     Raises:
-        ValueError: If an argument is not real or not finite, V < 2 or differs, a logit is NaN, +inf or alone with −inf,
-            or shapes do not broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> print(f"{expected_change([1.0, 0.0], [1.0, -1.0], 0.1):.6f}")  # the likelier token is the better one
@@ -69,8 +68,7 @@ def entropy_bonus_change(logits: ArrayLike, coefficient: ArrayLike) -> FloatArra
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row; β finite and small. The error is O(β²).
 
     Raises:
-        ValueError: If an argument is not real or not finite, V < 2, a logit is NaN, +inf or alone with −inf, or shapes
-            do not broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> print(f"{entropy_bonus_change([1.0, 0.0, -1.0], 0.1):.6f}")
@@ -103,8 +101,7 @@ def temperature_change(
     O(α²).
 
     Raises:
-        ValueError: If an argument is not real, a temperature is not > 0 and finite, the token is out of range, V < 2, a
-            logit is NaN, +inf or alone with −inf, or shapes do not broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> print(f"{temperature_change([1.0, 0.0, -1.0], 0, 0.1, temperature=2.0):.6f}")
@@ -129,7 +126,8 @@ def baseline_boundary(logits: ArrayLike) -> FloatArray:
 
     Section B.14 of the theory notes.
 
-    Formula: S_c,k > 0 ⇔ p_k > p_N, p_N = N / W(N e^H) = e^{−H + W(N e^H)} ≥ e^{−H}, with W the Lambert function.
+    Formula: S_c,k > 0 ⇔ p_k > p_N, p_N = N / W(N e^H) = e^{−H + W(N e^H)} ≥ e^{−H}, with W the Lambert function; at
+    N = 0, where p is uniform, p_N is the limit e^{−H}.
 
     Symbols: z is `logits`; p_N is the result.
 
@@ -138,7 +136,7 @@ def baseline_boundary(logits: ArrayLike) -> FloatArray:
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row.
 
     Raises:
-        ValueError: If the logits are not real, V < 2, a logit is NaN or +inf, or a row has only −inf.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> boundary = baseline_boundary(np.log([0.5, 0.45, 0.05]))
@@ -169,8 +167,7 @@ def output_matrix_change(
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row; all else finite. The error is O(η²).
 
     Raises:
-        ValueError: If an argument is not real, a shape is not the one above, a token is out of range, a logit is NaN,
-            +inf or alone with −inf, or another value is not finite.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> change = output_matrix_change([[1.0, 0.0, -1.0]] * 2, [[1.0, 0.0], [0.0, 1.0]], [0, 2], [1.0, 0.0], 0.1)
@@ -195,6 +192,40 @@ def output_matrix_change(
     return -eta * (states @ states.T * centred) @ gains
 
 
+def tangent_influence(logits: ArrayLike, tangent: ArrayLike, token: ArrayLike | None = None) -> FloatArray:
+    """How much mean entropy changes per unit of a token's gradient weight, when weights are shared.
+
+    Part E of the theory notes.
+
+    Formula: D_t(y) = ⟨∇H̄, ∇log p_t(y)⟩ = u_y − E_{p_t}[u], u = J_t ∇H̄; one step of gradient ascent on
+    (1/n) Σ g_t log p_t changes H̄ by (η/n) Σ g_t D_t + O(η²). With free logits u = −S/n and D = −S_c/n.
+
+    Symbols: z is `logits`; u is `tangent`, the logits' derivative along ∇H̄ (or along P ∇H̄ for a preconditioner P); y is
+    `token`, or every token; D is the result.
+
+    Shapes: logits (..., V), tangent (..., V), token an integer or integers (...); leading shapes broadcast. Returns
+    (..., V) without a token and (...) with one. Nats, float64.
+
+    Domain: V ≥ 2; logits finite or −inf, with a finite one in every row; tangent finite; ∇H̄ does not depend on y_t.
+
+    Raises:
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
+
+    Example:
+        >>> print(np.round(tangent_influence([1.0, 0.0, -1.0], [0.2, -0.1, 0.0]), 4))
+        [ 0.0914 -0.2086 -0.1086]
+    """
+    z = as_logits(logits)
+    u = as_direction("tangent", tangent, z.shape)
+    probs = np.exp(_categorical.log_softmax(z))
+    # Measured from the likeliest token, so that its D keeps its digits on a nearly deterministic row.
+    shape = np.broadcast_shapes(z.shape, u.shape)
+    top = np.broadcast_to(z.argmax(axis=-1)[..., np.newaxis], (*shape[:-1], 1))
+    relative = u - np.take_along_axis(np.broadcast_to(u, shape), top, axis=-1)
+    influence: FloatArray = relative - (probs * relative).sum(axis=-1, keepdims=True)
+    return influence if token is None else at_token(influence, as_tokens(token, influence.shape))[()]
+
+
 def score_covariances(logits: ArrayLike, advantages: ArrayLike) -> tuple[FloatArray, FloatArray]:
     """The two covariances that are used to predict collapse: with the discriminant, and with the log-probability.
 
@@ -209,8 +240,7 @@ def score_covariances(logits: ArrayLike, advantages: ArrayLike) -> tuple[FloatAr
     Domain: V ≥ 2; logits finite or −inf, with a finite one in every row; advantages finite.
 
     Raises:
-        ValueError: If an argument is not real or not finite, V < 2 or differs, a logit is NaN, +inf or alone with −inf,
-            or shapes do not broadcast.
+        ValueError: If an argument is not real or outside this domain, or if the shapes do not fit.
 
     Example:
         >>> by_score, by_log = score_covariances([1.0, 0.0], [1.0, 1.0])

@@ -1,17 +1,13 @@
-"""What breaks a run from outside, said in one line: a reward that raises, a full disk, a SIGTERM.
+"""What breaks a run from outside, reported in one line: a reward that raises, a full disk, a SIGTERM.
 
-Nothing is lost in any of these: the last whole checkpoint stays, and the same command goes on from it.
+Nothing is lost in any of these: the last whole checkpoint stays, and the same command resumes from it.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
-import math
 import signal
 import threading
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,68 +15,11 @@ from typing import Any
 from transformers import TrainerCallback
 
 from entropy_theory.bridge.trl import checkpoints
-from entropy_theory.errors import RunError
-
-Reward = Callable[..., Any]
-
-
-def guarded_reward(reward: Reward, name: str) -> Reward:
-    """Let a reward function be named that raises, or does not return one finite number (or None) per completion.
-
-    Args:
-        reward: The function, plain or async, in TRL's form.
-        name: How the user wrote it.
-
-    Returns:
-        The function; called, it raises RunError where ``reward`` fails.
-
-    Example:
-        >>> guarded_reward(lambda completions: [1 / len(c) for c in completions], "my:reward")(completions=["", "a"])
-        Traceback (most recent call last):
-        ...
-        entropy_theory.errors.RunError: reward my:reward raised ZeroDivisionError: division by zero (...)
-    """
-
-    def failed(error: Exception) -> RunError:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        message = f"reward {name} raised {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
-        return RunError(message)
-
-    def checked(rewards: Sequence[float | None], arguments: dict[str, Any]) -> Sequence[float | None]:
-        count = len(arguments["completions"]) if "completions" in arguments else len(rewards)
-        if len(rewards) != count:
-            raise RunError(f"reward {name} returned {len(rewards)} rewards for {count} completions")
-        # None means "does not apply"; TRL would count NaN as that, and let an infinity spoil the whole group.
-        wrong = [r for r in rewards if r is not None and not math.isfinite(r)]
-        if wrong:
-            raise RunError(f"reward {name} returned {wrong[0]}, {len(wrong)} of {count} rewards are not finite")
-        return rewards
-
-    if inspect.iscoroutinefunction(reward):
-
-        @functools.wraps(reward)
-        async def guarded_async(**arguments: Any) -> Any:
-            try:
-                rewards = await reward(**arguments)
-            except Exception as error:
-                raise failed(error) from error
-            return checked(rewards, arguments)
-
-        return guarded_async
-
-    @functools.wraps(reward)
-    def guarded(**arguments: Any) -> Any:
-        try:
-            rewards = reward(**arguments)
-        except Exception as error:
-            raise failed(error) from error
-        return checked(rewards, arguments)
-
-    return guarded
+from entropy_theory.errors import RunError, one_line
 
 
 class Termination(TrainerCallback):
-    """Takes a SIGTERM as preemption: the run goes on to the next generation boundary, saves, and stops there."""
+    """Takes a SIGTERM as preemption: the run continues to the next generation boundary, saves, and stops there."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
@@ -114,7 +53,7 @@ class Termination(TrainerCallback):
 
 @contextmanager
 def explained(trainer: Any, out: Path) -> Iterator[None]:
-    """Say in one line why a run broke off and where it goes on; a refusal before the first step passes as it is.
+    """Say in one line why a run broke off and where it resumes; a refusal before the first step passes as it is.
 
     Args:
         trainer: The trainer, which gets a callback.
@@ -129,12 +68,12 @@ def explained(trainer: Any, out: Path) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, termination.ask) if main else None
     try:
         yield
-    except (RuntimeError, OSError, ValueError) as error:
+    except Exception as error:
         if not (termination.began or isinstance(error, RunError)):
             raise
-        said = f"after {trainer.state.global_step} steps: {' '.join(str(error).split())[:500]}"
+        said = f"after {trainer.state.global_step} steps: {one_line(error, 500)}"
         last = checkpoints.latest_checkpoint(out)
-        way_on = f"the same command goes on from {last.name}" if last else "there is no checkpoint yet"
+        way_on = f"the same command resumes from {last.name}" if last else "there is no checkpoint yet"
         raise RunError(f"{said}; {way_on}", status=getattr(error, "status", 1)) from error
     finally:
         if main:

@@ -12,7 +12,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from entropy_theory import cli
 from entropy_theory.audit import config as audit_config
 from entropy_theory.audit import run as audit_run
-from entropy_theory.audit.config import AuditConfig, audit
+from entropy_theory.audit.config import AuditConfig
+from entropy_theory.audit.run import audit
+from entropy_theory.audit.step import read_step
 from entropy_theory.testbed import decoder, sum_task
 
 
@@ -23,7 +25,7 @@ def small(model: Path, out: Path, **changes: object) -> AuditConfig:
 
 
 def measured(config: AuditConfig) -> dict[str, dict[str, np.ndarray]]:
-    return {path.name: audit_run.read_step(path)[0] for path in sorted((config.out / "steps").iterdir())}
+    return {path.name: read_step(path)[0] for path in sorted((config.out / "steps").iterdir())}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def test_the_command_prints_draws_and_does_not_repeat(
 ) -> None:
     config, result = finished
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr(audit_config, "run_arm", lambda *_: pytest.fail("a finished audit was repeated"))
+    monkeypatch.setattr(audit_run, "run_arm", lambda *_: pytest.fail("a finished audit was repeated"))
     words = ["--arms", *config.arms, "--at", "2", "4", "--seeds", "0", "--max-completion-length", "8"]
     words += ["--prompts-per-step", "4", "--generations", "8", "--positions", "8", "--resamples", "20"]
     words += ["--learning-rate", "1e-3", "--model", str(config.model), "--out", str(config.out)]
@@ -124,7 +126,7 @@ def test_steps_without_a_gradient_are_waited_out_and_then_named(
 def test_a_tied_output_matrix_cannot_be_trained_alone() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_positions=8, n_embd=8, n_layer=1, n_head=1))
     with pytest.raises(ValueError, match="the model's output matrix is also its embedding"):
-        audit_run._train_the_output_matrix_alone(model)
+        audit_run.train_output_matrix_only(model)
 
 
 @pytest.mark.parametrize(

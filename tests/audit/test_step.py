@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from entropy_theory.audit import step as audit_step
-from entropy_theory.audit.run import _update_of_the_gradient_alone
+from entropy_theory.audit.run import gradient_only_update
 from entropy_theory.audit.step import PIECES, StepBatch, measure_step
 from entropy_theory.testbed import decoder
 
@@ -50,7 +50,7 @@ def step(model: nn.Module, batch: StepBatch, optimizer: torch.optim.Optimizer | 
     """Make an optimizer step; parameters before and after it, the gradient."""
     optimizer = optimizer or torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=RATE)
     optimizer.zero_grad()
-    with audit_step._full_precision(torch.float64):  # the model's own casts to float32 would be in the gradient
+    with audit_step.full_precision(torch.float64):  # the model's own casts to float32 would be in the gradient
         loss(model, batch).backward()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in trained.items()}
@@ -83,7 +83,7 @@ def entropies(model: nn.Module, parameters, batch: StepBatch) -> torch.Tensor:
     ids = torch.cat([batch.prompt_ids, batch.completion_ids], dim=1)
     attention = torch.cat([batch.prompt_mask, batch.completion_mask], dim=1)
     inputs = {"input_ids": ids, "attention_mask": attention, "use_cache": False}
-    with torch.no_grad(), audit_step._full_precision(torch.float64):
+    with torch.no_grad(), audit_step.full_precision(torch.float64):
         logits = torch.func.functional_call(model, parameters, (), inputs).logits
     logs = (logits[:, batch.prompt_ids.shape[1] - 1 : -1] / batch.temperature).log_softmax(-1)
     return -(logs.exp() * logs).sum(-1)[batch.completion_mask.bool()]
@@ -128,7 +128,7 @@ def test_pieces_against_every_token_by_itself(measured) -> None:
         tuple(batch.prompt_ids[r][batch.prompt_mask[r].bool()].tolist()) + tuple(batch.completion_ids[r, :t].tolist())
         for r, t in inside.nonzero().tolist()
     ]
-    with audit_step._full_precision(torch.float64):
+    with audit_step.full_precision(torch.float64):
         terms = log_probs(model, batch)[inside] * batch.advantages.double()[inside] / inside.sum()
         each = [
             torch.cat([g.flatten() for g in torch.autograd.grad(t, model.parameters(), retain_graph=True)])
@@ -211,7 +211,7 @@ def test_adam_from_nothing_has_no_momentum_and_later_some() -> None:
     found = []
     for _ in range(2):
         before, after, gradient = step(model, batch, optimizer)
-        alone = _update_of_the_gradient_alone(optimizer, dict(model.named_parameters()), gradient)
+        alone = gradient_only_update(optimizer, dict(model.named_parameters()), gradient)
         twin = audit_step.measurable(model, "float64")
         arrays, scalars = measure_step(twin, before, after, gradient, batch, alone=alone, positions=8)
         whole = sum(arrays[name] for name in PIECES)

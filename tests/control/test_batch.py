@@ -74,11 +74,6 @@ def test_mask_of_any_dtype_becomes_bool(dtype: torch.dtype) -> None:
     assert torch.equal(minimal(completion_mask=mask).completion_mask, mask.bool())
 
 
-def test_advantages_per_completion_spread_over_tokens() -> None:
-    batch = minimal(advantages=torch.tensor([1.0, -2.0]))
-    assert torch.equal(batch.token_advantages, torch.tensor([[1.0] * 3, [-2.0] * 3]))
-
-
 def test_carried_scores_win_over_rebuilt_ones() -> None:
     carried = torch.full((2, 3), 0.25)
     assert torch.equal(minimal(discriminant=carried).scores(), carried)

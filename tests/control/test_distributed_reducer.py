@@ -56,7 +56,7 @@ def measure(batch: TokenBatch, reducer: r.Reducer) -> dict[str, object]:
     for mode in MODES:
         found[mode] = float(aggregate(x, mask, mode, reducer=reducer))
     found["count"] = r.masked_count(mask, reducer)
-    found["moments"] = (r.masked_mean(x, mask, reducer), r.masked_std(x, mask, reducer))
+    found["moments"] = r.masked_moments(x, mask, reducer)
     found["extremes"] = r.masked_min_max(x, mask, reducer)
     found["quantiles"] = [r.masked_quantile(x, mask, q, reducer) for q in (0.0, 0.2, 0.5, 0.97, 1.0)]
     found["top"] = [r.masked_top_k(x.round(decimals=1), mask, k, reducer) for k in (0, 1, 7, 30, 10_000)]

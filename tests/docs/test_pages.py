@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -21,7 +22,9 @@ from entropy_theory.theory.verification.catalogue import identifiers
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+README = ROOT / "README.md"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "hooks" not in path.parts)
+ALL_PAGES = [README, ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *PAGES]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -40,8 +43,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def pages_with(language: str) -> list[object]:
-    chosen = [page for page in PAGES if page.parent.name == "howto" or page.name == "index.md"]
-    return [pytest.param(p, id=p.relative_to(DOCS).as_posix()) for p in chosen if blocks(p, language)]
+    chosen = [README, *(page for page in PAGES if page.parent.name == "howto" or page.name == "index.md")]
+    return [pytest.param(p, id=p.relative_to(ROOT).as_posix()) for p in chosen if blocks(p, language)]
 
 
 @pytest.fixture
@@ -79,8 +82,9 @@ def test_commands_print_what_is_shown(page: Path, reader: Path, capsys: pytest.C
 
 
 def package_commands() -> Iterator[object]:
-    for page in PAGES:
-        for command in names.commands(page.read_text()):
+    for page in ALL_PAGES:
+        inline = re.findall(r"`(entropy-theory [^`\n]+)`", page.read_text()) if page == README else []
+        for command in [*names.commands(page.read_text()), *inline]:
             words = shlex.split(command, comments=True)
             for start in (["entropy-theory"], ["-m", "entropy_theory"]):
                 for at in range(len(words)):
@@ -91,11 +95,11 @@ def package_commands() -> Iterator[object]:
 @pytest.mark.parametrize("words", list(package_commands()))
 def test_commands_parse(words: list[str], reader: Path) -> None:
     name = next(n for n in cli.COMMANDS if words[: n.count(" ") + 1] == n.split())
-    config = cli._parse(name, cli.COMMANDS[name], words[name.count(" ") + 1 :])
+    config = cli.parse(name, words[name.count(" ") + 1 :])
     assert config is not None
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_what_a_page_names_exists(page: Path) -> None:
     assert list(names.problems(page.read_text(), page)) == []
 
@@ -138,6 +142,126 @@ def test_a_statement_links_function_and_test() -> None:
     test = "test_centered_discriminant_matches_mpmath"
     line = int(re.search(rf"\[`{test}`\]\(../../tests/theory/test_discriminant.py#L(\d+)\)", text)[1])
     assert (ROOT / "tests/theory/test_discriminant.py").read_text().splitlines()[line - 1].startswith(f"def {test}(")
+
+
+def test_the_readme_is_read_in_a_minute_and_the_start_page_agrees() -> None:
+    text = README.read_text()
+    assert len(text.splitlines()) <= 120
+    collapse = re.search(r"^\*\*Entropy collapse\.\*\*.*?(?=\n\n)", text, re.MULTILINE | re.DOTALL)[0]
+    assert collapse in (DOCS / "index.md").read_text()
+
+
+NOT_CLAIMS = r"arXiv [\d.]+|Theorem [\d.]+|(Python|torch|transformers|TRL)( ≥)? [\d.]+( to [\d.]+)?|\]\([^)]*\)"
+NUMBER = re.compile(r"\d+\.\d+|\d+ %|\d{1,3},\d{3}")
+COMMAND = re.compile(r"`(make|python|entropy-theory) [^`]+`")
+
+
+def claims(markdown: str) -> Iterator[str]:
+    """Paragraphs, list items and rows of tables that have a number outside code."""
+    for block in re.split(r"\n\n|\n(?=[-|] ?)", re.sub(r"^```.*?^```$", "", markdown, flags=re.MULTILINE | re.DOTALL)):
+        prose = re.sub(NOT_CLAIMS, "", re.sub(r"`[^`]*`", "", block))
+        if NUMBER.search(prose):
+            yield block
+
+
+def test_every_number_of_the_readme_has_its_command() -> None:
+    found = list(claims(README.read_text()))
+    assert len(found) >= 8
+    assert [block for block in found if not COMMAND.search(block)] == []
+    assert (
+        len(list(claims("It ends at 0.29 nats\n\n| a | 52 % |\n\nBy arXiv 2602.03392, Theorem 3.3, on TRL 1.16."))) == 2
+    )
+
+
+def record(name: str) -> dict:
+    return json.loads((ROOT / "simulations" / "results" / f"{name}.json").read_text())["summary"]
+
+
+def test_the_readme_has_the_numbers_of_the_records() -> None:
+    def figures(interval: dict, digits: int) -> str:
+        return f"{interval['mean']:.{digits}f} ± {interval['half_width']:.{digits}f}"
+
+    real, live = record("clipping_methods")["real"], record("clipping_methods")["live"]
+    bank, plain = record("control_comparison")["arms"], record("control_comparison")["arms"]["none"]
+    none, mask, stare = real["none"], real["clip-b(mu=1)"], real["stare(up=2, up_max=2, target=None)"]
+    bonus, budget = bank["entropy-bonus(coefficient=0.1)"], bank["entropy-budget(target=0.3, gain=0.02)"]
+    drops = record("hyperparameter_sweep")["drops"]["V=100, n=102400"]
+    shared = record("shared_parameters")["findings"]
+    assert drops["clip-b(mu=2.5)"] == drops["clip-v(mu=8.5)"] == 0
+    sign = [re.search(r"sign of the whole realised change at (\d+)%", sentence)[1] for sentence in shared[:2]]
+    expected = (
+        f"{mask['dropped_share']['mean']:.1%}".replace("%", " % of the tokens"),
+        f"{figures(mask['entropy'], 2)} nats and {mask['distinct_right']['mean']:.1f} distinct right answers",
+        f"without a rule {figures(none['entropy'], 2)} and {none['distinct_right']['mean']:.1f}",
+        f"{figures(stare['entropy'], 2)} nats, {stare['distinct_right']['mean']:.1f} distinct",
+        f"reward {figures(bonus['final_reward'], 3)}, without {figures(plain['final_reward'], 3)}",
+        f"{budget['steps_to_full']['mean']:.0f} steps to the reward reached in {plain['steps_to_full']['mean']:.0f}",
+        f"ends at {figures(budget['final_entropy'], 3)} nats",
+        f"{figures(live['clip-higher']['entropy_over_base'], 3)} nats above `ppo-clip`",
+        "0 of 102,400 tokens",
+        f"at {sign[0]} % of the positions under SGD and at {sign[1]} % under AdamW",
+    )
+    text = " ".join(README.read_text().split())
+    assert [words for words in expected if words not in text] == []
+
+
+def test_the_readme_and_the_findings_show_the_same_demo() -> None:
+    row = r"^\| (?:GRPO|Clip_B|random mask) \| `[^`]+` \| ([\d.]+) .*?\| ([\d.]+) .*?\| ([\d.]+) "
+    grpo, clip_b, random = re.findall(row, (DOCS / "findings.md").read_text(), re.MULTILINE)
+    text = " ".join(README.read_text().split())
+    assert f"GRPO ends at {grpo[0]} nats with {grpo[2]} distinct right answers" in text
+    assert f"it ends at {clip_b[0]} nats with {clip_b[2]}, at a reward within the intervals" in text
+    assert f"({clip_b[1]} against {grpo[1]})" in text
+    assert f"does not help ({random[0]} nats)" in text
+
+
+def test_the_readme_names_the_tested_versions() -> None:
+    tested = dict(re.findall(r"^([\w-]+)==(\d+\.\d+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    named = f"torch {tested['torch']}, transformers {tested['transformers']} and TRL {tested['trl']}"
+    assert named in README.read_text()
+    released = re.findall(r"^\| (1\.\d+)\.\d+ \|.*passed \|$", (DOCS / "trl_versions.md").read_text(), re.MULTILINE)
+    assert f"TRL {released[0]} to {released[-1]} is supported" in README.read_text()
+
+
+def test_the_messages_of_the_troubleshooting_page_are_those_of_the_package() -> None:
+    sources = [path.read_text() for path in [*(ROOT / "entropy_theory").rglob("*.py"), ROOT / "Makefile"]]
+    headings = re.findall(r"^### (.*)$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    messages = [code for heading in headings if heading.startswith("`") for code in re.findall(r"`([^`]+)`", heading)]
+    messages = [m for m in messages if " " in m and not m.startswith("cannot import")]  # that one is Python's
+    assert len(messages) >= 25
+    for message in messages:
+        name, _, words = message.rpartition(": expected ") if ": expected " in message else ("", "", message)
+        words = words.removeprefix("expected ")
+        pieces = [piece.strip(" :;,'") for piece in re.split(r"\b[A-Z][A-Z]+\b|\b[NM]\b|>=1.*|\bnan\b", words)]
+        near = re.compile(".{0,120}?".join(re.escape(piece) for piece in pieces if piece), re.DOTALL)  # one statement
+        assert any(name in source and near.search(source) for source in sources), message
+
+
+def test_every_module_has_a_place_in_the_api() -> None:
+    shown = "\n".join(generated.expand(page.read_text(), f"api/{page.name}") for page in (DOCS / "api").glob("*.md"))
+    paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "entropy_theory").rglob("*.py")]
+    modules = [".".join(path.parts) for path in paths if not any(part.startswith("_") for part in path.parts)]
+    assert [module for module in modules if f"::: {module}\n" not in shown + "\n"] == []
+
+
+def test_links_of_pages_outside_docs_do_not_depend_on_where_the_checkout_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mkdocs", reason="needs the extra docs")
+    monkeypatch.syspath_prepend(DOCS / "hooks")
+    monkeypatch.chdir(tmp_path)
+    sources = hook("sources")
+    links = "[a](docs/glossary.md#x) [b](CHANGELOG.md) [c](tests/oracles.py#L3) [d](https://e.org/f)"
+    text = sources.LINK.sub(lambda match: sources.pointed(match, "../README.md", "source/README.md"), links)
+    assert text == "[a](../glossary.md#x) [b](CHANGELOG.md) [c](tests/oracles.py.md#L-3) [d](https://e.org/f)"
+
+
+def test_the_architecture_shows_every_room() -> None:
+    tree = (ROOT / "ARCHITECTURE.md").read_text().split("```")[1]
+    entries = [path for path in (ROOT / "entropy_theory").iterdir() if not path.name.startswith("_")]
+    rooms = [f"{path.name}/" for path in entries if (path / "__init__.py").is_file()]
+    modules = [path.name for path in entries if path.suffix == ".py"]
+    assert [name for name in [*rooms, *modules] if f" {name}" not in tree] == []
 
 
 def test_the_site_builds_and_needs_no_network(tmp_path: Path) -> None:

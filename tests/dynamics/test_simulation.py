@@ -186,9 +186,10 @@ def same_arrays(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> boo
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("rule", ["none", "clip-b(mu=1)|random-mask(fraction=0.1)"])
-def test_blocks_do_not_change_the_result(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = SimulationConfig(policies=70, vocab_size=33, steps=6, group_size=4, iterations=2, rule=rule, step_size=1.0)
+@pytest.mark.parametrize("optimizer", ["sgd", "natural", "adam"])
+def test_blocks_do_not_change_the_result(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SimulationConfig(policies=70, vocab_size=33, steps=6, group_size=4, iterations=2, optimizer=optimizer)
+    config = replace(config, rule="clip-b(mu=1)|random-mask(fraction=0.1)", step_size=1.0)
     whole = simulate(config)
     for elements in (1, 100, 33 * 64):
         part = simulate(replace(config, block_elements=elements))
@@ -208,12 +209,6 @@ def test_recording_does_not_change_the_run() -> None:
         assert np.array_equal(values, every.steps[name][chosen]), name
     assert len(third.pairs["step"]) == 30
     assert len(every.pairs["step"]) == 20 * 8 * 2  # fewer than asked for: all of them
-
-
-def test_equal_seeds_repeat_and_others_differ() -> None:
-    config = SimulationConfig(policies=8, vocab_size=6, steps=4)
-    assert same_arrays(simulate(config).steps, simulate(config).steps)
-    assert not same_arrays(simulate(config).steps, simulate(replace(config, seed=1)).steps)
 
 
 def test_float32_is_measured_as_stored() -> None:
@@ -240,24 +235,15 @@ def test_entropy_collapses_under_grpo_and_less_under_clip_b() -> None:
     assert plain_run.summary["slope"] == pytest.approx(1.0, abs=0.05)
 
 
-def test_small_steps_have_slope_one() -> None:
-    result = simulate(SimulationConfig(policies=300, vocab_size=100, steps=20, step_size=0.01))
-    assert result.summary["slope"] == pytest.approx(1.0, abs=0.01)
-    assert result.summary["relative_error"] < 0.01
-
-
 def test_progress_ends_at_the_last_step() -> None:
     calls: list[tuple[int, int, str]] = []
-    simulate(SimulationConfig(policies=4, vocab_size=5, steps=25), lambda *call: calls.append(call))
+    threads, config = torch.get_num_threads(), SimulationConfig(policies=4, vocab_size=5, steps=25)
+    result = simulate(config, lambda *call: calls.append(call))
+    assert torch.get_num_threads() == threads
+    assert not same_arrays(result.steps, simulate(replace(config, seed=1)).steps)
     assert [done for done, _, _ in calls] == [10, 20, 25]
     assert calls[-1][1] == 25
     assert calls[-1][2].startswith("entropy ")
-
-
-def test_threads_are_left_as_they_were() -> None:
-    before = torch.get_num_threads()
-    simulate(SimulationConfig(policies=4, vocab_size=5, steps=2))
-    assert torch.get_num_threads() == before
 
 
 def test_the_batch_part_of_a_pipe_is_decided_once() -> None:

@@ -46,7 +46,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"advantage": "rank"}, "advantage: expected one of std, mean, received 'rank'"),
     ({"dtype": "bf16"}, "dtype: expected one of float64, float32, received 'bf16'"),
     ({"rule": "clip-bb"}, "rule: expected one of .*did you mean 'clip-b'"),
-    ({"rule": "clip-b(mu=-1)"}, "clip-b mu: expected a finite number"),
+    ({"rule": "clip-b(mu=-1)"}, "clip-b mu: expected a number in"),
     ({"device": "abacus"}, "device: expected cpu or cuda, with a number if need be, received 'abacus'"),
     ({"device": "meta"}, "device: expected cpu or cuda, with a number if need be, received 'meta'"),
 ]

@@ -86,17 +86,22 @@ def run_until(config: SimulationConfig, step: int) -> None:
             run(config)
 
 
-@pytest.mark.parametrize("step", [2, 3, 11, 19])
-def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, step: int) -> None:
-    config = replace(SMALL, out=tmp_path)
+@pytest.mark.parametrize(
+    ("step", "changed"), [(2, {}), (3, {}), (11, {"optimizer": "adam", "dtype": "float32"}), (19, {})]
+)
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path, step: int, changed: dict[str, str]) -> None:
+    config = replace(SMALL, out=tmp_path, **changed)
     run_until(config, step)
     assert (tmp_path / "checkpoint.safetensors").exists() == (step >= 3)
     assert not (tmp_path / "result.json").exists()
     resumed = run(replace(config, block_elements=40, checkpoint_every=5))
     undisturbed = run(replace(config, out=tmp_path / "whole"))
     assert_same(resumed, undisturbed)
-    ends = [load_file(folder / "checkpoint.safetensors")["logits"] for folder in (tmp_path, tmp_path / "whole")]
-    assert ends[0].equal(ends[1])
+    ends = [load_file(folder / "checkpoint.safetensors") for folder in (tmp_path, tmp_path / "whole")]
+    assert ends[0].keys() == ends[1].keys()
+    for name in ("logits", *(("adam.first", "adam.second") if changed else ())):
+        assert ends[0][name].equal(ends[1][name])
+        assert str(ends[0][name].dtype) == f"torch.{config.dtype}"
 
 
 def test_killed_and_started_again(tmp_path: Path) -> None:

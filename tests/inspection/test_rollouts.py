@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from entropy_theory import cli
-from entropy_theory.inspection import scoring
-from entropy_theory.inspection.rollouts import Rollouts, Tokenised, advantages_of, read_rollouts, tokenise
+from entropy_theory.bridge import model_head
+from entropy_theory.inspection.rollouts import Rollouts, advantages_of, read_rollouts
 from entropy_theory.inspection.scoring import load_policy, score
+from entropy_theory.inspection.tokens import Tokenised, TokenOptions, tokenise
+from entropy_theory.testbed import decoder
 from entropy_theory.vocab import token_statistics
 
 LINES: list[dict[str, Any]] = [
@@ -118,16 +120,21 @@ def test_a_rollout_alone_in_its_group_gets_nothing(rollouts: Rollouts) -> None:
 
 
 def test_the_end_token_is_put_back(rollouts: Rollouts, byte_model: Path) -> None:
-    tokenizer = load_policy(str(byte_model)).tokenizer
-    end = tokenizer.eos_token_id
-    whole = tokenise(rollouts, tokenizer)
-    assert all(one.ids[-1] == end and one.pieces[-1] == "<eos>" for one in whole)
-    assert tokenizer.decode(whole[0].ids[:-1]) == "9+0+1+7"
-    assert [len(one.ids) for one in tokenise(rollouts, tokenizer, end_token=False)] == [len(o.ids) - 1 for o in whole]
-    limit = len(whole[0].ids) - 1  # as many tokens as the completion has without its end
-    assert tokenise(rollouts, tokenizer, max_completion_length=limit)[0].ids[-1] != end
+    policy = load_policy(str(byte_model))
+    (end,) = policy.end_token_ids
+    written = tokenise(rollouts, policy.tokenizer, TokenOptions((end,)))
+    whole = written.sequences
+    assert all(sequence.ids[-1] == end and sequence.pieces[-1] == "<eos>" for sequence in whole)
+    assert (written.retokenised, written.ended, written.limited) == (5, 5, 0)
+    assert policy.tokenizer.decode(whole[0].ids[:-1]) == "9+0+1+7"
+    bare = tokenise(rollouts, policy.tokenizer).sequences
+    assert [sequence.ids for sequence in bare] == [sequence.ids[:-1] for sequence in whole]
+    limit = len(bare[0].ids)  # as many tokens as the completion has without its end
+    written = tokenise(rollouts, policy.tokenizer, TokenOptions((end,), limit))
+    assert written.sequences[0].ids[-1] != end
+    assert written.limited >= 1
     cut = replace(rollouts, items=(replace(rollouts.items[0], truncated=True),))
-    assert tokenise(cut, tokenizer)[0].ids == whole[0].ids[:-1]
+    assert tokenise(cut, policy.tokenizer, TokenOptions((end,))).sequences[0].ids == bare[0].ids
 
 
 def test_pieces_are_the_text(rollouts: Rollouts, byte_model: Path) -> None:
@@ -135,21 +142,26 @@ def test_pieces_are_the_text(rollouts: Rollouts, byte_model: Path) -> None:
     tokenizer = load_policy(str(byte_model)).tokenizer
     text = "the sum🙂 is  Ω\n\tright </script>"
     item = replace(rollouts.items[0], completion=text)
-    one = tokenise(replace(rollouts, items=(item,)), tokenizer, end_token=False)[0]
-    assert "".join(one.pieces) == text
-    assert len(one.pieces) == len(one.ids)
-    assert "" in one.pieces
-    recorded = tokenise(replace(rollouts, items=(replace(item, completion_ids=one.ids),)), tokenizer)[0]
-    assert recorded.ids == one.ids  # taken as they are, no end token added
+    sequence = tokenise(replace(rollouts, items=(item,)), tokenizer).sequences[0]
+    assert "".join(sequence.pieces) == text
+    assert len(sequence.pieces) == len(sequence.ids)
+    assert "" in sequence.pieces
+    by_ids = replace(rollouts, items=(replace(item, completion_ids=sequence.ids),))
+    recorded = tokenise(by_ids, tokenizer, TokenOptions((tokenizer.eos_token_id,))).sequences[0]
+    assert recorded.ids == sequence.ids  # taken as they are, no end token added
 
 
-def test_a_text_that_does_not_come_back_is_refused(rollouts: Rollouts, tiny_decoder: Path) -> None:
+def test_a_text_that_does_not_come_back_is_left_out_or_refused(rollouts: Rollouts, tiny_decoder: Path) -> None:
     tokenizer = load_policy(str(tiny_decoder)).tokenizer
     item = replace(rollouts.items[0], completion="9+0+x")
     with pytest.raises(
         ValueError, match=r"line 1, completion: expected text that the tokenizer gives back .* '9\+0\+x'"
     ):
         tokenise(replace(rollouts, items=(item,)), tokenizer)
+    written = tokenise(replace(rollouts, items=(rollouts.items[1], item, rollouts.items[2])), tokenizer)
+    assert written.rows == (0, 2)
+    assert [len(s.ids) for s in written.sequences] == [7, 3]
+    assert written.rollouts.left_out[0].startswith("1 of 3 completions whose text does not come back")
     chat = replace(item, prompt=[{"role": "user", "content": "1"}], completion="1")
     with pytest.raises(ValueError, match="no chat template"):
         tokenise(replace(rollouts, items=(chat,)), tokenizer)
@@ -161,16 +173,26 @@ def test_a_text_that_does_not_come_back_is_refused(rollouts: Rollouts, tiny_deco
 
 def test_chats_go_through_the_template_and_empty_prompts_begin_somewhere(rollouts: Rollouts, byte_model: Path) -> None:
     tokenizer = load_policy(str(byte_model)).tokenizer
-    template = (
-        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    tokenizer.chat_template = (
+        "{% for t in tools or [] %}<{{ t.name }}>{% endfor %}"
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}>{% if thinking is defined and not thinking %}//{% endif %}{% endif %}"
     )
-    tokenizer.chat_template = template
-    chat = replace(rollouts.items[0], prompt=[{"role": "user", "content": "17=?"}])
-    one = tokenise(replace(rollouts, items=(chat,)), tokenizer)[0]
-    assert tokenizer.decode(one.prompt_ids) == "[user]17=?>"
+    chat = replace(rollouts, items=(replace(rollouts.items[0], prompt=[{"role": "user", "content": "17=?"}]),))
+    for options, expected in (
+        (TokenOptions(), "[user]17=?>"),
+        (TokenOptions(chat_template_kwargs={"thinking": False}), "[user]17=?>//"),
+        (TokenOptions(tools=[{"name": "add"}]), "<add>[user]17=?>"),
+    ):
+        written = tokenise(chat, tokenizer, options)
+        assert tokenizer.decode(written.sequences[0].prompt_ids) == expected
+        assert written.chats == 1
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ValueError, match=r"line 1, prompt: expected messages that the model's chat template can write"):
+        tokenise(chat, tokenizer)
     tokenizer.bos_token = "<eos>"
-    empty = replace(rollouts.items[0], prompt="")
-    assert tokenise(replace(rollouts, items=(empty,)), tokenizer)[0].prompt_ids == (tokenizer.bos_token_id,)
+    empty = replace(rollouts, items=(replace(rollouts.items[0], prompt=""),))
+    assert tokenise(empty, tokenizer).sequences[0].prompt_ids == (tokenizer.bos_token_id,)
 
 
 def test_several_reward_functions_are_added(tmp_path: Path) -> None:
@@ -183,7 +205,7 @@ def test_several_reward_functions_are_added(tmp_path: Path) -> None:
     (tmp_path / "completions").mkdir()
     pandas.DataFrame(rows).to_parquet(tmp_path / "completions" / "completions_00003.parquet")
     found = read_rollouts(tmp_path)
-    assert found.rewards == ("right", "short")
+    assert found.rewards.names == ("right", "short")
     assert [item.reward for item in found.items] == [1.5, 0.0, None]
     assert [item.reward for item in read_rollouts(tmp_path, rewards=["short"]).items] == [0.5, None, None]
     with pytest.raises(ValueError, match=r"rewards: expected numeric columns of .*, received note"):
@@ -212,12 +234,12 @@ def test_scores_are_those_of_each_sequence_alone(
     rollouts: Rollouts, byte_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     policy = load_policy(str(byte_model))
-    assert policy.head is not None
+    assert policy.layer is not None
     if how == "hidden":
-        monkeypatch.setattr(scoring, "LOGITS_BUDGET", 0)
-    sequences = tokenise(rollouts, policy.tokenizer)
+        monkeypatch.setattr(model_head, "LOGITS_BUDGET", 0)
+    sequences = tokenise(rollouts, policy.tokenizer).sequences
     for bound in (1, 30, 8192):
-        found = score(policy, sequences, tmp_path, temperature=0.7, batch_tokens=bound)
+        found, _ = score(policy, sequences, tmp_path, temperature=0.7, batch_tokens=bound)
         start = 0
         for one in sequences:
             expected = alone(policy, one, 0.7)
@@ -242,8 +264,8 @@ def test_positions_count_from_the_first_token(rollouts: Rollouts, byte_model: Pa
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     tokenizer.save_pretrained(tmp_path / "gpt2")
     policy = load_policy(str(tmp_path / "gpt2"))
-    sequences = tokenise(rollouts, policy.tokenizer)
-    found = score(policy, sequences, tmp_path / "scores")
+    sequences = tokenise(rollouts, policy.tokenizer).sequences
+    found, _ = score(policy, sequences, tmp_path / "scores")
     expected = np.concatenate([alone(policy, one, 1.0).log_probs.numpy() for one in sequences])
     np.testing.assert_allclose(found["log_probs"], expected, rtol=2e-4, atol=2e-5)
     with pytest.raises(ValueError, match="rollout 1: expected at most 40 tokens, the model's positions, received 42"):
@@ -252,10 +274,10 @@ def test_positions_count_from_the_first_token(rollouts: Rollouts, byte_model: Pa
 
 def test_a_killed_scoring_goes_on(rollouts: Rollouts, byte_model: Path, tmp_path: Path) -> None:
     policy = load_policy(str(byte_model))
-    sequences = tokenise(rollouts, policy.tokenizer)
+    sequences = tokenise(rollouts, policy.tokenizer, TokenOptions(policy.end_token_ids)).sequences
     calls = []
     policy.model.register_forward_hook(lambda *_: calls.append(1))
-    whole = score(policy, sequences, tmp_path / "undisturbed", batch_tokens=1)
+    whole, _ = score(policy, sequences, tmp_path / "undisturbed", batch_tokens=1)
     assert len(calls) == 5
 
     def killed(done: int, total: int, words: str) -> None:
@@ -264,7 +286,7 @@ def test_a_killed_scoring_goes_on(rollouts: Rollouts, byte_model: Path, tmp_path
 
     with pytest.raises(KeyboardInterrupt):
         score(policy, sequences, tmp_path / "killed", batch_tokens=1, progress=killed)
-    found = score(policy, sequences, tmp_path / "killed", batch_tokens=1)
+    found, _ = score(policy, sequences, tmp_path / "killed", batch_tokens=1)
     assert len(calls) == 10  # two before the kill, three after it
     assert all(np.array_equal(found[name], whole[name]) for name in whole)
     score(policy, sequences, tmp_path / "killed", batch_tokens=1, temperature=0.5)
@@ -324,7 +346,8 @@ def test_trls_own_log_and_the_table(tiny_decoder: Path, tmp_path: Path, capsys: 
     """A real run's log is read; its advantages are what we compute from its rewards; the table holds the scores."""
     import pandas
 
-    from entropy_theory.training.run import TrainConfig, train
+    from entropy_theory.training.config import TrainConfig
+    from entropy_theory.training.run import train
 
     run = tmp_path / "run"
     train(TrainConfig(str(tiny_decoder), steps=2, prompts_per_step=8, log_completions=True, out=run))
@@ -338,7 +361,7 @@ def test_trls_own_log_and_the_table(tiny_decoder: Path, tmp_path: Path, capsys: 
     bare = tuple(replace(item, advantage=None, group=str(n // 16)) for n, item in enumerate(logged.items))
     np.testing.assert_allclose(advantages_of(replace(logged, items=bare))[0], recorded, atol=2e-6)  # TRL's are float32
 
-    words = ["inspect", str(run), "--model", str(run / "model"), "--max-completion-length", "8"]
+    words = ["inspect", str(run), "--model", str(run / "model")]
     for name in ("tokens.csv", "tokens.parquet"):
         assert (
             cli.main(
@@ -349,8 +372,14 @@ def test_trls_own_log_and_the_table(tiny_decoder: Path, tmp_path: Path, capsys: 
     out = capsys.readouterr().out.replace("\n", " ")
     assert "128 completions" in out
     table = pandas.read_parquet(tmp_path / "tokens.parquet")
-    text = table.groupby("completion")["token"].agg("".join).str.removesuffix("<eos>")
-    assert text.tolist() == [item.completion for item in logged.items]
+    text = table.groupby("completion")["token"].agg("".join)
+    assert text.str.replace(r"<\w+>", "", regex=True).tolist() == [item.completion for item in logged.items]
+    # the log's ids hold what its text has lost: the end tokens that were sampled, and none after the length limit
+    ids = table.groupby("completion")["token_id"].agg(tuple)
+    assert ids.tolist() == [item.completion_ids for item in logged.items]
+    ended = ids.map(lambda tokens: tokens[-1] == decoder.SPECIAL_TOKENS.index("<eos>"))
+    assert 0 < (~ended).sum() < len(ids)
+    assert (ids[~ended].map(len) == 8).all()
     rebuilt = table.prob * (table.entropy + table.log_prob)
     np.testing.assert_allclose(table.discriminant, rebuilt, atol=1e-6)
     np.testing.assert_allclose(table.effect, -table.advantage * table.centered_discriminant, rtol=1e-6)

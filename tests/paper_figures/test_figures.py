@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-FOLDER = Path(__file__).parents[2] / "paper_figures"
-sys.path.insert(0, str(FOLDER))
+from paper_figures import gallery, style
 
-gallery = importlib.import_module("gallery")
-style = importlib.import_module("style")
+FOLDER = Path(gallery.__file__).parent
 
 
 def figures() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("style", "gallery"))
+    return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "style", "gallery"))
 
 
 def drawn(name: str) -> Any:
-    module: ModuleType = importlib.import_module(name)
     with style.style():
-        figure = module.draw()
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
+        figure = gallery.figure_module(name).draw()
         FigureCanvasAgg(figure).draw()  # lays out
         figure.set_layout_engine("none")
         return figure
@@ -65,7 +58,7 @@ def test_text_is_whole_and_apart(name: str) -> None:
 def test_a_figure_is_written_in_both_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(style, "OUT", tmp_path / "out")
     monkeypatch.setattr(style, "GALLERY", tmp_path / "gallery")
-    module = importlib.import_module("exact_change")
+    module = gallery.figure_module("exact_change")
     style.make(module)
     first = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.*")}
     assert {path.as_posix() for path in first} == {

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
-FOLDER = Path(__file__).parents[2] / "simulations"
-
-
-def load(name: str) -> ModuleType:
-    import sys
-
-    spec = importlib.util.spec_from_file_location(f"simulation_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+from simulation_scripts import FOLDER, load
 
 
 def test_predictions_come_true(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_sign_phase_diagram(runs: Path) -> None:
 
 def test_noise_drift(runs: Path) -> None:
     summary = quick("noise_drift", runs)["summary"]
-    assert summary["largest_falling_prob"]["2"] == 0.8  # the boundary is at .823959, the grid goes on with .85
+    assert summary["largest_falling_prob"]["2"] == 0.8  # the boundary is at .823959, the next grid point is .85
     # uniform policies have no first order, so two seeds are enough to see the second
     uniform = summary["runs"]["uniform"]
     assert uniform["change"]["mean"] == pytest.approx(uniform["predicted"]["mean"], rel=0.1)

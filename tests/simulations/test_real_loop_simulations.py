@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from simulation_scripts import FOLDER, load
 
 from entropy_theory.audit.config import AuditConfig
-
-FOLDER = Path(__file__).parents[2] / "simulations"
-
-
-def load(name: str) -> ModuleType:
-    if str(FOLDER) not in sys.path:
-        sys.path.append(str(FOLDER))  # the experiments share modules
-    return importlib.import_module(name)
 
 
 def test_s_c_is_centred_on_policy_and_not_under_top_p(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sweeps give the same results in one process, in several and as shares of a cluster's, and go on where they ended."""
+"""Sweeps give the same results in one process, in several and as shares of a cluster's, and resume where they ended."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def test_another_configuration_is_another_file(tmp_path: Path) -> None:
 
 
 def test_quick_keeps_what_the_user_gave_and_stays_out_of_the_results(tmp_path: Path) -> None:
-    config = sweep.settle(noise.NoiseConfig(quick=True, steps=7, runs=tmp_path), noise.QUICK)
+    config = sweep.with_quick_settings(noise.NoiseConfig(quick=True, steps=7, runs=tmp_path), noise.QUICK)
     assert (config.steps, config.seeds) == (7, noise.QUICK["seeds"])
-    assert sweep.settle(noise.NoiseConfig(), noise.QUICK) == noise.NoiseConfig()
+    assert sweep.with_quick_settings(noise.NoiseConfig(), noise.QUICK) == noise.NoiseConfig()
     before = {path: path.stat().st_mtime_ns for path in (FOLDER / "results").iterdir()}
     noise.main(replace(SMALL, quick=True, runs=tmp_path))
     assert (tmp_path / "noise_drift-quick.json").exists()

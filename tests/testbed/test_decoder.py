@@ -57,7 +57,7 @@ def test_warm_up_learns_and_is_cached_whole(tmp_path: Path, monkeypatch: pytest.
     [
         ({"hidden_size": 30}, "hidden_size: expected a multiple of 2"),
         ({"steps": -1}, "steps: expected an integer >= 0"),
-        ({"learning_rate": 0.0}, "learning_rate: expected a number > 0"),
+        ({"learning_rate": 0.0}, "learning_rate: expected a finite number > 0"),
         ({"batch_size": 0}, "batch_size: expected an integer >= 1"),
     ],
 )

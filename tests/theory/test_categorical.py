@@ -56,6 +56,7 @@ def test_entropy_matches_mpmath():
         assert relative_error(categorical.entropy(logits), ExactPolicy.of(logits).entropy) < 3e-15
 
 
+@pytest.mark.statement("exact-identity")
 @pytest.mark.parametrize("step", [1e-8, -1e-8, 1e-10])
 def test_entropy_change_keeps_its_digits_at_small_steps(step):
     rng = np.random.default_rng(5)
@@ -69,6 +70,7 @@ def test_entropy_change_keeps_its_digits_at_small_steps(step):
                 assert relative_error(categorical.entropy_change(logits, delta), reference) < 1e-10
 
 
+@pytest.mark.statement("exact-identity")
 @pytest.mark.parametrize("step", [1e-3, 0.3, -2.0, 20.0, -50.0, 700.0])
 def test_entropy_change_matches_mpmath_at_large_steps(step):
     for logits in policies((2, 3, 12)):
@@ -137,23 +139,6 @@ def test_the_order_of_the_vocabulary_does_not_matter(case, random):
     size = np.abs(delta).max() * (1.0 + np.ptp(logits[np.isfinite(logits)]))
     change = categorical.entropy_change(logits, delta)
     assert categorical.entropy_change(logits[order], delta[order]) == pytest.approx(change, rel=1e-11, abs=TIGHT * size)
-
-
-@given(logits_and_move(offsets=False))
-def test_entropy_change_is_reversible(case):
-    logits, delta = case
-    there = categorical.entropy_change(logits, delta)
-    back = categorical.entropy_change(logits + delta, -delta)
-    H = categorical.entropy(logits) + categorical.entropy(logits + delta)
-    assert there + back == pytest.approx(0.0, abs=TIGHT * min(H, np.abs(delta).max() * (1.0 + H)) + 1e-300)
-
-
-@given(logits_and_move())
-def test_entropy_change_is_the_difference_of_entropies(case):
-    logits, delta = case
-    before, after = categorical.entropy(logits), categorical.entropy(logits + delta)
-    # z + δ rounds at 1e-12 beside an offset of 10⁴, which moves its entropy by at most as much times log V.
-    assert categorical.entropy_change(logits, delta) == pytest.approx(after - before, abs=1e-10)
 
 
 def test_leading_shapes_broadcast():

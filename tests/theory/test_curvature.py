@@ -2,56 +2,16 @@
 
 from __future__ import annotations
 
-import mpmath as mp
 import numpy as np
 import pytest
 import torch
-from oracles import exact_curvature, exact_entropy_change, exact_grpo_direction, fitted_slope, relative_error
 from scipy.optimize import brentq
 
 import entropy_theory as et
 from entropy_theory.theory import curvature
 
-GAPS = (0.0, 1.0, 5.0, 12.0, 20.0, 30.0)
 
-
-def peaked(gap, size, seed=0):
-    rng = np.random.default_rng(seed)
-    return np.where(np.arange(size) == 1, 0.0, -gap - rng.random(size))
-
-
-def digits_for(gap):
-    return 150 + int(
-        4 * gap
-    )  # differences of step 10^(−digits/5) err at its fourth power, beside answers of e^{−3 gap}
-
-
-@pytest.mark.parametrize("gap", GAPS)
-@pytest.mark.parametrize("size", [2, 3, 6])
-def test_grpo_curvature_matches_many_digits(gap, size):
-    logits = peaked(gap, size)
-    for token in range(size):
-        direction = exact_grpo_direction(logits, token, digits_for(gap))
-        reference = exact_curvature(logits, direction, digits_for(gap))
-        # No term cancels: a few units in the last place, also where the power sums are useless.
-        assert relative_error(curvature.grpo_curvature(logits, token), reference) < 1e-13
-
-
-@pytest.mark.parametrize("gap", [0.0, 1.0, 5.0])
-def test_the_two_forms_agree_where_the_sums_do_not_cancel(gap):
-    for size in (2, 5, 400):
-        logits = peaked(gap, size)
-        p, S, N = np.exp(et.log_softmax(logits)), et.discriminant(logits), et.baseline(logits)
-        u = et.log_softmax(logits) + et.entropy(logits)
-        sums = (N, (p**2).sum(), (p**3).sum(), (p**3 * u).sum())
-        by_sums = curvature.grpo_curvature_from_sums(p, S, *sums)
-        by_token = curvature.grpo_curvature(logits, np.arange(size)) if size < 100 else None
-        if by_token is None:
-            by_token = np.array([curvature.grpo_curvature(logits, token) for token in range(size)])
-        assert np.allclose(by_sums, by_token, rtol=1e-9, atol=1e-15)
-        assert curvature.mean_grpo_curvature(logits) == pytest.approx((p * by_token).sum(), rel=1e-11)
-
-
+@pytest.mark.statement("second-order-grpo")
 def test_the_power_sums_cancel_on_peaked_rows():
     """Section B.7: the stable form is needed, and where."""
     errors = {}
@@ -65,21 +25,7 @@ def test_the_power_sums_cancel_on_peaked_rows():
     assert errors[20.0] > 0.1
 
 
-@pytest.mark.parametrize("gap", GAPS)
-def test_mean_grpo_curvature_matches_many_digits(gap):
-    for size in (2, 4):
-        logits = peaked(gap, size)
-        digits = digits_for(gap)
-        with mp.workdps(digits):
-            directions = [exact_grpo_direction(logits, token, digits) for token in range(size)]
-            reference = mp.fsum(
-                (1 - direction[token]) * exact_curvature(logits, direction, digits)  # d_k = 1 − p_k
-                for token, direction in enumerate(directions)
-            )
-        # The mean may pass through its zero; away from it a few units in the last place remain.
-        assert relative_error(curvature.mean_grpo_curvature(logits), reference) < 1e-12
-
-
+@pytest.mark.statement("second-order")
 def test_entropy_curvature_matches_autograd():
     rng = np.random.default_rng(4)
     logits, direction = rng.normal(size=(7, 20)) * 2.0, rng.normal(size=(7, 20))
@@ -95,6 +41,7 @@ def test_entropy_curvature_matches_autograd():
         assert curvature.entropy_curvature(logits[row], direction[row]) == pytest.approx(float(second), rel=1e-11)
 
 
+@pytest.mark.statement("noise-drift")
 def test_boundary_of_the_noise_drift():
     """Section B.10: for V = 2 the sign changes at (2p − 1) logit p = 1."""
     p = brentq(lambda p: (2 * p - 1) * np.log(p / (1 - p)) - 1.0, 0.6, 0.99, xtol=1e-14)
@@ -103,26 +50,6 @@ def test_boundary_of_the_noise_drift():
         assert np.sign(curvature.mean_grpo_curvature(np.log([q, 1 - q]))) == sign
     for size in (2, 5, 1000):
         assert curvature.mean_grpo_curvature(np.zeros(size)) == pytest.approx(-(1 / size) * (1 - 1 / size), rel=1e-13)
-
-
-@pytest.mark.parametrize("size", [3, 60])
-@pytest.mark.parametrize("kind", ["single", "grpo"])
-def test_second_order_remainders_fall_with_the_cube_of_the_step(size, kind):
-    rng = np.random.default_rng(size)
-    steps = np.geomspace(1e-5, 1e-3, 7)
-    for scale in (0.5, 2.0):
-        logits = rng.normal(size=size) * scale
-        for token in (int(np.argmax(logits)), int(np.argmin(logits)), 1):
-            unit = (np.arange(size) == token).astype(float)
-            direction = unit if kind == "single" else et.grpo_direction(logits, token)
-            exact = [
-                float(exact_entropy_change(logits, step * direction))
-                - float(et.second_order_change(logits, direction, step))
-                for step in steps
-            ]
-            # The fourth order bends the line by 1e-3 of the third; a wrong second order gives slope 2. Round-off of
-            # the prediction, 1e-16 of 1e-5, lies a factor 1e6 · size below.
-            assert fitted_slope(steps, np.array(exact)) == pytest.approx(3.0, abs=0.05)
 
 
 def test_corners_and_shapes():

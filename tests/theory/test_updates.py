@@ -23,63 +23,14 @@ def logits():
     return np.random.default_rng(9).normal(size=12) * 1.5
 
 
-def test_expected_change(logits):
-    probs = np.exp(et.log_softmax(logits))
-    advantages = np.random.default_rng(1).normal(size=12)
-    update = probs * (advantages - (probs * advantages).sum())  # Σ_k p_k A_k (e_k − p)
-    assert updates.expected_change(logits, advantages, 1.0) == pytest.approx(exact_slope(logits, update), rel=1e-8)
-    centred = (probs * advantages * et.centered_discriminant(logits)).sum()
-    assert updates.expected_change(logits, advantages, 0.3) == pytest.approx(-0.3 * centred, rel=1e-12)
-
-
-def test_score_covariances(logits):
-    probs, log_probs = np.exp(et.log_softmax(logits)), et.log_softmax(logits)
-    advantages = np.random.default_rng(1).normal(size=12) + 0.4
-    by_score, by_log = updates.score_covariances(logits, advantages)
-    plain = (probs * log_probs * probs * advantages).sum() - (probs * log_probs).sum() * (probs**2 * advantages).sum()
-    assert by_log == pytest.approx(plain, rel=1e-12)
-    assert by_log == pytest.approx(by_score + (probs * advantages).sum() * et.baseline(logits), rel=1e-12)
-    assert updates.score_covariances(logits, advantages - (probs * advantages).sum())[1] == pytest.approx(by_score)
-    flat = updates.score_covariances(np.zeros(12), advantages)
-    assert flat == (pytest.approx(0.0, abs=1e-16), pytest.approx(0.0, abs=1e-16))
-
-
-def test_entropy_bonus(logits):
-    assert updates.entropy_bonus_change(logits, 0.2) == pytest.approx(
-        exact_slope(logits, -0.2 * et.discriminant(logits)), rel=1e-8
-    )
-
-
-@pytest.mark.parametrize(("temperature", "loss_temperature"), [(0.6, None), (2.0, None), (0.7, 1.0), (1.3, 0.5)])
-def test_temperature(logits, temperature, loss_temperature):
-    trained = temperature if loss_temperature is None else loss_temperature
-    for token in (0, 5, int(np.argmax(logits))):
-        update = et.grpo_direction(logits / trained, token) / trained
-        slope = exact_slope(logits / temperature, update / temperature)
-        claimed = updates.temperature_change(logits, token, 1.0, temperature, loss_temperature)
-        assert claimed == pytest.approx(slope, rel=1e-7)
-
-
+@pytest.mark.statement("temperature")
 def test_temperature_one_is_theorem_3_3(logits):
     plain = et.first_order_change(logits, et.grpo_direction(logits, 3), 0.5)
     assert updates.temperature_change(logits, 3, 0.5, 1.0) == pytest.approx(plain, rel=1e-12)
     assert updates.temperature_change(logits, 3, 0.5, 1.0, 1.0) == pytest.approx(plain, rel=1e-12)
 
 
-def test_baseline_boundary():
-    rng = np.random.default_rng(0)
-    for scale in (1e-4, 0.5, 2.0, 6.0):
-        for size in (2, 5, 300):
-            logits = rng.normal(size=size) * scale
-            probs, boundary = np.exp(et.log_softmax(logits)), updates.baseline_boundary(logits)
-            assert boundary >= np.exp(-et.entropy(logits)) * (1 - 1e-14)
-            assert boundary * (et.entropy(logits) + np.log(boundary)) == pytest.approx(et.baseline(logits), abs=1e-15)
-            decided = np.abs(probs / boundary - 1.0) > 1e-9
-            positive = et.centered_discriminant(logits) > 0.0
-            assert np.array_equal(positive[decided], (probs > boundary)[decided])
-    assert updates.baseline_boundary(np.zeros((2, 4))) == pytest.approx(0.25)
-
-
+@pytest.mark.statement("shared-output-matrix")
 def test_output_matrix_change_matches_a_real_step():
     """One step on the output matrix of a linear model, by autograd, and the entropies after it."""
     rng = np.random.default_rng(3)

@@ -104,7 +104,7 @@ def test_a_reward_that_fails(
     assert main(words(tiny_decoder, tmp_path / "run", *own_reward)) == 1
     said = one_line(capsys)
     assert f"after 3 steps: {message}" in said
-    assert said.endswith("; the same command goes on from checkpoint-2\n")
+    assert said.endswith("; the same command resumes from checkpoint-2\n")
     assert [line["step"] for line in records.read_lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
     Path("fault").unlink()
     assert main(words(tiny_decoder, tmp_path / "run", *own_reward)) == 0
@@ -254,7 +254,7 @@ def test_a_disk_that_fills_while_saving(tiny_decoder: Path, small_disk: Path, wh
     assert "after 4 steps: " in said
     assert "checkpoint-4 could not be written" in said
     assert "bytes free" in said
-    assert said.endswith("; the same command goes on from checkpoint-2\n")
+    assert said.endswith("; the same command resumes from checkpoint-2\n")
     checkpoints.open_checkpoint(out / "trainer" / "checkpoint-2")
     assert not (out / "trainer" / "checkpoint-4").exists()  # the room is given back
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
@@ -299,7 +299,7 @@ def test_sigterm_saves_and_stops(tiny_decoder: Path, tmp_path: Path) -> None:
     step = checkpoints.checkpoint_step(last)
     assert step % 2 == 0  # between two generation batches
     assert said.splitlines()[-1] == (
-        f"entropy-theory: after {step} steps: stopped by SIGTERM; the same command goes on from checkpoint-{step}"
+        f"entropy-theory: after {step} steps: stopped by SIGTERM; the same command resumes from checkpoint-{step}"
     )
     assert [line["step"] for line in records.read_lines(metrics)] == list(range(1, step + 1))
     assert not (tmp_path / "run" / "model").exists()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from vocab_oracles import DTYPES, autograd, llm_like, nearly_certain
 
-from entropy_theory.vocab import choose_implementation, token_statistics
+from entropy_theory.vocab import token_statistics
 
 IMPLEMENTATIONS = ("eager", "fused-cpu")
 
@@ -99,22 +99,3 @@ def test_strided_logits_receive_their_gradient() -> None:
         gradients.append(torch.autograd.grad(stats.log_probs.sum() - stats.entropy.sum(), base)[0])
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
     assert torch.all(gradients[0][..., :5] == 0)
-
-
-def test_the_choice_is_explained() -> None:
-    name, reason = choose_implementation(torch.zeros(8, 10))
-    assert name == "eager"
-    assert "too few" in reason
-    assert choose_implementation(torch.zeros(8, 151_936))[0] == "fused-cpu"
-    assert choose_implementation(torch.zeros(8, 151_936, device="meta"))[0] == "eager"
-    large = torch.zeros(8, 151_936)
-    assert token_statistics(large, torch.zeros(8, dtype=torch.int64)).impl == "fused-cpu"
-
-
-def test_a_request_that_cannot_run_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises((ValueError, ImportError), match=r"impl: expected an implementation for cpu|extra"):
-        token_statistics(torch.zeros(2, 5), torch.tensor([0, 1]), impl="triton")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"entropy-theory\[gpu\]"):
-        token_statistics(torch.zeros(2, 5), torch.tensor([0, 1]), impl="triton")

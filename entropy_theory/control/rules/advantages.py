@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from entropy_theory.control.base import Rule, Scope, Step
 from entropy_theory.control.flow import Context, Flow, State
+from entropy_theory.control.parameters import SMALLEST, choice, decided, flag, number
 from entropy_theory.control.reducers import masked_quantile
 from entropy_theory.control.registry import register
 
@@ -44,20 +45,13 @@ class WReinforce(Rule):
         negative   A = R − 1             (NSR; the official trainer then leaves right rows out)
         advantage  A of the batch, times λ where R = 1, 1 where R is 0 or −1, 0 elsewhere
 
+    Negative samples of a peaked policy are mostly Q3 (entropy rises) unless the wrong token was unlikely (Q4).
+
     Args:
-        positive_weight: λ ≥ 0. Official .1.
+        positive_weight: λ. Official .1.
         samples: Which of the four.
         across_holes: False, the official behaviour: where the mask has a hole inside a completion, R does not reach the
             tokens before it; they count as R = 0. True: it does.
-
-    Needs `rewards`.
-
-    Quadrants: shrinks Q1 and Q2 and keeps Q3 and Q4: negative samples of a peaked policy are mostly Q3 (entropy rises)
-        unless the wrong token was unlikely (Q4).
-    Departures: γ = 1 only. In the last form the official loss knows wrong answers by R = 0 alone.
-
-    Raises:
-        ValueError: a parameter out of range; in `apply`, no rewards.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -67,35 +61,25 @@ class WReinforce(Rule):
         True
     """
 
-    name: ClassVar[str] = "w-reinforce"
-    scope: ClassVar[Scope] = "sequence"
-    needs: ClassVar[tuple[str, ...]] = ("rewards",)
-    paper: ClassVar[str] = "arXiv 2506.01347"
-    kind: ClassVar[str] = "advantages"
-    quadrants: ClassVar[str] = "shrinks Q1 and Q2, keeps Q3 and Q4"
-    parity: ClassVar[str] = "RLVR-Decomposed psr, nsr, w_reinforce, positive_learning_weight"
+    name = "w-reinforce"
+    needs = ("rewards",)
+    paper = "arXiv 2506.01347"
+    kind = "advantages"
+    quadrants = "shrinks Q1 and Q2, keeps Q3 and Q4"
+    parity = "RLVR-Decomposed psr, nsr, w_reinforce, positive_learning_weight"
+    departures = 'γ = 1 only. In the form "advantage" the official loss knows wrong answers by R = 0 alone.'
 
-    positive_weight: float = 0.1
-    samples: Samples = "weighted"
-    across_holes: bool = False
+    positive_weight: float = number(0.1, 0.0)
+    samples: Samples = choice("weighted", Samples)
+    across_holes: bool = flag(False)
 
-    def __post_init__(self) -> None:
-        self._number("positive_weight", 0.0)
-        self._choice("samples", get_args(Samples))
-        self._choice("across_holes", (True, False))
-        if self.across_holes or self.samples == "advantage":
-            self._narrow(scope="token")
+    @decided
+    def scope(self) -> Scope:
+        """Holes are seen in the whole row."""
+        return "token" if self.across_holes or self.samples == "advantage" else "sequence"
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Put advantages made of the rewards in place.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> x = torch.full((2, 1), -1.0)
-            >>> batch = TokenBatch(x, -x, torch.zeros(2), torch.ones(2, 1), rewards=torch.tensor([1.0, 0.0]))
-            >>> WReinforce(samples="negative").apply(batch).coefficients.flatten().tolist()
-            [0.0, -1.0]
-        """
+        """Put advantages made of the rewards in place."""
         assert context.batch.rewards is not None  # `needs` has seen to it
         rewards = context.batch.rewards.detach().unsqueeze(1)
         right, wrong = rewards == 1, (rewards == 0) | (rewards == -1)
@@ -120,16 +104,11 @@ class EntropyAdvantage(Rule):
 
         A' = A + min(α H, abs(A)/κ),   H without gradient
 
+    It says *learn more here*; whether entropy rises depends on which of Q1 and Q2 prevails.
+
     Args:
-        alpha: α ≥ 0.
-        kappa: κ > 0; with κ ≥ 1 the sign of A never flips to negative, with κ > 1 not to 0 either.
-
-    Quadrants: enlarges Q1 and Q2 and shrinks Q3 and Q4 at uncertain positions: it says *learn more here*, and whether
-        entropy rises depends on which of Q1 and Q2 prevails.
-    Departures: none known.
-
-    Raises:
-        ValueError: a parameter out of range.
+        alpha: α.
+        kappa: κ; with κ ≥ 1 the sign of A never flips to negative, with κ > 1 not to 0 either.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -139,36 +118,22 @@ class EntropyAdvantage(Rule):
         [1.4, 2.0]
     """
 
-    name: ClassVar[str] = "entropy-advantage"
-    scope: ClassVar[Scope] = "token"
-    needs: ClassVar[tuple[str, ...]] = ("entropy",)
-    paper: ClassVar[str] = "arXiv 2506.14758"
-    kind: ClassVar[str] = "advantages"
-    quadrants: ClassVar[str] = "enlarges Q1 and Q2, shrinks Q3 and Q4, where entropy is high"
+    name = "entropy-advantage"
+    scope = "token"
+    needs = ("entropy",)
+    paper = "arXiv 2506.14758"
+    kind = "advantages"
+    quadrants = "enlarges Q1 and Q2, shrinks Q3 and Q4, where entropy is high"
 
-    alpha: float = 0.4
-    kappa: float = 1.0
-
-    def __post_init__(self) -> None:
-        self._number("alpha", 0.0)
-        self._number("kappa", 0.0, above=True)
+    alpha: float = number(0.4, 0.0)
+    kappa: float = number(1.0, SMALLEST)
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Add the bonus.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> H = torch.tensor([[5.0]])
-            >>> EntropyAdvantage().apply(TokenBatch(-H, H, torch.tensor([-1.0]), torch.ones(1, 1))).coefficients.item()
-            0.0
-        """
+        """Add the bonus."""
         A = flow.unmasked_advantages
         entropy = context.batch.entropy.detach().masked_fill(~flow.valid, 0.0).to(A.dtype)
-        return (
-            flow.with_advantages(A + torch.minimum(self.alpha * entropy, A.abs() / self.kappa), by=self.name),
-            {},
-            None,
-        )
+        shaped = A + torch.minimum(self.alpha * entropy, A.abs() / self.kappa)
+        return flow.with_advantages(shaped, by=self.name), {}, None
 
 
 @register
@@ -185,15 +150,9 @@ class Lopti(Rule):
 
     Args:
         which: The pass.
-        threshold: η in [0, 1], of p_old. Official .5.
-        portion: In (0, 1): the threshold is this quantile of p_old over the valid tokens instead.
+        threshold: η, of p_old. Official .5.
+        portion: The threshold is this quantile of p_old over the valid tokens instead.
         order: "low-first" as named; "high-first" swaps the passes (official: a negative η).
-
-    Quadrants: the first pass sees Q2 and Q4, the second Q1 and Q3, roughly.
-    Departures: none.
-
-    Raises:
-        ValueError: a parameter out of range.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -202,37 +161,25 @@ class Lopti(Rule):
         [[False, True]]
     """
 
-    name: ClassVar[str] = "lopti"
-    scope: ClassVar[Scope] = "token"
-    needs: ClassVar[tuple[str, ...]] = ("old_log_probs",)
-    paper: ClassVar[str] = "arXiv 2505.12929"
-    kind: ClassVar[str] = "mask (one of two passes)"
-    quadrants: ClassVar[str] = "first pass Q2 and Q4, second Q1 and Q3, roughly"
-    parity: ClassVar[str] = "AR-Lopti, three settings, offline"
+    name = "lopti"
+    needs = ("old_log_probs",)
+    paper = "arXiv 2505.12929"
+    kind = "mask (one of two passes)"
+    quadrants = "first pass Q2 and Q4, second Q1 and Q3, roughly"
+    parity = "AR-Lopti, three settings, offline"
 
-    which: Pass = "first"
-    threshold: float = 0.5
-    portion: float | None = None
-    order: Order = "low-first"
+    which: Pass = choice("first", Pass)
+    threshold: float = number(0.5, 0.0, 1.0)
+    portion: float | None = number(None, 0.0, 1.0, above=True)
+    order: Order = choice("low-first", Order)
 
-    def __post_init__(self) -> None:
-        self._choice("which", get_args(Pass))
-        self._choice("order", get_args(Order))
-        self._number("threshold", 0.0, 1.0)
-        if self.portion is not None:
-            self._number("portion", 0.0, 1.0, above=True)
-            self._narrow(scope="batch")
+    @decided
+    def scope(self) -> Scope:
+        """A quantile is taken of all tokens."""
+        return "token" if self.portion is None else "batch"
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Keep the tokens of the pass.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> old = torch.tensor([[-0.1, -3.0]])
-            >>> batch = TokenBatch(old, -old, torch.ones(1), torch.ones(1, 2), old_log_probs=old)
-            >>> Lopti(which="second").apply(batch).keep_mask.tolist()
-            [[True, False]]
-        """
+        """Keep the tokens of the pass."""
         p_old = flow.old_log_probs(context).exp()
         threshold = self.threshold
         if self.portion is not None:

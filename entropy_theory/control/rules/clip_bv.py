@@ -9,20 +9,23 @@ drop on the lower side only, and only tokens with A < 0: Q4, where a step would 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from entropy_theory.control.base import Rule, Scope, Step
+from entropy_theory.control.base import Rule, Step
 from entropy_theory.control.flow import Context, Denominator, Flow, State, Statistics
+from entropy_theory.control.parameters import choice, decided, number
 from entropy_theory.control.reducers import masked_count, masked_moments, masked_top_k
 from entropy_theory.control.registry import register
 
 Side = Literal["lower", "upper", "both"]
 Advantages = Literal["negative", "positive", "all"]
 LogProbsSource = Literal["auto", "rollout", "current", "old"]
+Sign = Literal["positive", "negative"]
+ZeroAdvantages = Literal["uncapped", "kept"]
 
 STD_FLOOR = 1e-12
 """A score whose standard deviation is below this keeps every token, as in the official code."""
@@ -56,26 +59,24 @@ def violation(deviation: Float[Tensor, "B T"], side: Side) -> Float[Tensor, "B T
 class _DiscriminatorClipping(Rule):
     """What Clip_B and Clip_V share: their options and the search for outliers."""
 
-    paper: ClassVar[str] = "arXiv 2602.03392"
-    kind: ClassVar[str] = "mask"
-    threshold_parameter: ClassVar[str] = "mu"
+    paper = "arXiv 2602.03392"
+    kind = "mask"
 
-    mu: float = 0.0
-    side: Side = "lower"
-    advantages: Advantages = "negative"
-    denominator: Denominator = "kept"
-    statistics: Statistics = "valid"
-    drop_fraction: float | None = None
+    mu: float = number(0.0, 0.0)
+    side: Side = choice("lower", Side)
+    advantages: Advantages = choice("negative", Advantages)
+    denominator: Denominator = choice("kept", Denominator)
+    statistics: Statistics = choice("valid", Statistics)
+    drop_fraction: float | None = number(None, 0.0, 1.0)
 
     def __post_init__(self) -> None:
-        self._number("mu", 0.0)
-        self._fraction_instead_of("mu")
-        if self.drop_fraction is not None:
-            self._narrow(threshold_parameter="drop_fraction")
-        self._choice("side", get_args(Side))
-        self._choice("advantages", get_args(Advantages))
-        self._choice("denominator", get_args(Denominator))
-        self._choice("statistics", get_args(Statistics))
+        super().__post_init__()
+        self._instead_of("drop_fraction", "mu")
+
+    @decided
+    def threshold_parameter(self) -> str:
+        """The share where it is given."""
+        return "mu" if self.drop_fraction is None else "drop_fraction"
 
     def _outliers(
         self, score: Tensor, center: bool, flow: Flow, context: Context
@@ -102,9 +103,10 @@ class _DiscriminatorClipping(Rule):
         self, out: Float[Tensor, "B T"], flow: Flow, context: Context
     ) -> tuple[Bool[Tensor, "B T"], dict[str, float]]:
         """The share `drop_fraction` of the valid tokens, farthest out first, among those that are out at all."""
-        number = round((self.drop_fraction or 0.0) * context.valid_tokens)
+        requested = round((self.drop_fraction or 0.0) * context.valid_tokens)
         eligible = flow.population(self.statistics) & selected_advantages(flow.unmasked_advantages, self.advantages)
-        return masked_top_k(out, eligible & (out > 0), number, context.reducer), {"requested": float(number)}
+        drop = masked_top_k(out, eligible & (out > 0), requested, context.reducer)
+        return drop, {"requested": float(requested)}
 
 
 @register
@@ -116,29 +118,23 @@ class ClipB(_DiscriminatorClipping):
 
         drop t  ⇔  A_t < 0  and  S_t − mean(S) < −μ σ(S),      S = p (H + log p)
 
-    with the mean and the population standard deviation over all valid tokens of all ranks.
+    with the mean and the population standard deviation over all valid tokens of all ranks. Since N ≥ 0, a dropped
+    token with S ≤ N has S_c ≤ 0 and lies in Q4; only where mean − μσ is above 0 can Q3 be touched.
 
     Args:
-        mu: μ ≥ 0, in standard deviations. Official default 2.5; S is skewed to the right, so that this often
-            drops nothing.
+        mu: μ, in standard deviations. Official default 2.5; S is skewed to the right, so that this often drops nothing.
         side: "lower" as official; "upper" drops S − mean > μσ; "both" either.
         advantages: Which tokens may be dropped: "negative" as official, "positive", or "all" (A = 0 included).
         denominator: "kept": dropped tokens leave the token mean's count, as official; "valid": they stay in it.
         statistics: The tokens that mean and σ see and that may be dropped: all "valid" ones, as official, or those
             "kept" by earlier rules of a pipe.
+        drop_fraction: Instead of μ: drop this share of the valid tokens, those farthest out on the chosen side among
+            the selected advantages; fewer when fewer are out at all.
         log_probs_source: Where p in S comes from. "auto", the official behaviour: `rollout_log_probs` when the
             batch carries them, else the current policy. "rollout" and "old" insist on those log-probabilities;
             "current" never looks at them. S of the current policy is the batch's exact `discriminant` when it is
             carried. H is always `entropy`, so with a stale p the S is a mixture of two policies; the official code
             has that too.
-
-    Quadrants: since N ≥ 0, a dropped token with S ≤ N has S_c ≤ 0 and lies in Q4. Only where the threshold
-        mean − μσ is above 0 can Q3 be touched.
-    Departures: the paper's text speaks of outliers on both sides and any A; the default here is the official code.
-        A σ below 1e-12 keeps every token. Statistics are summed in float64 (official: float32).
-
-    Raises:
-        ValueError: a parameter out of range.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -148,30 +144,25 @@ class ClipB(_DiscriminatorClipping):
         [[True, True, False, True]]
     """
 
-    name: ClassVar[str] = "clip-b"
-    needs: ClassVar[tuple[str, ...]] = ("entropy",)
-    quadrants: ClassVar[str] = "removes Q4 (A < 0, unlikely tokens)"
-    parity: ClassVar[str] = "Trinity-RFT clipb, five settings"
+    name = "clip-b"
+    quadrants = "removes Q4 (A < 0, unlikely tokens)"
+    parity = "Trinity-RFT clipb, five settings"
+    departures = (
+        "the paper's text speaks of outliers on both sides and any A; the default here is the official code. A σ below "
+        "1e-12 keeps every token. Statistics are summed in float64 (official: float32)."
+    )
 
-    mu: float = 2.5
-    log_probs_source: LogProbsSource = "auto"
+    mu: float = number(2.5, 0.0)
+    log_probs_source: LogProbsSource = choice("auto", LogProbsSource)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._choice("log_probs_source", get_args(LogProbsSource))
-        if self.log_probs_source in ("rollout", "old"):
-            self._narrow(needs=("entropy", f"{self.log_probs_source}_log_probs"))
+    @decided
+    def needs(self) -> tuple[str, ...]:
+        """H, and the log-probabilities that are insisted on."""
+        insists = self.log_probs_source in ("rollout", "old")
+        return ("entropy", f"{self.log_probs_source}_log_probs") if insists else ("entropy",)
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Drop the outliers of S.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> x = torch.tensor([[-0.1, -0.1, -1.5, -0.1]])
-            >>> batch = TokenBatch(x, torch.full((1, 4), 0.5), torch.tensor([1.0]), torch.ones(1, 4))
-            >>> ClipB(mu=1).apply(batch).metrics["dropped"]  # A > 0 is never dropped
-            0.0
-        """
+        """Drop the outliers of S."""
         batch = context.batch
         sources = {"auto": batch.rollout_log_probs, "rollout": batch.rollout_log_probs, "old": batch.old_log_probs}
         scores = batch.scores(sources.get(self.log_probs_source))
@@ -197,27 +188,15 @@ class ClipV(_DiscriminatorClipping):
     farthest out first; of equals, the first in global token order.
 
     Args:
-        mu: μ ≥ 0, in standard deviations. Default 8.5, the registered official one (its constructor says 2.0).
-        side: "lower" (of S_c) as official; "upper" drops S_c > μσ; "both" either.
-        advantages: Which tokens may be dropped: "negative" as official, "positive", or "all".
-        denominator: "kept" as official, or "valid".
-        statistics: The tokens that σ and the cap see and that may be dropped: all "valid" ones, as official, or
-            those "kept" by earlier rules of a pipe. n in the cap is always the number of valid tokens.
-        max_fraction: The cap's share of the n valid tokens, in [0, 1]; None or 1 means no cap. Official 1e-4.
+        mu: μ, in standard deviations. Default 8.5, the registered official one (its constructor says 2.0).
+        side, advantages, denominator, statistics: As for `ClipB`, of S_c.
+        drop_fraction: Instead of μ and the cap, as for `ClipB`.
+        max_fraction: The cap's share of the n valid tokens; None or 1 means no cap. Official 1e-4.
         zero_advantages: "uncapped", the official behaviour: outliers with A = 0 are dropped too, and the cap
             neither counts nor restores them. They have no policy gradient, so this changes the denominator only.
             "kept": they are never dropped. Without effect when `advantages="all"`.
-        drop_fraction: Instead of μ and the cap: drop this share of the valid tokens, those with S_c farthest out on
-            the chosen side of 0 among the selected advantages; fewer when fewer are out at all.
 
-    Quadrants: exactly Q4 (A < 0, S_c < 0), its far end.
-    Departures: the paper's text has neither the restriction to A < 0 nor the cap; the default here is the official
-        code. The cap is compared with the number of tokens that the selected advantages drop; the official code
-        first compares the share of all dropped tokens with max_fraction, which decides alike. S_c comes from
-        the batch (carried, or S − baseline), not from `old_log_probs`: at the time a batch rule runs they agree.
-
-    Raises:
-        ValueError: a parameter out of range; in `apply`, S_c is not available.
+    Metrics: `over_threshold`, the outliers of the selected advantages before the cap.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -229,33 +208,23 @@ class ClipV(_DiscriminatorClipping):
         [[True, False, False, True]]
     """
 
-    name: ClassVar[str] = "clip-v"
-    needs: ClassVar[tuple[str, ...]] = ("centered_discriminant",)
-    quadrants: ClassVar[str] = "removes the far end of Q4"
-    parity: ClassVar[str] = "Trinity-RFT clipv, six settings"
+    name = "clip-v"
+    needs = ("centered_discriminant",)
+    quadrants = "removes the far end of Q4"
+    parity = "Trinity-RFT clipv, six settings"
+    departures = (
+        "the paper's text has neither the restriction to A < 0 nor the cap; the default here is the official code. The "
+        "cap is compared with the number of tokens that the selected advantages drop; the official code first compares "
+        "the share of all dropped tokens with max_fraction, which decides alike. S_c comes from the batch (carried, or "
+        "S − baseline), not from `old_log_probs`: at the time a batch rule runs they agree."
+    )
 
-    mu: float = 8.5
-    max_fraction: float | None = 1e-4
-    zero_advantages: Literal["uncapped", "kept"] = "uncapped"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_fraction is not None:
-            self._number("max_fraction", 0.0, 1.0)
-        self._choice("zero_advantages", ("uncapped", "kept"))
+    mu: float = number(8.5, 0.0)
+    max_fraction: float | None = number(1e-4, 0.0, 1.0, optional=True)
+    zero_advantages: ZeroAdvantages = choice("uncapped", ZeroAdvantages)
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Drop the outliers of S_c up to the cap.
-
-        The metric `over_threshold` counts the outliers of the selected advantages before the cap.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> x, S_c = torch.zeros(1, 4), torch.tensor([[0.1, -0.5, -0.6, 0.1]])
-            >>> batch = TokenBatch(x, x, torch.tensor([-1.0]), torch.ones(1, 4), centered_discriminant=S_c)
-            >>> ClipV(mu=1).apply(batch).metrics["over_threshold"]
-            2.0
-        """
+        """Drop the outliers of S_c up to the cap."""
         outliers, out, metrics = self._outliers(context.batch.centered_scores(), False, flow, context)
         if self.drop_fraction is not None:
             drop, requested = self._farthest(out, flow, context)
@@ -277,23 +246,18 @@ class ClipV(_DiscriminatorClipping):
 class KeepSign(Rule):
     """The paper's intervention: train only on tokens of one sign of S, of samples of one sign of A.
 
-    arXiv 2602.03392, the intervention experiment; section A of the theory notes.
+    arXiv 2602.03392, the intervention experiment; section A of the theory notes. The paper gives no code.
 
         keep t  ⇔  S_t > 0 ("positive") or S_t < 0 ("negative"),  and  A_t > 0 or A_t < 0 likewise
 
     On-policy and with constant A the expected change of entropy has the sign of −A S: "positive", "positive" lowers it,
-    "positive", "negative" raises it, in any order. In expectation, not token by token: S > 0 does not imply S_c > 0.
+    "positive", "negative" raises it, in any order. In expectation, not token by token: S > 0 does not imply S_c > 0, so
+    "positive" keeps Q1 or Q3 and what of Q2 or Q4 has 0 < S < N; "negative" keeps of Q2 or Q4.
 
     Args:
-        discriminant: The sign of S of the kept tokens.
+        discriminant: The sign of S of the kept tokens; S is the batch's exact one when it is carried.
         samples: The sign of A of the kept tokens; "all" keeps both, A = 0 included.
         denominator: "valid": dropped tokens stay in the token mean's count; "kept": they leave it.
-
-    Quadrants: "positive" discriminant keeps Q1 or Q3 and what of Q2 or Q4 has 0 < S < N; "negative" keeps of Q2 or Q4.
-    Departures: the paper gives no code. S is the batch's exact discriminant when it is carried.
-
-    Raises:
-        ValueError: a parameter is none of its choices.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -303,32 +267,19 @@ class KeepSign(Rule):
         ([[True, False, False]], [[False, False, False]])
     """
 
-    name: ClassVar[str] = "keep-sign"
-    scope: ClassVar[Scope] = "token"
-    needs: ClassVar[tuple[str, ...]] = ("entropy",)
-    paper: ClassVar[str] = "arXiv 2602.03392"
-    kind: ClassVar[str] = "mask"
-    quadrants: ClassVar[str] = "keeps roughly one of the four"
+    name = "keep-sign"
+    scope = "token"
+    needs = ("entropy",)
+    paper = "arXiv 2602.03392"
+    kind = "mask"
+    quadrants = "keeps roughly one of the four"
 
-    discriminant: Literal["positive", "negative"] = "positive"
-    samples: Advantages = "positive"
-    denominator: Denominator = "valid"
-
-    def __post_init__(self) -> None:
-        self._choice("discriminant", ("positive", "negative"))
-        self._choice("samples", get_args(Advantages))
-        self._choice("denominator", get_args(Denominator))
+    discriminant: Sign = choice("positive", Sign)
+    samples: Advantages = choice("positive", Advantages)
+    denominator: Denominator = choice("valid", Denominator)
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Drop the tokens of the other signs.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> x, S = torch.zeros(1, 2), torch.tensor([[0.1, -0.1]])
-            >>> batch = TokenBatch(x, x, torch.tensor([-1.0]), torch.ones(1, 2), discriminant=S)
-            >>> KeepSign("negative", "negative").apply(batch).keep_mask.tolist()
-            [[False, True]]
-        """
+        """Drop the tokens of the other signs."""
         scores = context.batch.scores()
         sign = scores > 0 if self.discriminant == "positive" else scores < 0
         keep = flow.valid & sign & selected_advantages(flow.unmasked_advantages, self.samples)

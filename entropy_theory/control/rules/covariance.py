@@ -1,13 +1,14 @@
 """Clip-Cov and KL-Cov: act on tokens of high covariance between log-probability and advantage (arXiv 2505.22617).
 
 Both rank tokens by c_t = (A_t − mean A)(log p_t − mean log p), the means over all valid tokens. c contains neither p
-nor H nor N: it stands in for A S_c (B.9 of the theory notes) and agrees with it on average, not token by token.
+nor H nor N: it stands in for A S_c (B.9 of the theory notes) and agrees with it on average, not token by token. High c
+is A > 0 and likely (Q1) or A < 0 and unlikely (Q4), both of which lower entropy. In a batch of low entropy the mean
+log p is near 0 and most of these tokens are Q4, not Q1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -15,11 +16,11 @@ from torch import Tensor
 
 from entropy_theory.control.base import Phase, Rule, Step
 from entropy_theory.control.flow import Context, Flow, State
+from entropy_theory.control.parameters import decided, flag, number
 from entropy_theory.control.random import random_tokens
 from entropy_theory.control.reducers import masked_count, masked_mean, masked_top_k
 from entropy_theory.control.registry import register
 from entropy_theory.control.rules.ppo import clipped_objective
-from entropy_theory.errors import invalid
 
 
 def covariances(flow: Flow, context: Context) -> Float[Tensor, "B T"]:
@@ -49,10 +50,10 @@ class ClipCov(Rule):
         drop min(k, #candidates) of them, drawn without replacement;  the rest as PPO clip without dual clip
 
     The draw is the beginning of one random permutation of all candidates in global token order: with the generator
-    seeded as the official code's, the same tokens.
+    seeded as the official code's, the same tokens. Dropped tokens stay in the denominator.
 
     Args:
-        fraction: Share of the n valid tokens to drop at most, in [0, 1].
+        fraction: Share of the n valid tokens to drop at most.
         lower: Lower bound of c, open.
         upper: Upper bound of c, open, > lower.
         epsilon_low: PPO's ε_l; official 1.
@@ -60,14 +61,7 @@ class ClipCov(Rule):
         ratio_clip: False leaves PPO's clip to the trainer: the rule is then a mask, fixed once per batch ("batch"), and
             needs no old log-probabilities.
 
-    Needs a generator, in the same state on every rank. Dropped tokens stay in the denominator.
-
-    Quadrants: high c is A > 0 and likely (Q1) or A < 0 and unlikely (Q4), both of which lower entropy. In a batch of
-        low entropy the mean log p is near 0 and most candidates are Q4, not Q1.
-    Departures: the log-ratio is clamped to ±20. The covariance and its bounds are compared in float64.
-
-    Raises:
-        ValueError: a parameter out of range; in `apply`, no generator.
+    Needs a generator, in the same state on every rank.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -77,44 +71,37 @@ class ClipCov(Rule):
         2
     """
 
-    name: ClassVar[str] = "clip-cov"
-    phase: ClassVar[Phase] = "live"
-    needs: ClassVar[tuple[str, ...]] = ("old_log_probs",)
-    paper: ClassVar[str] = "arXiv 2505.22617"
-    kind: ClassVar[str] = "random mask"
-    quadrants: ClassVar[str] = "drops some of Q1 and Q4; at low entropy mostly Q4"
-    parity: ClassVar[str] = "verl clip_cov, three settings, the same draw"
+    name = "clip-cov"
+    paper = "arXiv 2505.22617"
+    kind = "random mask"
+    quadrants = "drops some of Q1 and Q4; at low entropy mostly Q4"
+    parity = "verl clip_cov, three settings, the same draw"
+    departures = "the log-ratio is clamped to ±20. The covariance and its bounds are compared in float64."
 
-    fraction: float = 2e-4
-    lower: float = 1.0
-    upper: float = 5.0
-    epsilon_low: float = 1.0
-    epsilon_high: float = 1.0
-    ratio_clip: bool = True
+    fraction: float = number(2e-4, 0.0, 1.0)
+    lower: float = number(1.0)
+    upper: float = number(5.0)
+    epsilon_low: float = number(1.0, 0.0)
+    epsilon_high: float = number(1.0, 0.0)
+    ratio_clip: bool = flag(True)
 
     def __post_init__(self) -> None:
-        self._number("fraction", 0.0, 1.0)
-        self._number("lower", -float("inf"))
-        self._number("upper", self.lower, above=True)
-        self._number("epsilon_low", 0.0)
-        self._number("epsilon_high", 0.0)
-        self._choice("ratio_clip", (True, False))
-        if not self.ratio_clip:
-            self._narrow(phase="batch", needs=())
+        super().__post_init__()
+        self._in_order("lower", "upper", strict=True)
+
+    @decided
+    def phase(self) -> Phase:
+        """Live with the clip."""
+        return "live" if self.ratio_clip else "batch"
+
+    @decided
+    def needs(self) -> tuple[str, ...]:
+        """The old log-probabilities with the clip."""
+        return ("old_log_probs",) if self.ratio_clip else ()
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Draw the tokens to drop, and clip the rest.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> x = torch.full((1, 2), -1.0)
-            >>> ClipCov(ratio_clip=False).apply(TokenBatch(x, -x, torch.ones(1), torch.ones(1, 2)))
-            Traceback (most recent call last):
-            ...
-            ValueError: generator: expected a torch.Generator, ... for clip-cov(ratio_clip=False), received None
-        """
-        if context.generator is None:
-            raise invalid("generator", f"a torch.Generator, in the same state on every rank, for {self}", None)
+        """Draw the tokens to drop, and clip the rest."""
+        generator = context.generator_for(self)
         covariance = covariances(flow, context)
         candidates = flow.valid & (covariance > self.lower) & (covariance < self.upper)
         if self.ratio_clip:
@@ -123,7 +110,7 @@ class ClipCov(Rule):
             flow = flow.replaced(objective, keep=flow.valid & ~cut)
             candidates = candidates & ~cut
         limit = max(int(self.fraction * context.valid_tokens), 1)
-        drop = random_tokens(candidates, limit, context.generator, context.reducer)
+        drop = random_tokens(candidates, limit, generator, context.reducer)
         metrics = {"candidates": float(masked_count(candidates, context.reducer)), "limit": float(limit)}
         return flow.masked(flow.valid & ~drop, "valid"), metrics, None
 
@@ -138,19 +125,12 @@ class KLCov(Rule):
         k = max(⌊fraction · n⌋, 1) tokens of largest c_t:  J = r Â − β abs(log r),  g = r Â − β sgn(log r)
         elsewhere                                          J = r Â,                g = r Â
 
-    with no PPO clip; sgn 0 = 0, so that the first on-policy update is untouched.
+    with no PPO clip; sgn 0 = 0, so that the first on-policy update is untouched. The penalty gives gradient to tokens
+    whose own is 0.
 
     Args:
-        fraction: Share of the n valid tokens, in [0, 1].
-        beta: β ≥ 0. verl's default is 1 when none is set (its dataclass says 0.1).
-
-    Quadrants: as clip-cov, with a pull back towards the old policy instead of dropping: it gives gradient to tokens
-        whose own is 0.
-    Departures: the log-ratio in r is clamped to ±20; the penalty is left out where an earlier rule dropped the token;
-        equal covariances go in global token order.
-
-    Raises:
-        ValueError: a parameter out of range.
+        fraction: Share of the n valid tokens.
+        beta: β. verl's default is 1 when none is set (its dataclass says 0.1).
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -160,41 +140,26 @@ class KLCov(Rule):
         1.0
     """
 
-    name: ClassVar[str] = "kl-cov"
-    phase: ClassVar[Phase] = "live"
-    needs: ClassVar[tuple[str, ...]] = ("old_log_probs",)
-    paper: ClassVar[str] = "arXiv 2505.22617"
-    kind: ClassVar[str] = "penalty"
-    quadrants: ClassVar[str] = "pulls back some of Q1 and Q4; nothing at ratio 1"
-    parity: ClassVar[str] = "verl kl_cov, three settings"
+    name = "kl-cov"
+    phase = "live"
+    needs = ("old_log_probs",)
+    paper = "arXiv 2505.22617"
+    kind = "penalty"
+    quadrants = "pulls back some of Q1 and Q4; nothing at ratio 1"
+    parity = "verl kl_cov, three settings"
+    departures = (
+        "the log-ratio in r is clamped to ±20; the penalty is left out where an earlier rule dropped the token; equal "
+        "covariances go in global token order."
+    )
 
-    fraction: float = 2e-4
-    beta: float = 1.0
-
-    def __post_init__(self) -> None:
-        self._number("fraction", 0.0, 1.0)
-        self._number("beta", 0.0)
+    fraction: float = number(2e-4, 0.0, 1.0)
+    beta: float = number(1.0, 0.0)
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Add the penalty to the tokens of highest covariance.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> old = torch.tensor([[-0.1, -4.0]])
-            >>> batch = TokenBatch(old, -old, torch.tensor([[1.0, -1.0]]), torch.ones(1, 2), old_log_probs=old)
-            >>> KLCov().apply(batch).coefficients.tolist()  # at ratio 1 nothing changes
-            [[1.0, -1.0]]
-        """
-        number = max(int(self.fraction * context.valid_tokens), 1)
-        return (
-            self._penalised(flow, masked_top_k(covariances(flow, context), flow.valid, number, context.reducer)),
-            {"selected": float(number)},
-            None,
-        )
-
-    def _penalised(self, flow: Flow, selected: Tensor) -> Flow:
-        here = selected & flow.kept
-        zero = torch.zeros_like(flow.ratio)
+        """Add the penalty to the tokens of highest covariance."""
+        k = max(int(self.fraction * context.valid_tokens), 1)
+        selected = masked_top_k(covariances(flow, context), flow.valid, k, context.reducer)
+        here, zero = selected & flow.kept, torch.zeros_like(flow.ratio)
         objective = flow.advantages * flow.ratio - self.beta * torch.where(here, flow.log_ratio, zero).abs()
         pull = torch.where(here, -self.beta * flow.log_ratio.sign(), zero)
-        return flow.replaced(objective, added=pull)
+        return flow.replaced(objective, added=pull), {"selected": float(k)}, None

@@ -1,20 +1,23 @@
 """The entropy bonus, with a fixed coefficient or with one of the controllers in use.
 
 An entropy term changes no g_t: it adds ∂J/∂H_t = c, which to first order raises H at its position by η c Σ_i S_i²
-(section B.11 of the theory notes). A trainer must carry `RuleOutput.entropy_coefficients` besides the coefficients.
+(section B.11 of the theory notes): most where Σ S² is large, at middling entropy, and next to nothing on nearly
+deterministic positions. A trainer must carry `RuleOutput.entropy_coefficients` besides the coefficients.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 
 from entropy_theory.control.base import Rule, Scope, Step
 from entropy_theory.control.flow import Context, Flow, State
+from entropy_theory.control.parameters import choice, decided, number
 from entropy_theory.control.reducers import masked_mean
 from entropy_theory.control.registry import register
+from entropy_theory.errors import invalid
 
 Over = Literal["counted", "kept"]
 Variant = Literal["skywork", "trl"]
@@ -25,11 +28,11 @@ Signal = Literal["sampled", "entropy"]
 class _EntropyTerm(Rule):
     """What the two rules share: where the bonus goes."""
 
-    kind: ClassVar[str] = "entropy term"
-    entropy_term: ClassVar[bool] = True
+    kind = "entropy term"
     needs: ClassVar[tuple[str, ...]] = ("entropy",)
+    entropy_term = True
 
-    over: Over = "counted"
+    over: Over = choice("counted", Over)
 
     def _bonus(self, flow: Flow, context: Context, coefficient: float) -> Flow:
         counted = flow.counted
@@ -57,13 +60,6 @@ class EntropyBonus(_EntropyTerm):
         over: "counted": the mean over the tokens that the denominator counts; "kept": over those that no earlier rule
             of the pipe dropped, as TRL has it together with its high-entropy mask.
 
-    Quadrants: none: it acts on positions, most where Σ S² is large, at middling entropy; on nearly deterministic ones
-        it does next to nothing.
-    Departures: none.
-
-    Raises:
-        ValueError: a parameter out of range.
-
     Example:
         >>> from entropy_theory.control import TokenBatch
         >>> H = torch.tensor([[0.5, 1.0]])
@@ -72,29 +68,20 @@ class EntropyBonus(_EntropyTerm):
         (-0.075, [[0.0, 0.0]])
     """
 
-    name: ClassVar[str] = "entropy-bonus"
-    scope: ClassVar[Scope] = "token"
-    paper: ClassVar[str] = "Williams & Peng 1991; arXiv 1602.01783"
-    quadrants: ClassVar[str] = "none: raises entropy at every position by c Σ S²"
-    parity: ClassVar[str] = "verl entropy loss (four aggregations), TRL entropy bonus"
+    name = "entropy-bonus"
+    paper = "Williams & Peng 1991; arXiv 1602.01783"
+    quadrants = "none: raises entropy at every position by c Σ S²"
+    parity = "verl entropy loss (four aggregations), TRL entropy bonus"
 
-    coefficient: float = 1e-3
+    coefficient: float = number(1e-3)
 
-    def __post_init__(self) -> None:
-        self._number("coefficient", -float("inf"))
-        self._choice("over", get_args(Over))
-        if self.over == "kept":
-            self._narrow(scope="batch")
+    @decided
+    def scope(self) -> Scope:
+        """The tokens that are kept are counted over the step."""
+        return "batch" if self.over == "kept" else "token"
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Add the term.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> H = torch.tensor([[0.5, 1.0]])
-            >>> EntropyBonus().apply(TokenBatch(-H, H, torch.zeros(1), torch.ones(1, 2))).metrics["coefficient"]
-            0.001
-        """
+        """Add the term."""
         return self._bonus(flow, context, self.coefficient), {"coefficient": self.coefficient}, None
 
 
@@ -119,17 +106,11 @@ class AdaptiveEntropy(_EntropyTerm):
         initial: c at the start; None is 0.
         minimum: Lower end of c; None is 0.
         maximum: Upper end; None is .005 for skywork, 1 for trl.
-        step: δ ≥ 0; None is 1e-4 for skywork, .005 for trl.
+        step: δ; None is 1e-4 for skywork, .005 for trl.
         target: Nats; the entropy to keep.
         signal: "sampled" or "entropy"; None is the variant's own.
 
     State: `coefficient`, and `enabled` for the next step.
-
-    Quadrants: none, as `EntropyBonus`.
-    Departures: none.
-
-    Raises:
-        ValueError: a parameter out of range; in `apply`, no old log-probabilities for the sampled signal.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -144,55 +125,40 @@ class AdaptiveEntropy(_EntropyTerm):
         0.0002 0.0003
     """
 
-    name: ClassVar[str] = "adaptive-entropy"
-    needs: ClassVar[tuple[str, ...]] = ("entropy", "old_log_probs")
-    paper: ClassVar[str] = "arXiv 2505.22312"
-    quadrants: ClassVar[str] = "none: as entropy-bonus, while entropy is below the target"
-    parity: ClassVar[str] = "Skywork EntController, TRL use_adaptive_entropy, 48 steps each"
+    name = "adaptive-entropy"
+    paper = "arXiv 2505.22312"
+    quadrants = "none: as entropy-bonus, while entropy is below the target"
+    parity = "Skywork EntController, TRL use_adaptive_entropy, 48 steps each"
 
-    variant: Variant = "skywork"
-    initial: float | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    step: float | None = None
-    target: float = 0.2
-    signal: Signal | None = None
+    variant: Variant = choice("skywork", Variant)
+    initial: float | None = number(None)
+    minimum: float | None = number(None)
+    maximum: float | None = number(None)
+    step: float | None = number(None, 0.0)
+    target: float = number(0.2)
+    signal: Signal | None = choice(None, (None, "sampled", "entropy"))
 
     def __post_init__(self) -> None:
-        self._choice("over", get_args(Over))
-        self._choice("variant", get_args(Variant))
-        self._choice("signal", (None, *get_args(Signal)))
-        self._number("target", -float("inf"))
-        for name in ("initial", "minimum", "maximum", "step"):
-            if getattr(self, name) is not None:
-                self._number(name, 0.0 if name == "step" else -float("inf"))
-        if self.maximum is not None:
-            self._number("maximum", self.minimum or 0.0)
-        if (self.signal or self._own_signal) == "entropy":
-            self._narrow(needs=("entropy",))
+        super().__post_init__()
+        low, high = self.minimum or 0.0, self.maximum
+        if high is not None and high < low:
+            raise invalid(f"{self.name} maximum", f"a number ≥ the minimum {low:g}", f"{high:g}")
 
-    @property
-    def _own_signal(self) -> str:
-        return "sampled" if self.variant == "skywork" else "entropy"
+    @decided
+    def needs(self) -> tuple[str, ...]:
+        """H, and the old log-probabilities for the sampled signal."""
+        sampled = (self.signal or ("sampled" if self.variant == "skywork" else "entropy")) == "sampled"
+        return ("entropy", "old_log_probs") if sampled else ("entropy",)
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Add the term with the present coefficient, then move the coefficient.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> H = torch.full((1, 2), 0.1)
-            >>> out = AdaptiveEntropy(variant="trl").apply(TokenBatch(-H, H, torch.zeros(1), torch.ones(1, 2)))
-            >>> out.metrics["coefficient"], out.state["enabled"]
-            (0.0, True)
-        """
+        """Add the term with the present coefficient, then move the coefficient."""
         skywork = self.variant == "skywork"
         step = (1e-4 if skywork else 5e-3) if self.step is None else self.step
         low = 0.0 if self.minimum is None else self.minimum
         high = (5e-3 if skywork else 1.0) if self.maximum is None else self.maximum
         now = {"coefficient": self.initial or 0.0, "enabled": skywork} if state is None else state
         used = now["coefficient"] if now["enabled"] else 0.0
-        sampled = (self.signal or self._own_signal) == "sampled"
-        values = -flow.old_log_probs(context) if sampled else context.batch.entropy
+        values = -flow.old_log_probs(context) if "old_log_probs" in self.needs else context.batch.entropy
         entropy = masked_mean(values, flow.valid, context.reducer)
         below = entropy < self.target if skywork else entropy <= self.target
         moved = min(max(now["coefficient"] + (step if below else -step), low), high)

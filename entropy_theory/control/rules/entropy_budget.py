@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from entropy_theory.control.base import Rule, Step
 from entropy_theory.control.batch import TokenBatch
+from entropy_theory.control.effects import predicted_effects
 from entropy_theory.control.flow import Context, Flow, State
+from entropy_theory.control.parameters import choice, decided, number
 from entropy_theory.control.reducers import Reducer, masked_mean
 from entropy_theory.control.registry import register
 from entropy_theory.errors import invalid
@@ -69,19 +71,16 @@ class EntropyBudget(Rule):
         target: An entropy in nats: the floor is then gain · (target − mean H) instead of `floor`, so that under its
             control mean H approaches the target from above no faster than exponentially, dH/dt ≥ −gain (H − target),
             and rises again below it.
-        gain: > 0; with `target`.
-        maximum: The largest g'/g, ≥ 1. Above 1, tokens that raise entropy may be enlarged.
+        gain: With `target`.
+        maximum: The largest g'/g. Above 1, tokens that raise entropy (Q2, Q3) may be enlarged.
         distance: "uniform" or "relative"; the latter changes weights rather than coefficients: w = 1 − λ sgn(g) S_c.
-        second_order_step: a > 0, or None for first order.
+        second_order_step: a, or None for first order.
 
     Metrics: `multiplier` λ (negative for a ceiling), `feasible`, `floor`, and `predicted_before`, `predicted_after`:
     −(1/n) Σ g S_c.
 
-    Quadrants: shrinks Q1 and Q4, the strongest first; with maximum > 1 also enlarges Q2 and Q3.
-    Departures: none; the rule is ours.
-
     Raises:
-        ValueError: a parameter out of range; neither floor, ceiling nor target; in `apply`, S_c is not available.
+        ValueError: a parameter out of range, or neither floor, ceiling nor target.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -94,55 +93,43 @@ class EntropyBudget(Rule):
         0.0
     """
 
-    name: ClassVar[str] = "entropy-budget"
-    needs: ClassVar[tuple[str, ...]] = ("centered_discriminant",)
-    paper: ClassVar[str] = "this package"
-    kind: ClassVar[str] = "weight"
-    quadrants: ClassVar[str] = "shrinks Q1 and Q4 just enough; never flips a sign"
-    parity: ClassVar[str] = "own rule: guarantees tested"
+    name = "entropy-budget"
+    paper = "this package"
+    kind = "weight"
+    quadrants = "shrinks Q1 and Q4 just enough, the strongest first; never flips a sign"
+    parity = "own rule: guarantees tested"
 
-    floor: float | None = 0.0
-    ceiling: float | None = None
-    target: float | None = None
-    gain: float = 0.1
-    maximum: float = 1.0
-    distance: Distance = "uniform"
-    second_order_step: float | None = None
+    floor: float | None = number(0.0, optional=True)
+    ceiling: float | None = number(None)
+    target: float | None = number(None)
+    gain: float = number(0.1, 0.0, above=True)
+    maximum: float = number(1.0, 1.0)
+    distance: Distance = choice("uniform", Distance)
+    second_order_step: float | None = number(None, 0.0, above=True)
 
     def __post_init__(self) -> None:
-        for name in ("floor", "ceiling", "target"):
-            if getattr(self, name) is not None:
-                self._number(name, -float("inf"))
+        super().__post_init__()
         if self.floor is None and self.ceiling is None and self.target is None:
             raise invalid(f"{self.name} floor, ceiling, target", "at least one of them", "none")
-        if self.target is None and self.floor is not None and self.ceiling is not None and self.ceiling < self.floor:
-            raise invalid(f"{self.name} ceiling", f"a number ≥ the floor {self.floor:g}", self.ceiling)
-        self._number("gain", 0.0, above=True)
-        self._number("maximum", 1.0)
-        self._choice("distance", get_args(Distance))
-        if self.second_order_step is not None:
-            self._number("second_order_step", 0.0, above=True)
+        if self.target is None:
+            self._in_order("floor", "ceiling")
+
+    @decided
+    def needs(self) -> tuple[str, ...]:
+        """S_c; H with a target; the curvature for the second order."""
         entropy = () if self.target is None else ("entropy",)
         curvature = () if self.second_order_step is None else ("grpo_curvature",)
-        self._narrow(needs=(*entropy, "centered_discriminant", *curvature))
+        return (*entropy, "centered_discriminant", *curvature)
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Project the gradient onto the budget.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> x, S_c = torch.zeros(1, 2), torch.tensor([[0.3, -0.4]])
-            >>> batch = TokenBatch(x, x, torch.ones(1), torch.ones(1, 2), centered_discriminant=S_c)
-            >>> EntropyBudget().apply(batch).coefficients.tolist()  # rises by itself: left alone
-            [[1.0, 1.0]]
-        """
+        """Project the gradient onto the budget."""
         batch, n = context.batch, context.valid_tokens
         g = flow.coefficients.double()
         score = batch.centered_scores().masked_fill(~flow.valid, 0.0).double()
         floor = self.floor
         if self.target is not None:
             floor = self.gain * (self.target - masked_mean(batch.entropy, flow.valid, context.reducer))
-        before = float(context.reducer.sum(-(g * score).sum()).item()) / n
+        before = float(context.reducer.sum(predicted_effects(g, score).total.sum()).item()) / n
         metrics = {"predicted_before": before, "predicted_after": before, "multiplier": 0.0, "feasible": 1.0}
         if floor is not None:
             metrics["floor"] = floor
@@ -157,7 +144,9 @@ class EntropyBudget(Rule):
         metrics |= {"multiplier": multiplier, "feasible": float(feasible)}
         if multiplier == 0.0:
             return flow, metrics, None
-        metrics["predicted_after"] = float(context.reducer.sum(-(weight * g * score).sum()).item()) / n
+        metrics["predicted_after"] = (
+            float(context.reducer.sum(predicted_effects(weight * g, score).total.sum()).item()) / n
+        )
         return flow.weighted(weight.to(flow.advantages.dtype)), metrics, None
 
     def _careful(self, score: Tensor, g: Tensor, batch: TokenBatch, sign: float) -> Tensor:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from entropy_theory.control.base import Rule, Scope, Step
+from entropy_theory.control.base import Rule, Step
 from entropy_theory.control.flow import Context, Flow, State
 from entropy_theory.control.registry import register
 
@@ -23,11 +22,11 @@ class NoControl(Rule):
         0.0
     """
 
-    name: ClassVar[str] = "none"
-    scope: ClassVar[Scope] = "token"
-    kind: ClassVar[str] = "control"
-    quadrants: ClassVar[str] = "all four unchanged"
-    parity: ClassVar[str] = "the unclipped policy gradient, to the bit"
+    name = "none"
+    scope = "token"
+    kind = "control"
+    quadrants = "all four unchanged"
+    parity = "the unclipped policy gradient, to the bit"
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Return the flow as it came."""

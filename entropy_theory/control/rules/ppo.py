@@ -1,23 +1,29 @@
-"""Rules of the live importance ratio: PPO clipping and its relatives (clip-higher, clip-low, DCPO, BAPO, CE-GPPO).
+"""Rules of the importance ratio: PPO clipping and its relatives (clip-higher, clip-low, DCPO, BAPO, CE-GPPO).
 
-They need the ratio of the policy being updated, so they run inside the loss ("live"), not once per batch.
+They need the ratio of the policy being updated, so they are evaluated inside the loss ("live"), not once per batch.
+They cut by r, not by S_c. Tokens with A > 0 cut above are mostly unlikely ones (Q2, which raise entropy); those with
+A < 0 cut below are mostly unlikely too (Q4, which lower it). That is an observation of arXiv 2602.03392, not a law.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from entropy_theory.control.base import Phase, Rule, Scope, Step
+from entropy_theory.control.base import Rule, Step
 from entropy_theory.control.flow import Context, Flow, State
+from entropy_theory.control.parameters import number
 from entropy_theory.control.registry import register
+from entropy_theory.errors import invalid
 
 DCPO_CAP = 10.0
 """DCPO's upper bound of the ratio is at most this, or `dual_clip` if that is larger."""
+
+MOST_STEPS = 1000
+"""BAPO's search takes at most this many steps for each bound; every step is a sum over all ranks."""
 
 
 def clipped_objective(
@@ -70,22 +76,12 @@ class PPOClip(Rule):
     A times the masks and weights of earlier rules.
 
     Args:
-        epsilon_low: ε_l ≥ 0.
-        epsilon_high: ε_h ≥ 0.
-        dual_clip: c > 1, or None for no dual clip.
+        epsilon_low: ε_l.
+        epsilon_high: ε_h.
+        dual_clip: c, or None for no dual clip.
 
-    Needs `old_log_probs`. The keep-mask holds the tokens that are not clipped; clipped ones keep the value of their
-    objective and stay in the denominator. At a kink (r exactly at a bound) the gradient of the unclipped side is
-    taken.
-
-    Quadrants: it cuts by r, not by S_c. Tokens with A > 0 cut above are mostly unlikely ones (Q2, which raise
-        entropy); those with A < 0 cut below are mostly unlikely too (Q4, which lower it). An observation of the
-        paper, not a law.
-    Departures: none from verl. Trinity-RFT's PPO loss is the same function, and so is TRL's two-sided clip: its
-        `delta` is `dual_clip`, as long as delta ≥ 1 + ε_h.
-
-    Raises:
-        ValueError: a parameter out of range.
+    The keep-mask holds the tokens that are not clipped; clipped ones keep the value of their objective and stay in the
+    denominator. At a kink (r exactly at a bound) the gradient of the unclipped side is taken.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -97,39 +93,29 @@ class PPOClip(Rule):
         ([[True, True, False]], [1.0, 1.105, 1.2])
     """
 
-    name: ClassVar[str] = "ppo-clip"
-    scope: ClassVar[Scope] = "token"
-    phase: ClassVar[Phase] = "live"
-    needs: ClassVar[tuple[str, ...]] = ("old_log_probs",)
-    paper: ClassVar[str] = "arXiv 1707.06347, 1912.09729"
-    kind: ClassVar[str] = "mask"
-    quadrants: ClassVar[str] = "cuts by the ratio: in practice the unlikely tokens of Q2 and Q4"
-    parity: ClassVar[str] = "verl vanilla (five aggregations), TRL grpo, dapo, dr_grpo, delta"
+    name = "ppo-clip"
+    scope = "token"
+    phase = "live"
+    needs = ("old_log_probs",)
+    paper = "arXiv 1707.06347, 1912.09729"
+    kind = "mask"
+    quadrants = "cuts by the ratio: in practice the unlikely tokens of Q2 and Q4"
+    parity = "verl vanilla (five aggregations), TRL grpo, dapo, dr_grpo, delta"
+    departures = (
+        "none from verl. Trinity-RFT's PPO loss is the same function, and so is TRL's two-sided clip: its `delta` is "
+        "`dual_clip`, as long as delta ≥ 1 + ε_h."
+    )
 
-    epsilon_low: float = 0.2
-    epsilon_high: float = 0.2
-    dual_clip: float | None = 3.0
-
-    def __post_init__(self) -> None:
-        self._number("epsilon_low", 0.0)
-        self._number("epsilon_high", 0.0)
-        if self.dual_clip is not None:
-            self._number("dual_clip", 1.0, above=True)
+    epsilon_low: float = number(0.2, 0.0)
+    epsilon_high: float = number(0.2, 0.0)
+    dual_clip: float | None = number(3.0, 1.0, above=True, optional=True)
 
     def _bounds(self, flow: Flow, context: Context) -> tuple[float | Tensor, float | Tensor, dict[str, float]]:
         """The bounds of the ratio and metrics about them."""
         return 1.0 - self.epsilon_low, 1.0 + self.epsilon_high, {}
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Clip the objective and zero the coefficients of clipped tokens.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> x = torch.full((1, 1), -1.0)
-            >>> batch = TokenBatch(x, -x, torch.tensor([-1.0]), torch.ones(1, 1), old_log_probs=x - 2)
-            >>> PPOClip().apply(batch).loss().item()  # r = e² is beyond c = 3
-            3.0
-        """
+        """Clip the objective and zero the coefficients of clipped tokens."""
         low, high, metrics = self._bounds(flow, context)
         objective, cut = clipped_objective(flow.advantages, flow.ratio, low, high, self.dual_clip)
         return flow.replaced(objective, keep=flow.valid & ~cut), metrics, None
@@ -142,20 +128,19 @@ class ClipHigher(PPOClip):
 
     The formula of `PPOClip` with ε_h = .28 and c = 10, the values of DAPO's scripts.
 
-    Quadrants: lets more of the positive, unlikely tokens through (Q2, which raise entropy) than ε_h = .2.
-
     Example:
         >>> str(ClipHigher()), ClipHigher().epsilon_high
         ('clip-higher', 0.28)
     """
 
-    name: ClassVar[str] = "clip-higher"
-    paper: ClassVar[str] = "arXiv 2503.14476"
-    quadrants: ClassVar[str] = "as ppo-clip, sparing more of Q2"
-    parity: ClassVar[str] = "verl vanilla with DAPO's bounds"
+    name = "clip-higher"
+    paper = "arXiv 2503.14476"
+    quadrants = "as ppo-clip, sparing more of Q2"
+    parity = "verl vanilla with DAPO's bounds"
+    departures = ""
 
-    epsilon_high: float = 0.28
-    dual_clip: float | None = 10.0
+    epsilon_high: float = number(0.28, 0.0)
+    dual_clip: float | None = number(10.0, 1.0, above=True, optional=True)
 
 
 @register
@@ -163,21 +148,20 @@ class ClipHigher(PPOClip):
 class ClipLow(PPOClip):
     """PPO's clipped objective with a narrower lower bound (arXiv 2509.26114: clip-low raises entropy).
 
-    The formula of `PPOClip` with ε_l = .1. The paper varies ε_l; this default is ours.
-
-    Quadrants: cuts more of the negative, unlikely tokens (Q4, which lower entropy) than ε_l = .2.
+    The formula of `PPOClip` with ε_l = .1.
 
     Example:
         >>> ClipLow().epsilon_low, ClipLow().epsilon_high
         (0.1, 0.2)
     """
 
-    name: ClassVar[str] = "clip-low"
-    paper: ClassVar[str] = "arXiv 2509.26114"
-    quadrants: ClassVar[str] = "as ppo-clip, cutting more of Q4"
-    parity: ClassVar[str] = "the function of ppo-clip"
+    name = "clip-low"
+    paper = "arXiv 2509.26114"
+    quadrants = "as ppo-clip, cutting more of Q4"
+    parity = "the function of ppo-clip"
+    departures = "the paper varies ε_l; this default is ours."
 
-    epsilon_low: float = 0.1
+    epsilon_low: float = number(0.1, 0.0)
 
 
 @register
@@ -193,15 +177,9 @@ class DCPO(PPOClip):
     and then the objective of `PPOClip` between them, with dual clip c.
 
     Args:
-        epsilon_low: ε_l ≥ 0. Official .2.
-        epsilon_high: ε_h ≥ 0. Official .28.
-        dual_clip: c > 1, or None for no dual clip. Official 10.
-
-    Quadrants: as clip-higher, and a token of small p_old is hardly ever cut: it spares Q2 and Q4 alike.
-    Departures: the log-ratio is clamped to ±20, which the official code does not do.
-
-    Raises:
-        ValueError: a parameter out of range.
+        epsilon_low: ε_l. Official .2.
+        epsilon_high: ε_h. Official .28.
+        dual_clip: c, or None for no dual clip. Official 10.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -211,13 +189,14 @@ class DCPO(PPOClip):
         [[False, True]]
     """
 
-    name: ClassVar[str] = "dcpo"
-    paper: ClassVar[str] = "arXiv 2509.02333"
-    quadrants: ClassVar[str] = "as ppo-clip, sparing the least likely tokens of Q2 and Q4"
-    parity: ClassVar[str] = "DCPO, two aggregations"
+    name = "dcpo"
+    paper = "arXiv 2509.02333"
+    quadrants = "as ppo-clip, sparing the least likely tokens of Q2 and Q4"
+    parity = "DCPO, two aggregations"
+    departures = "the log-ratio is clamped to ±20, which the official code does not do."
 
-    epsilon_high: float = 0.28
-    dual_clip: float | None = 10.0
+    epsilon_high: float = number(0.28, 0.0)
+    dual_clip: float | None = number(10.0, 1.0, above=True, optional=True)
 
     def _bounds(self, flow: Flow, context: Context) -> tuple[float | Tensor, float | Tensor, dict[str, float]]:
         p_old = flow.old_log_probs(context).double().exp()
@@ -241,24 +220,16 @@ class BAPO(Rule):
     all ranks.
 
     Args:
-        target: The ratio of contributions to reach, ≥ 0.
-        lower: Where the lower bound starts, in [0, lower_max].
+        target: The ratio of contributions to reach.
+        lower: Where the lower bound starts, ≤ lower_max.
         lower_max: Where it ends at the latest.
-        lower_step: By how much it rises; 0 leaves it.
-        upper: Where the upper bound starts, ≥ lower.
+        lower_step: By how much it rises; 0 leaves it. It reaches the maximum in at most 1000 steps.
+        upper: Where the upper bound starts, ≥ lower and ≤ upper_max.
         upper_max: Where it ends at the latest.
-        upper_step: By how much it rises; 0 leaves it.
-        dual_clip: c > 1, or None for no dual clip.
+        upper_step: As lower_step.
+        dual_clip: c, or None for no dual clip.
 
     Metrics: `lower`, `upper`, `contribution_ratio`.
-
-    Quadrants: a higher lower bound cuts more of Q4; a higher upper bound spares more of Q2.
-    Departures: none. In the official balance, which is kept, A < 0 ratios are clamped from below: raising the lower
-        bound *increases* the negative sum and leads away from the target, so that loop, once entered, always ends
-        at its maximum.
-
-    Raises:
-        ValueError: a parameter out of range.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -269,42 +240,40 @@ class BAPO(Rule):
         (0.8, 2.0, 0.5)
     """
 
-    name: ClassVar[str] = "bapo"
-    phase: ClassVar[Phase] = "live"
-    needs: ClassVar[tuple[str, ...]] = ("old_log_probs",)
-    paper: ClassVar[str] = "arXiv 2510.18927"
-    kind: ClassVar[str] = "mask (bounds searched)"
-    quadrants: ClassVar[str] = "cuts more of Q4 and spares more of Q2 while negative tokens outweigh"
-    parity: ClassVar[str] = "BAPO, four settings"
+    name = "bapo"
+    phase = "live"
+    needs = ("old_log_probs",)
+    paper = "arXiv 2510.18927"
+    kind = "mask (bounds searched)"
+    quadrants = "cuts more of Q4 and spares more of Q2 while negative tokens outweigh"
+    parity = "BAPO, four settings"
+    departures = (
+        "none. In the official balance, which is kept, A < 0 ratios are clamped from below: raising the lower bound "
+        "*increases* the negative sum and leads away from the target, so that loop, once entered, always ends at its "
+        "maximum."
+    )
 
-    target: float = 1.0
-    lower: float = 0.6
-    lower_max: float = 0.8
-    lower_step: float = 0.05
-    upper: float = 1.2
-    upper_max: float = 2.0
-    upper_step: float = 0.05
-    dual_clip: float | None = 3.0
+    target: float = number(1.0, 0.0)
+    lower: float = number(0.6, 0.0)
+    lower_max: float = number(0.8, 0.0)
+    lower_step: float = number(0.05, 0.0)
+    upper: float = number(1.2, 0.0)
+    upper_max: float = number(2.0, 0.0)
+    upper_step: float = number(0.05, 0.0)
+    dual_clip: float | None = number(3.0, 1.0, above=True, optional=True)
 
     def __post_init__(self) -> None:
-        for name in ("target", "lower_max", "lower_step", "upper_step"):
-            self._number(name, 0.0)
-        self._number("lower", 0.0, self.lower_max)
-        self._number("upper", self.lower)
-        self._number("upper_max", self.upper)
-        if self.dual_clip is not None:
-            self._number("dual_clip", 1.0, above=True)
+        super().__post_init__()
+        self._in_order("lower", "lower_max")
+        self._in_order("lower", "upper", "upper_max")
+        for bound in ("lower", "upper"):
+            step, start, end = (getattr(self, bound + part) for part in ("_step", "", "_max"))
+            if 0.0 < step < (end - start) / MOST_STEPS:
+                expected = f"0, or at least {(end - start) / MOST_STEPS:g} to reach {bound}_max in {MOST_STEPS} steps"
+                raise invalid(f"{self.name} {bound}_step", expected, f"{step:g}")
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Search the bounds, then clip.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> x = torch.full((1, 1), -1.0)
-            >>> batch = TokenBatch(x, -x, torch.ones(1), torch.ones(1, 1), old_log_probs=x)
-            >>> BAPO().apply(batch).metrics["upper"]  # nothing negative: nothing to balance
-            1.2
-        """
+        """Search the bounds, then clip."""
         ratio, advantages = flow.ratio.detach()[flow.valid].double(), flow.advantages[flow.valid].double()
 
         def balance(low: float, high: float) -> float:
@@ -314,15 +283,15 @@ class BAPO(Rule):
             return float("inf") if negative <= 0 else positive / (negative + 1e-8)
 
         low, high = self.lower, self.upper
-        found = balance(low, high)
-        while found < self.target and low < self.lower_max and self.lower_step > 0:
+        reached = balance(low, high)
+        while reached < self.target and low < self.lower_max and self.lower_step > 0:
             low = min(low + self.lower_step, self.lower_max)
-            found = balance(low, high)
-        while found < self.target and high < self.upper_max and self.upper_step > 0:
+            reached = balance(low, high)
+        while reached < self.target and high < self.upper_max and self.upper_step > 0:
             high = min(high + self.upper_step, self.upper_max)
-            found = balance(low, high)
+            reached = balance(low, high)
         objective, cut = clipped_objective(flow.advantages, flow.ratio, low, high, self.dual_clip)
-        metrics = {"lower": low, "upper": high, "contribution_ratio": min(found, torch.finfo(torch.float64).max)}
+        metrics = {"lower": low, "upper": high, "contribution_ratio": min(reached, torch.finfo(torch.float64).max)}
         return flow.replaced(objective, keep=flow.valid & ~cut), metrics, None
 
 
@@ -339,18 +308,11 @@ class CEGPPO(Rule):
         elsewhere            J = r A,  g = r A
 
     Args:
-        epsilon_low: ε_l, in [0, 1].
-        epsilon_high: ε_h ≥ 0.
-        beta_low: β_l ≥ 0, the official beta1.
-        beta_high: β_h ≥ 0, the official beta2.
-        dual_clip: c > 1, or None for no dual clip.
-
-    Quadrants: gives back part of what ppo-clip cuts: of Q2 (β_h, raises entropy) and of Q4 (β_l, lowers it).
-    Departures: the log-ratio is clamped to ±20, beyond which the official code goes on. The official entry point
-        raises a NameError as published; this is its general-beta function.
-
-    Raises:
-        ValueError: a parameter out of range.
+        epsilon_low: ε_l.
+        epsilon_high: ε_h.
+        beta_low: β_l, the official beta1: what Q4 gets back.
+        beta_high: β_h, the official beta2: what Q2 gets back.
+        dual_clip: c, or None for no dual clip.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -360,38 +322,27 @@ class CEGPPO(Rule):
         0.6
     """
 
-    name: ClassVar[str] = "ce-gppo"
-    scope: ClassVar[Scope] = "token"
-    phase: ClassVar[Phase] = "live"
-    needs: ClassVar[tuple[str, ...]] = ("old_log_probs",)
-    paper: ClassVar[str] = "arXiv 2509.20712"
-    kind: ClassVar[str] = "weight"
-    quadrants: ClassVar[str] = "gives back part of what ppo-clip cuts of Q2 and Q4"
-    parity: ClassVar[str] = "CE-GPPO, three settings"
+    name = "ce-gppo"
+    scope = "token"
+    phase = "live"
+    needs = ("old_log_probs",)
+    paper = "arXiv 2509.20712"
+    kind = "weight"
+    quadrants = "gives back part of what ppo-clip cuts of Q2 and Q4"
+    parity = "CE-GPPO, three settings"
+    departures = (
+        "the log-ratio is clamped to ±20, which the official code does not do. The official entry point raises a "
+        "NameError as published; this is its general-beta function."
+    )
 
-    epsilon_low: float = 0.2
-    epsilon_high: float = 0.2
-    beta_low: float = 0.75
-    beta_high: float = 1.0
-    dual_clip: float | None = 10.0
-
-    def __post_init__(self) -> None:
-        self._number("epsilon_low", 0.0, 1.0)
-        for name in ("epsilon_high", "beta_low", "beta_high"):
-            self._number(name, 0.0)
-        if self.dual_clip is not None:
-            self._number("dual_clip", 1.0, above=True)
+    epsilon_low: float = number(0.2, 0.0, 1.0)
+    epsilon_high: float = number(0.2, 0.0)
+    beta_low: float = number(0.75, 0.0)
+    beta_high: float = number(1.0, 0.0)
+    dual_clip: float | None = number(10.0, 1.0, above=True, optional=True)
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Bound the ratio of clipped tokens and keep their gradient.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> old = torch.full((1, 1), -1.0)
-            >>> batch = TokenBatch(old - 1, -old, -torch.ones(1), torch.ones(1, 1), old_log_probs=old)
-            >>> round(CEGPPO().apply(batch).coefficients.item(), 4)
-            -0.6
-        """
+        """Bound the ratio of clipped tokens and keep their gradient."""
         advantages, r = flow.advantages, flow.ratio.detach()
         high = (advantages > 0) & (r > 1.0 + self.epsilon_high)
         low = (advantages < 0) & (r < 1.0 - self.epsilon_low)

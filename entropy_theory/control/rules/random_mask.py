@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal
 
 import torch
 
-from entropy_theory.control.base import Rule, Step
+from entropy_theory.control.base import Phase, Rule, Step
 from entropy_theory.control.flow import Context, Flow, State, Statistics
+from entropy_theory.control.parameters import choice, decided, number, parameter
 from entropy_theory.control.random import uniform_keys
 from entropy_theory.control.reducers import masked_count, masked_top_k
 from entropy_theory.control.registry import register, rule
@@ -16,6 +17,15 @@ from entropy_theory.control.rules.clip_bv import Advantages, selected_advantages
 from entropy_theory.errors import invalid
 
 RandomDenominator = Literal["auto", "kept", "valid"]
+
+
+def _canonical(name: str, value: object) -> str | None:
+    """The specification of a rule as it is printed, so that the control prints and compares by it."""
+    if value is None:
+        return None
+    if not isinstance(value, str | Rule):
+        raise invalid(name, "a rule or its specification", repr(value))
+    return str(rule(value))
 
 
 @register
@@ -33,23 +43,18 @@ class RandomMask(Rule):
 
     Args:
         match: The specification of the rule to match, or the rule. Its drops are counted on the whole batch, not
-            on what earlier rules of a pipe left.
-        fraction: The share of eligible tokens to drop, in [0, 1], instead of `match`.
+            on what earlier rules of a pipe left. Its phase and needs are those of this rule.
+        fraction: The share of eligible tokens to drop, instead of `match`.
         advantages: The eligible tokens: "all" valid ones, or those with "negative" or "positive" advantages, to
             match a rule that touches only these. With fewer than k, all of them are dropped.
         denominator: "kept": dropped tokens leave the token mean's count; "valid": they stay; "auto": as many leave
             it as with the matched rule, and for a fraction all.
         statistics: "valid": drawn among all valid tokens; "kept": among those that earlier rules kept.
 
-    A matched rule that is "live" makes the control "live", and what it needs is needed here.
-
-    Quadrants: scales all four alike, by 1 − k/n in expectation.
-
     Raises:
-        ValueError: not exactly one of `match` and `fraction`, or a parameter out of range; in `apply`, no generator.
+        ValueError: not exactly one of `match` and `fraction`; in `apply`, no generator.
 
     Example:
-        >>> import torch
         >>> from entropy_theory.control import TokenBatch
         >>> x = torch.full((1, 8), -1.0)
         >>> batch = TokenBatch(x, -x, torch.tensor([1.0]), torch.ones(1, 8))
@@ -60,61 +65,53 @@ class RandomMask(Rule):
         random-mask(match='clip-b(mu=1)')
     """
 
-    name: ClassVar[str] = "random-mask"
-    kind: ClassVar[str] = "random mask"
-    quadrants: ClassVar[str] = "scales all four alike"
+    name = "random-mask"
+    kind = "random mask"
+    quadrants = "scales all four alike, by 1 − k/n in expectation"
 
-    match: str | Rule | None = None
-    fraction: float | None = None
-    advantages: Advantages = "all"
-    denominator: RandomDenominator = "auto"
-    statistics: Statistics = "valid"
+    match: str | Rule | None = parameter(None, _canonical)
+    fraction: float | None = number(None, 0.0, 1.0)
+    advantages: Advantages = choice("all", Advantages)
+    denominator: RandomDenominator = choice("auto", RandomDenominator)
+    statistics: Statistics = choice("valid", Statistics)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.match is None) == (self.fraction is None):
             received = "neither" if self.match is None else "both"
             raise invalid(f"{self.name} match, fraction", "exactly one of the two", received)
-        if self.fraction is not None:
-            self._number("fraction", 0.0, 1.0)
-            self._narrow(threshold_parameter="fraction")
-        if self.match is not None:
-            if not isinstance(self.match, str | Rule):
-                raise invalid(f"{self.name} match", "a rule or its specification", repr(self.match))
-            matched = rule(self.match)
-            # kept as canonical text, so that the rule prints and compares by it
-            self._narrow(match=str(matched), phase=matched.phase, needs=matched.needs)
-        self._choice("advantages", get_args(Advantages))
-        self._choice("denominator", get_args(RandomDenominator))
-        self._choice("statistics", get_args(Statistics))
+
+    @decided
+    def phase(self) -> Phase:
+        """That of the matched rule."""
+        return "batch" if self.match is None else rule(self.match).phase
+
+    @decided
+    def needs(self) -> tuple[str, ...]:
+        """What the matched rule needs."""
+        return () if self.match is None else rule(self.match).needs
+
+    @decided
+    def threshold_parameter(self) -> str:
+        """The share, unless a rule is matched."""
+        return "fraction" if self.match is None else ""
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Draw the tokens to drop.
-
-        Example:
-            >>> import torch
-            >>> from entropy_theory.control import TokenBatch
-            >>> x = torch.full((1, 2), -1.0)
-            >>> RandomMask(fraction=0.5).apply(TokenBatch(x, -x, torch.tensor([1.0]), torch.ones(1, 2)))
-            Traceback (most recent call last):
-            ...
-            ValueError: generator: expected a torch.Generator, ... for random-mask(fraction=0.5), received None
-        """
-        if context.generator is None:
-            raise invalid("generator", f"a torch.Generator, in the same state on every rank, for {self}", None)
-        reducer = context.reducer
+        """Draw the tokens to drop."""
+        generator, reducer = context.generator_for(self), context.reducer
         eligible = flow.population(self.statistics) & selected_advantages(flow.unmasked_advantages, self.advantages)
         leave = 0
         if self.match is not None:
             matched, _, state = rule(self.match).transform(Flow.start(context.batch), context, state)
             gone = torch.stack([(flow.valid & ~left).sum() for left in (matched.kept, matched.counted)])
-            number, leave = (int(count) for count in reducer.sum(gone).tolist())
+            requested, leave = (int(count) for count in reducer.sum(gone).tolist())
         else:
-            number = round((self.fraction or 0.0) * masked_count(eligible, reducer))
-        keys = uniform_keys(flow.valid, context.generator, reducer)
-        drop = masked_top_k(keys, eligible, number, reducer)
+            requested = round((self.fraction or 0.0) * masked_count(eligible, reducer))
+        keys = uniform_keys(flow.valid, generator, reducer)
+        drop = masked_top_k(keys, eligible, requested, reducer)
         if self.match is None or self.denominator != "auto":
             out = flow.masked(flow.valid & ~drop, "valid" if self.denominator == "valid" else "kept")
         else:
             # a pipe may take only some of its dropped tokens out of the denominator: take out as many
             out = flow.masked(flow.valid & ~drop, "valid").uncounted(masked_top_k(keys, drop, leave, reducer))
-        return out, {"requested": float(number)}, state
+        return out, {"requested": float(requested)}, state

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from entropy_theory.control.base import Phase, Rule, Scope, Step
+from entropy_theory.control.effects import predicted_effects
 from entropy_theory.control.flow import MAX_LOG_RATIO, Context, Flow, State
+from entropy_theory.control.parameters import choice, decided, flag, number
 from entropy_theory.control.reducers import masked_count, masked_mean, masked_min_max, masked_top_k
 from entropy_theory.control.registry import register
+from entropy_theory.errors import invalid
 
 SteerForm = Literal["exponential", "linear"]
 StareVariant = Literal["O1", "C2"]
@@ -38,19 +41,12 @@ class Steer(Rule):
 
     Args:
         form: "exponential", the official default, or "linear".
-        minimum: The smallest weight, in (0, 1].
+        minimum: The smallest weight.
         maximum: The largest weight of the linear form, ≥ minimum; official 1.2. The exponential form has 1.
         frozen: True takes p/p_old = 1 in Ω: the weights are then fixed once per batch ("batch").
 
-    p/p_old is the ratio with its log clamped to ±20. Masked tokens have no weight.
-
-    Quadrants: shrinks all four alike, the strongest movers first: (1 − p)(log p + H) is S without the factor p and with
-        1 − p, so that unlikely tokens count for more than the theory gives them. Tokens with A = 0 get the largest
-        weight.
-    Departures: the official extremes are those of the micro-batch. Where all Ω agree the linear weight is `maximum`.
-
-    Raises:
-        ValueError: a parameter out of range.
+    p/p_old is the ratio with its log clamped to ±20. (1 − p)(log p + H) is S without the factor p and with 1 − p, so
+    that unlikely tokens count for more than the theory gives them. Tokens with A = 0 get the largest weight.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -61,37 +57,34 @@ class Steer(Rule):
         (0.8, True)
     """
 
-    name: ClassVar[str] = "steer"
-    phase: ClassVar[Phase] = "live"
-    needs: ClassVar[tuple[str, ...]] = ("entropy", "old_log_probs")
-    paper: ClassVar[str] = "arXiv 2510.10150"
-    kind: ClassVar[str] = "weight"
-    quadrants: ClassVar[str] = "shrinks all four alike, the strongest movers first"
-    parity: ClassVar[str] = "STEER, four settings"
+    name = "steer"
+    paper = "arXiv 2510.10150"
+    kind = "weight"
+    quadrants = "shrinks all four alike, the strongest movers first"
+    parity = "STEER, four settings"
+    departures = "the official extremes are those of the micro-batch. Where all Ω agree the linear weight is `maximum`."
 
-    form: SteerForm = "exponential"
-    minimum: float = 0.8
-    maximum: float = 1.2
-    frozen: bool = False
+    form: SteerForm = choice("exponential", SteerForm)
+    minimum: float = number(0.8, 0.0, 1.0, above=True)
+    maximum: float = number(1.2, 0.0)
+    frozen: bool = flag(False)
 
     def __post_init__(self) -> None:
-        self._choice("form", get_args(SteerForm))
-        self._number("minimum", 0.0, 1.0, above=True)
-        self._number("maximum", self.minimum)
-        self._choice("frozen", (True, False))
-        if self.frozen:
-            self._narrow(phase="batch", needs=("entropy",))
+        super().__post_init__()
+        self._in_order("minimum", "maximum")
+
+    @decided
+    def phase(self) -> Phase:
+        """Batch when the ratio is left out."""
+        return "batch" if self.frozen else "live"
+
+    @decided
+    def needs(self) -> tuple[str, ...]:
+        """H, and the old log-probabilities for the ratio."""
+        return ("entropy",) if self.frozen else ("entropy", "old_log_probs")
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Weigh the tokens.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> x = torch.tensor([[-0.1, -3.0]])
-            >>> batch = TokenBatch(x, torch.ones(1, 2), torch.ones(1), torch.ones(1, 2))
-            >>> [round(w, 6) for w in Steer(form="linear", frozen=True).apply(batch).coefficients[0].tolist()]
-            [1.2, 0.8]
-        """
+        """Weigh the tokens."""
         log_p = flow.log_probs.detach().double()
         entropy = context.batch.entropy.detach().masked_fill(~flow.valid, 0.0).double()
         A = flow.unmasked_advantages.double()
@@ -126,24 +119,16 @@ class Stare(Rule):
 
     Args:
         variant: "O1", positive tokens only, as official; "C2" both signs.
-        share: In (0, 1].
-        up: W ≥ 1, or where the closed loop starts.
-        down: M in [0, 1], likewise.
+        share: Of the tokens of one sign of A.
+        up: W, or where the closed loop starts.
+        down: M, likewise.
         target: Entropy below which the gate is open, nats; None keeps it open (and needs `adaptive=False`).
         adaptive: Whether the closed loop moves W and M.
-        rate: α ≥ 0.
-        up_max: W_max ≥ W.
-        down_min: M_min in [0, M].
+        rate: α.
+        up_max: W_max, ≥ W for the closed loop.
+        down_min: M_min, ≤ M for the closed loop.
 
-    State of the closed loop: W and M.
-
-    Quadrants: enlarges Q2; C2 also shrinks Q4. Surprisal stands in for S_c < 0.
-    Departures: equal surprisals go in global token order. Fixed once per batch ("batch"); the official code takes the
-        weights anew in each micro-batch, from that micro-batch alone. A batch without a finite mean entropy does not
-        exist here (inputs are validated), so the official skip of such steps never occurs.
-
-    Raises:
-        ValueError: a parameter out of range.
+    Surprisal stands in for S_c < 0. State of the closed loop: W and M.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -153,46 +138,38 @@ class Stare(Rule):
         [1.0, 1.1]
     """
 
-    name: ClassVar[str] = "stare"
-    needs: ClassVar[tuple[str, ...]] = ("entropy",)
-    paper: ClassVar[str] = "arXiv 2606.19236"
-    kind: ClassVar[str] = "weight"
-    quadrants: ClassVar[str] = "enlarges Q2; C2 also shrinks Q4"
-    parity: ClassVar[str] = "STARE, five settings, and its controller"
+    name = "stare"
+    needs = ("entropy",)
+    paper = "arXiv 2606.19236"
+    kind = "weight"
+    quadrants = "enlarges Q2; C2 also shrinks Q4"
+    parity = "STARE, five settings, and its controller"
+    departures = (
+        "equal surprisals go in global token order. Fixed once per batch; the official code computes the weights in "
+        "each micro-batch, from that micro-batch alone. A batch without a finite mean entropy does not exist here "
+        "(inputs are validated), so the official skip of such steps never occurs."
+    )
 
-    variant: StareVariant = "O1"
-    share: float = 0.1
-    up: float = 1.1
-    down: float = 0.9
-    target: float | None = 0.3
-    adaptive: bool = False
-    rate: float = 0.01
-    up_max: float = 1.5
-    down_min: float = 0.5
+    variant: StareVariant = choice("O1", StareVariant)
+    share: float = number(0.1, 0.0, 1.0, above=True)
+    up: float = number(1.1, 1.0)
+    down: float = number(0.9, 0.0, 1.0)
+    target: float | None = number(0.3, optional=True)
+    adaptive: bool = flag(False)
+    rate: float = number(0.01, 0.0)
+    up_max: float = number(1.5, 1.0)
+    down_min: float = number(0.5, 0.0, 1.0)
 
     def __post_init__(self) -> None:
-        self._choice("variant", get_args(StareVariant))
-        self._number("share", 0.0, 1.0, above=True)
-        self._number("up", 1.0)
-        self._number("down", 0.0, 1.0)
-        self._choice("adaptive", (True, False))
-        if self.target is not None or self.adaptive:
-            self._number("target", -math.inf)
-        self._number("rate", 0.0)
+        super().__post_init__()
         if self.adaptive:
-            self._number("up_max", self.up)
-            self._number("down_min", 0.0, self.down)
+            self._in_order("up", "up_max")
+            self._in_order("down_min", "down")
+            if self.target is None:
+                raise invalid(f"{self.name} target", "a number for adaptive=True", None)
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Move the closed loop, and weigh the tokens if the gate is open.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> x = torch.tensor([[-0.1, -3.0]])
-            >>> batch = TokenBatch(x, torch.full((1, 2), 0.4), torch.ones(1), torch.ones(1, 2))
-            >>> Stare().apply(batch).metrics["gate"]
-            0.0
-        """
+        """Move the closed loop, and weigh the tokens if the gate is open."""
         reducer = context.reducer
         entropy = masked_mean(context.batch.entropy, flow.valid, reducer)
         up, down = self.up, self.down
@@ -234,13 +211,7 @@ class EntropyFlow(Rule):
 
     Args:
         score: "centered" uses S_c; "uncentered" S, for batches without a baseline.
-        strength: In [0, 1]: λ is multiplied by it; 1 is the method.
-
-    Quadrants: scales Q2 and Q3 (rises) by 1 + λ, Q1 and Q4 (falls) by 1 − λ.
-    Departures: unknown, for want of official code.
-
-    Raises:
-        ValueError: a parameter out of range; in `apply`, S_c is not available.
+        strength: λ is multiplied by it; 1 is the method.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -250,34 +221,24 @@ class EntropyFlow(Rule):
         [0.5, 1.5]
     """
 
-    name: ClassVar[str] = "entropy-flow"
-    needs: ClassVar[tuple[str, ...]] = ("centered_discriminant",)
-    paper: ClassVar[str] = "arXiv 2605.11491"
-    kind: ClassVar[str] = "weight"
-    quadrants: ClassVar[str] = "scales Q2 and Q3 against Q1 and Q4 until the prediction is 0"
+    name = "entropy-flow"
+    paper = "arXiv 2605.11491"
+    kind = "weight"
+    quadrants = "scales Q2 and Q3 against Q1 and Q4 until the prediction is 0"
 
-    score: Score = "centered"
-    strength: float = 1.0
+    score: Score = choice("centered", Score)
+    strength: float = number(1.0, 0.0, 1.0)
 
-    def __post_init__(self) -> None:
-        self._choice("score", get_args(Score))
-        self._number("strength", 0.0, 1.0)
-        if self.score == "uncentered":
-            self._narrow(needs=("entropy",))
+    @decided
+    def needs(self) -> tuple[str, ...]:
+        """What the score is made of."""
+        return ("centered_discriminant",) if self.score == "centered" else ("entropy",)
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Balance the flow.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> x, S_c = torch.zeros(1, 2), torch.tensor([[0.3, -0.1]])
-            >>> batch = TokenBatch(x, x, torch.ones(1), torch.ones(1, 2), centered_discriminant=S_c)
-            >>> round(EntropyFlow().apply(batch).metrics["balance"], 6)
-            0.5
-        """
+        """Balance the flow."""
         batch = context.batch
         score = batch.centered_scores() if self.score == "centered" else batch.scores()
-        change = -(flow.coefficients.double() * score.masked_fill(~flow.valid, 0.0).double())
+        change = predicted_effects(flow.coefficients, score.masked_fill(~flow.valid, 0.0)).total
         sums = torch.stack([change.clamp_min(0).sum(), -change.clamp_max(0).sum()])
         rise, fall = context.reducer.sum(sums).tolist()
         balance = self.strength * (fall - rise) / (fall + rise) if fall + rise > 0 else 0.0
@@ -304,17 +265,11 @@ class AdvantageReweighting(Rule):
 
     Args:
         form: One of the six.
-        alpha: α in [0, 1]. Paper .2, or .3 together with Lopti.
+        alpha: α. Paper .2, or .3 together with Lopti.
         slope: k.
         center: τ.
-        negative_weight: ≥ 0.
-        upper: In (0, 1].
-
-    Quadrants: shrinks Q2 and Q4, the unlikely tokens, on either side of entropy alike.
-    Departures: none. The sums of "sigmoid-negative" are over all ranks.
-
-    Raises:
-        ValueError: a parameter out of range.
+        negative_weight: The factor where A ≤ 0.
+        upper: The largest p of "mask".
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -324,43 +279,30 @@ class AdvantageReweighting(Rule):
         [1.0, 0.8]
     """
 
-    name: ClassVar[str] = "advantage-reweighting"
-    scope: ClassVar[Scope] = "token"
-    needs: ClassVar[tuple[str, ...]] = ("old_log_probs",)
-    paper: ClassVar[str] = "arXiv 2505.12929"
-    kind: ClassVar[str] = "weight"
-    quadrants: ClassVar[str] = "shrinks Q2 and Q4 alike"
-    parity: ClassVar[str] = "AR-Lopti, seven settings"
+    name = "advantage-reweighting"
+    needs = ("old_log_probs",)
+    paper = "arXiv 2505.12929"
+    kind = "weight"
+    quadrants = "shrinks the unlikely tokens, Q2 and Q4, alike"
+    parity = "AR-Lopti, seven settings"
+    departures = 'the sums of "sigmoid-negative" are over all ranks.'
 
-    form: Reweighting = "linear"
-    alpha: float = 0.2
-    slope: float = 10.0
-    center: float = 0.5
-    negative_weight: float = 1.0
-    upper: float = 0.25
+    form: Reweighting = choice("linear", Reweighting)
+    alpha: float = number(0.2, 0.0, 1.0)
+    slope: float = number(10.0)
+    center: float = number(0.5)
+    negative_weight: float = number(1.0, 0.0)
+    upper: float = number(0.25, 0.0, 1.0, above=True)
 
-    def __post_init__(self) -> None:
-        self._choice("form", get_args(Reweighting))
-        self._number("alpha", 0.0, 1.0)
-        self._number("slope", -math.inf)
-        self._number("center", -math.inf)
-        self._number("negative_weight", 0.0)
-        self._number("upper", 0.0, 1.0, above=True)
-        if self.form == "sigmoid-negative":
-            self._narrow(scope="batch")
+    @decided
+    def scope(self) -> Scope:
+        """One form balances sums over all tokens."""
+        return "batch" if self.form == "sigmoid-negative" else "token"
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Weigh the advantages.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> old = torch.tensor([[0.0, -3.0]])
-            >>> batch = TokenBatch(old, -old, -torch.ones(1), torch.ones(1, 2), old_log_probs=old)
-            >>> AdvantageReweighting(form="mask").apply(batch).keep_mask.tolist()
-            [[False, True]]
-        """
+        """Weigh the advantages."""
         p = flow.old_log_probs(context).double().exp()
-        A, one = flow.unmasked_advantages.double(), torch.ones_like(p)
+        A, ones = flow.unmasked_advantages.double(), torch.ones_like(p)
         linear, positive = self.alpha * p + (1.0 - self.alpha), A > 0
         if self.form == "mask":
             return flow.masked(flow.valid & (p > 0) & (p <= self.upper), "valid"), {}, None
@@ -368,7 +310,7 @@ class AdvantageReweighting(Rule):
             return flow.with_advantages(torch.where(positive, linear, 0.0), by=self.name), {}, None
         negative: float | Tensor = self.negative_weight
         if self.form == "linear":
-            weight = linear * torch.where(positive, one, negative)
+            weight = linear * torch.where(positive, ones, negative)
         elif self.form == "linear-positive":
             weight = torch.where(positive, linear, negative)
         else:
@@ -378,6 +320,6 @@ class AdvantageReweighting(Rule):
                 sums = torch.stack([mass[positive].sum(), -(gate * mass)[~positive].sum()])
                 right, wrong = context.reducer.sum(sums).tolist()
                 negative = negative * (right / wrong) if wrong else negative
-                gate = torch.where(positive, one, gate * negative)
+                gate = torch.where(positive, ones, gate * negative)
             weight = gate
         return flow.weighted(weight.to(flow.advantages.dtype)), {}, None

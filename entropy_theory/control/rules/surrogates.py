@@ -1,20 +1,21 @@
 """Objectives that replace PPO's altogether: CISPO, GSPO, SAPO, GPG, and verl's DPPO, GMPO and DRO.
 
-All but GPG read the live ratio. They change *how much* gradient a token of a given ratio gets, not which tokens are
+All but GPG read the current ratio. They change *how much* gradient a token of a given ratio gets, not which tokens are
 likely; their effect on entropy is what the lens shows for the batch at hand.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from entropy_theory.control.base import Phase, Rule, Scope, Step
+from entropy_theory.control.base import Rule, Scope, Step
 from entropy_theory.control.flow import MAX_LOG_RATIO, Context, Flow, State
+from entropy_theory.control.parameters import SMALLEST, choice, number
 from entropy_theory.control.registry import register
 
 GSPO_MAX_LOG_RATIO = 10.0
@@ -33,10 +34,10 @@ def _row_mean(values: Float[Tensor, "B T"], flow: Flow) -> Float[Tensor, "B 1"]:
 class _Surrogate(Rule):
     """What all of them share."""
 
-    phase: ClassVar[Phase] = "live"
+    phase = "live"
     scope: ClassVar[Scope] = "token"
-    needs: ClassVar[tuple[str, ...]] = ("old_log_probs",)
-    kind: ClassVar[str] = "surrogate"
+    needs = ("old_log_probs",)
+    kind = "surrogate"
 
 
 @register
@@ -49,14 +50,8 @@ class CISPO(_Surrogate):
         J = sg(clamp(r, 1 − ε_l, 1 + ε_h)) Â log p,   g = clamp(r, 1 − ε_l, 1 + ε_h) Â
 
     Args:
-        epsilon_low: ε_l in [0, 1], or None for no lower bound, as TRL.
-        epsilon_high: ε_h ≥ 0. TRL names the bound itself: its epsilon_high = 2 is ε_h = 1 here.
-
-    Quadrants: spares what ppo-clip cuts of Q2 and Q4, at the bounded weight.
-    Departures: none; verl's and TRL's differ by the lower bound and the name of the upper one.
-
-    Raises:
-        ValueError: a parameter out of range.
+        epsilon_low: ε_l, or None for no lower bound, as TRL.
+        epsilon_high: ε_h. TRL names the bound itself: its epsilon_high = 2 is ε_h = 1 here.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -66,29 +61,17 @@ class CISPO(_Surrogate):
         1.28
     """
 
-    name: ClassVar[str] = "cispo"
-    paper: ClassVar[str] = "arXiv 2506.13585"
-    quadrants: ClassVar[str] = "spares what ppo-clip cuts of Q2 and Q4, at a bounded weight"
-    parity: ClassVar[str] = "verl cispo, TRL cispo"
+    name = "cispo"
+    paper = "arXiv 2506.13585"
+    quadrants = "spares what ppo-clip cuts of Q2 and Q4, at a bounded weight"
+    parity = "verl cispo, TRL cispo"
+    departures = "none; verl's and TRL's differ by the lower bound and the name of the upper one."
 
-    epsilon_low: float | None = 0.2
-    epsilon_high: float = 0.28
-
-    def __post_init__(self) -> None:
-        if self.epsilon_low is not None:
-            self._number("epsilon_low", 0.0, 1.0)
-        self._number("epsilon_high", 0.0)
+    epsilon_low: float | None = number(0.2, 0.0, 1.0, optional=True)
+    epsilon_high: float = number(0.28, 0.0)
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Weight log p by the clipped ratio.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> old = torch.full((1, 1), -1.0)
-            >>> batch = TokenBatch(old - 2, -old, torch.ones(1), torch.ones(1, 1), old_log_probs=old)
-            >>> round(CISPO(epsilon_low=None).apply(batch).coefficients.item(), 4)  # e⁻²
-            0.1353
-        """
+        """Weight log p by the clipped ratio."""
         low = None if self.epsilon_low is None else 1.0 - self.epsilon_low
         weight = flow.ratio.detach().clamp(low, 1.0 + self.epsilon_high)
         return flow.replaced(weight * flow.advantages * flow.log_probs, derivative=weight), {}, None
@@ -105,17 +88,11 @@ class GSPO(_Surrogate):
         g = s Â, and 0 where Â > 0, s > 1 + ε_h or Â < 0, s < 1 − ε_l
 
     Args:
-        epsilon_low: ε_l in [0, 1]. Paper 3e-4.
-        epsilon_high: ε_h ≥ 0. Paper 4e-4.
+        epsilon_low: ε_l. Paper 3e-4.
+        epsilon_high: ε_h. Paper 4e-4.
 
     The official losses average each sequence first: use `aggregate(..., "seq-mean-token-mean")`. verl leaves fully
     masked rows out of the mean of rows, TRL counts them.
-
-    Quadrants: keeps or drops whole sequences, whatever the quadrants of their tokens.
-    Departures: none.
-
-    Raises:
-        ValueError: a parameter out of range.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -125,30 +102,18 @@ class GSPO(_Surrogate):
         [[1.0, 1.0]]
     """
 
-    name: ClassVar[str] = "gspo"
-    scope: ClassVar[Scope] = "sequence"
-    paper: ClassVar[str] = "arXiv 2507.18071"
-    kind: ClassVar[str] = "mask of sequences"
-    quadrants: ClassVar[str] = "whole sequences, whatever the quadrants of their tokens"
-    parity: ClassVar[str] = "verl gspo, TRL gspo"
+    name = "gspo"
+    scope = "sequence"
+    paper = "arXiv 2507.18071"
+    kind = "mask of sequences"
+    quadrants = "whole sequences, whatever the quadrants of their tokens"
+    parity = "verl gspo, TRL gspo"
 
-    epsilon_low: float = 3e-4
-    epsilon_high: float = 4e-4
-
-    def __post_init__(self) -> None:
-        self._number("epsilon_low", 0.0, 1.0)
-        self._number("epsilon_high", 0.0)
+    epsilon_low: float = number(3e-4, 0.0, 1.0)
+    epsilon_high: float = number(4e-4, 0.0)
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Give every token the ratio of its sequence.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> old = torch.full((1, 2), -1.0)
-            >>> batch = TokenBatch(old + 0.1, -old, torch.ones(1), torch.ones(1, 2), old_log_probs=old)
-            >>> GSPO().apply(batch).keep_mask.tolist()
-            [[False, False]]
-        """
+        """Give every token the ratio of its sequence."""
         log_mean = _row_mean(flow.log_ratio.detach(), flow)
         log_s = log_mean.clamp_max(GSPO_MAX_LOG_RATIO) + (flow.log_probs - flow.log_probs.detach())
         ratio = log_s.exp()
@@ -171,16 +136,10 @@ class SAPO(_Surrogate):
         J = (4/τ) σ(τ (r − 1)) Â,   g = 4 σ(1 − σ) r Â,   σ = σ(τ (r − 1)),  τ by the sign of A
 
     Args:
-        tau_positive: τ > 0 where A > 0.
-        tau_negative: τ > 0 elsewhere.
+        tau_positive: τ where A > 0.
+        tau_negative: τ elsewhere.
 
     The official losses average each sequence first: use `aggregate(..., "seq-mean-token-mean")`.
-
-    Quadrants: as ppo-clip, fading instead of cutting: Q2 and Q4 at ratios far from 1.
-    Departures: none.
-
-    Raises:
-        ValueError: a parameter out of range.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -189,29 +148,17 @@ class SAPO(_Surrogate):
         1.0
     """
 
-    name: ClassVar[str] = "sapo"
-    paper: ClassVar[str] = "arXiv 2511.20347"
-    kind: ClassVar[str] = "weight"
-    quadrants: ClassVar[str] = "fades Q2 and Q4 at ratios far from 1"
-    parity: ClassVar[str] = "verl sapo, TRL sapo"
+    name = "sapo"
+    paper = "arXiv 2511.20347"
+    kind = "weight"
+    quadrants = "fades Q2 and Q4 at ratios far from 1"
+    parity = "verl sapo, TRL sapo"
 
-    tau_positive: float = 1.0
-    tau_negative: float = 1.05
-
-    def __post_init__(self) -> None:
-        self._number("tau_positive", 0.0, above=True)
-        self._number("tau_negative", 0.0, above=True)
+    tau_positive: float = number(1.0, SMALLEST)
+    tau_negative: float = number(1.05, SMALLEST)
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Put the ratio through the gate.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> old = torch.full((1, 1), -1.0)
-            >>> batch = TokenBatch(old + 1, -old, torch.ones(1), torch.ones(1, 1), old_log_probs=old)
-            >>> SAPO().apply(batch).coefficients.item() < 2.718281828
-            True
-        """
+        """Put the ratio through the gate."""
         tau = torch.where(flow.advantages > 0, self.tau_positive, self.tau_negative).to(flow.ratio.dtype)
         gate = torch.sigmoid(tau * (flow.ratio - 1.0))
         fixed = gate.detach()
@@ -229,9 +176,6 @@ class GPG(Rule):
 
         J = Â log p,   g = Â
 
-    Quadrants: all four as the advantages have them.
-    Departures: none. GPG's own scaling of the advantages is the trainer's affair.
-
     Example:
         >>> from entropy_theory.control import TokenBatch
         >>> x = torch.full((1, 1), -1.0)
@@ -239,23 +183,17 @@ class GPG(Rule):
         1.0
     """
 
-    name: ClassVar[str] = "gpg"
-    scope: ClassVar[Scope] = "token"
-    paper: ClassVar[str] = "arXiv 2504.02546"
-    kind: ClassVar[str] = "surrogate"
-    quadrants: ClassVar[str] = "all four, at any ratio"
-    parity: ClassVar[str] = "verl gpg"
-    phase: ClassVar[Phase] = "live"
+    name = "gpg"
+    phase = "live"
+    scope = "token"
+    paper = "arXiv 2504.02546"
+    kind = "surrogate"
+    quadrants = "all four, at any ratio"
+    parity = "verl gpg"
+    departures = "none. GPG's own scaling of the advantages is the trainer's affair."
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Leave the ratio out.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> x = torch.full((1, 1), -1.0)
-            >>> GPG().apply(TokenBatch(x, -x, torch.ones(1), torch.ones(1, 1))).loss().item()
-            1.0
-        """
+        """Leave the ratio out."""
         objective = flow.advantages * flow.log_probs
         return flow.replaced(objective, derivative=torch.ones_like(flow.ratio)), {}, None
 
@@ -274,15 +212,9 @@ class DPPO(_Surrogate):
 
     Args:
         divergence: "tv" or "kl".
-        low: δ_l ≥ 0.
-        high: δ_h ≥ 0.
-        truncation: c > 0, the largest weight.
-
-    Quadrants: spares unlikely tokens, whose probability hardly moves (Q2, Q4), and cuts likely ones (Q1, Q3).
-    Departures: none.
-
-    Raises:
-        ValueError: a parameter out of range.
+        low: δ_l.
+        high: δ_h.
+        truncation: c, the largest weight.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -292,33 +224,19 @@ class DPPO(_Surrogate):
         [[False, True]]
     """
 
-    name: ClassVar[str] = "dppo"
-    paper: ClassVar[str] = "arXiv 2602.04879"
-    kind: ClassVar[str] = "mask"
-    quadrants: ClassVar[str] = "cuts likely tokens (Q1, Q3) whose probability has moved"
-    parity: ClassVar[str] = "verl dppo_tv, dppo_kl"
+    name = "dppo"
+    paper = "arXiv 2602.04879"
+    kind = "mask"
+    quadrants = "cuts likely tokens (Q1, Q3) whose probability has moved; unlikely ones hardly move"
+    parity = "verl dppo_tv, dppo_kl"
 
-    divergence: Divergence = "tv"
-    low: float = 0.1
-    high: float = 0.1
-    truncation: float = 20.0
-
-    def __post_init__(self) -> None:
-        self._choice("divergence", get_args(Divergence))
-        self._number("low", 0.0)
-        self._number("high", 0.0)
-        self._number("truncation", 0.0, above=True)
+    divergence: Divergence = choice("tv", Divergence)
+    low: float = number(0.1, 0.0)
+    high: float = number(0.1, 0.0)
+    truncation: float = number(20.0, 0.0, above=True)
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Drop tokens outside the trust region.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> old = torch.tensor([[-1.0, -6.0]])
-            >>> batch = TokenBatch(old + 0.5, -old, torch.ones(1), torch.ones(1, 2), old_log_probs=old)
-            >>> DPPO(divergence="kl", low=0.02, high=0.02).apply(batch).keep_mask.tolist()
-            [[False, True]]
-        """
+        """Drop tokens outside the trust region."""
         log_p, log_ratio = flow.log_probs.detach(), flow.log_ratio.detach()
         p, p_old = log_p.exp(), flow.old_log_probs(context).exp()
         if self.divergence == "tv":
@@ -346,14 +264,8 @@ class GMPO(_Surrogate):
     gradient; verl averages over all rows, fully masked ones included.
 
     Args:
-        epsilon_low: ε_l ≥ 0, of the log-ratio.
-        epsilon_high: ε_h ≥ 0, of the log-ratio.
-
-    Quadrants: as ppo-clip with wide bounds.
-    Departures: none.
-
-    Raises:
-        ValueError: a parameter out of range.
+        epsilon_low: ε_l, of the log-ratio.
+        epsilon_high: ε_h, of the log-ratio.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -363,30 +275,18 @@ class GMPO(_Surrogate):
         [[True, False]]
     """
 
-    name: ClassVar[str] = "gmpo"
-    scope: ClassVar[Scope] = "sequence"
-    paper: ClassVar[str] = "arXiv 2507.20673"
-    kind: ClassVar[str] = "mask"
-    quadrants: ClassVar[str] = "as ppo-clip with wide bounds"
-    parity: ClassVar[str] = "verl geo_mean"
+    name = "gmpo"
+    scope = "sequence"
+    paper = "arXiv 2507.20673"
+    kind = "mask"
+    quadrants = "as ppo-clip with wide bounds"
+    parity = "verl geo_mean"
 
-    epsilon_low: float = 0.4
-    epsilon_high: float = 0.4
-
-    def __post_init__(self) -> None:
-        self._number("epsilon_low", 0.0)
-        self._number("epsilon_high", 0.0)
+    epsilon_low: float = number(0.4, 0.0)
+    epsilon_high: float = number(0.4, 0.0)
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Give every token the geometric mean of its sequence's clipped ratios.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> old = torch.full((1, 2), -1.0)
-            >>> batch = TokenBatch(old + 0.2, -old, torch.ones(1), torch.ones(1, 2), old_log_probs=old)
-            >>> round(GMPO().apply(batch).coefficients[0, 0].item(), 4)  # e^0.2
-            1.2214
-        """
+        """Give every token the geometric mean of its sequence's clipped ratios."""
         delta, sign = flow.log_ratio.detach(), flow.advantages.sign()
         bounded = delta.clamp(-self.epsilon_low, self.epsilon_high)
         moved = sign * torch.minimum(sign * delta, sign * bounded)
@@ -410,13 +310,7 @@ class DRO(_Surrogate):
         J = Â log p − (β/2) (log r)²,   g = Â − β log r
 
     Args:
-        beta: β > 0.
-
-    Quadrants: the penalty gives gradient to tokens without advantage, back towards the old policy.
-    Departures: the penalty is left out where an earlier rule dropped the token.
-
-    Raises:
-        ValueError: a parameter out of range.
+        beta: β. The penalty gives gradient to tokens without advantage.
 
     Example:
         >>> from entropy_theory.control import TokenBatch
@@ -426,27 +320,17 @@ class DRO(_Surrogate):
         0.5
     """
 
-    name: ClassVar[str] = "dro"
-    paper: ClassVar[str] = "arXiv 2405.19107"
-    kind: ClassVar[str] = "penalty"
-    quadrants: ClassVar[str] = "all four, pulled back towards the old policy"
-    parity: ClassVar[str] = "verl dro"
+    name = "dro"
+    paper = "arXiv 2405.19107"
+    kind = "penalty"
+    quadrants = "all four, pulled back towards the old policy"
+    parity = "verl dro"
+    departures = "the penalty is left out where an earlier rule dropped the token."
 
-    beta: float = 0.5
-
-    def __post_init__(self) -> None:
-        self._number("beta", 0.0, above=True)
+    beta: float = number(0.5, 0.0, above=True)
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
-        """Add the penalty.
-
-        Example:
-            >>> from entropy_theory.control import TokenBatch
-            >>> old = torch.full((1, 1), -1.0)
-            >>> batch = TokenBatch(old, -old, torch.ones(1), torch.ones(1, 1), old_log_probs=old)
-            >>> DRO().apply(batch).loss().item()
-            1.0
-        """
+        """Add the penalty."""
         penalty = (0.5 * self.beta) * flow.log_ratio.square().masked_fill(~flow.kept, 0.0)
         objective = flow.advantages * flow.log_probs - penalty
         pull = -self.beta * flow.log_ratio

@@ -2,6 +2,7 @@
 
 from entropy_theory.report.figures.drawing import (
     COLOURS,
+    Theme,
     centring,
     figure_function,
     four_conditions,
@@ -16,6 +17,7 @@ from entropy_theory.report.figures.drawing import (
 
 __all__ = [
     "COLOURS",
+    "Theme",
     "centring",
     "figure_function",
     "four_conditions",

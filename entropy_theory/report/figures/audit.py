@@ -34,7 +34,7 @@ def audit_figure(result: Mapping[str, Any]) -> Figure:
     """Draw an audit: two scatters, rank correlations, the parts of the first order, signs by quadrant and entropy.
 
     Args:
-        result: What ``audit.config.audit`` returns.
+        result: What ``audit.run.audit`` returns.
     """
     arms = result["arms"]
     colours = {arm: COLOURS[1 + index] for index, arm in enumerate(arms)}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @figure_function
 def one_sided_sign_theorem(outcomes: Any) -> Figure:
-    """Draw the one-sided sign theorem: predicted falls all fall, predicted rises fail beyond some step.
+    """Draw the one-sided sign theorem: predicted falls all fall, predicted rises can fail.
 
     Args:
         outcomes: Arrays ``sizes`` (K,), ``rises`` and ``falls`` (rays, K): exact ΔH / H at each step size.

@@ -12,6 +12,7 @@ from typing import Any
 from entropy_theory.report.pages.page import write_page
 
 _KINDS = {
+    "kernel": "proved in Coq and checked by its kernel, for every finite vocabulary",
     "symbolic": "derived step by step; each difference is exactly 0",
     "high-precision": "compared with the definitions at 50 digits and more, at the points tried",
     "property": "tried on seeded random policies and corners",
@@ -21,7 +22,19 @@ _KINDS = {
     "counterexample-search": "an optimiser with restarts looked for an exception",
 }
 # Figures that the verdict and the summary already carry, or that are too long for a page.
-_HIDDEN = {"region", "steps", "families", "certificates", "z_per_seed", "seeds", "certified", "undecided"}
+_HIDDEN = {
+    "region",
+    "steps",
+    "families",
+    "certificates",
+    "z_per_seed",
+    "seeds",
+    "certified",
+    "undecided",
+    "files",
+    "digest",
+    "theorems",
+}
 
 
 def save_verification_page(report: Mapping[str, Any], path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Certificates: statements proved over whole regions by ball arithmetic (the extra ``certify``)."""
+"""Certificates by ball arithmetic: what is certified holds for every real number of a stated region."""

@@ -18,16 +18,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from entropy_theory.theory.certificates.single_logit import (
-    Box,
-    Certificate,
-    _branch_and_bound,
-    _interval,
-    flint,
-    joined,
-)
+from entropy_theory.theory.certificates.balls import Ball, Box, Certificate, branch_and_bound, flint, interval, joined
 
-Ball = Any
 _ALIKE = 0.2  # logits closer than this are treated as nearly equal
 
 
@@ -56,7 +48,7 @@ def sign_theorem_two_tokens(largest_gap: float = 20.0, largest_step: float = 50.
         ((-largest_gap, largest_gap), (0.0, largest_step)),
         ((-largest_gap, largest_gap), (-largest_step, 0.0)),
     ]
-    return joined([_branch_and_bound(box, _holds, region, [1.0, 2.0]) for box in boxes], region)
+    return joined([branch_and_bound(box, _holds, region, [1.0, 2.0]) for box in boxes], region)
 
 
 def sign_theorem_three_tokens(
@@ -89,14 +81,14 @@ def sign_theorem_three_tokens(
 
 
 def _certify(box: Box) -> Certificate:
-    return _branch_and_bound(box, _holds, "", [1.0, 1.0, 2.0])
+    return branch_and_bound(box, _holds, "", [1.0, 1.0, 2.0])
 
 
 def _holds(box: Box) -> str | None:
     """Decide one box: gaps of the other tokens' logits to the sampled one's, then the step."""
     arb = flint().arb
     *gaps, (start, end) = box
-    logits = [arb(0), *(_interval(arb, *gap) for gap in gaps)]
+    logits = [arb(0), *(interval(arb, *gap) for gap in gaps)]
     size = len(logits)
     probs = [_share(logits, i) for i in range(size)]
     # Differences d_i − d_j of d = e_k − p, k first; 1 − p_k + p_j is the sum of the other probabilities, p_j twice.
@@ -109,17 +101,17 @@ def _holds(box: Box) -> str | None:
             # p_j − p_i = v m with v = z_j − z_i and m = p_i (e^v − 1)/v, a mean of p_i e^s over s from 0 to v.
             low, high = gaps[j - 1][0] - gaps[i - 1][1], gaps[j - 1][1] - gaps[i - 1][0]
             if max(-low, high) > _ALIKE:
-                pairs.append(_Pair(i, j, probs[j] - probs[i], -_interval(arb, low, high), None, None))
+                pairs.append(_Pair(i, j, probs[j] - probs[i], -interval(arb, low, high), None, None))
                 continue
-            mean = probs[i] * _interval(arb, min(low, 0.0), max(high, 0.0)).exp()
+            mean = probs[i] * interval(arb, min(low, 0.0), max(high, 0.0)).exp()
             least = 0.0 if low <= 0.0 <= high else min(low**2, high**2)
             square = arb(least).union(arb(max(low**2, high**2)))
-            pairs.append(_Pair(i, j, probs[j] - probs[i], -_interval(arb, low, high), mean, square))
+            pairs.append(_Pair(i, j, probs[j] - probs[i], -interval(arb, low, high), mean, square))
     score = sum((probs[pair.i] * probs[pair.j] * pair.product(arb(0)) for pair in pairs), arb(0))
     forward = end > 0.0
     if (score < 0) if forward else (score > 0):
         return "outside"
-    step = _interval(arb, start, end)
+    step = interval(arb, start, end)
     slope = _slope(arb, logits, probs, pairs, step)[0]
     if (slope < 0) if forward else (slope > 0):
         return "value"

@@ -1,140 +1,20 @@
-"""Rigorous enclosures by ball arithmetic: what is certified holds for every real number of a stated region.
-
-Needs python-flint (the extra `certify`), loaded when a certificate is first asked for. A statement is certified on a
-box by branch and bound: the box is halved until an enclosure of the statement, wider than the truth by what rounding
-and the width of the box add, decides each part. Where the statement touches a zero, an enclosure of its derivative
-there decides; no part is left out.
-"""
+"""One moved logit, for every policy of every vocabulary: its sign law, and where the first order is accurate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib import import_module
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike
-
-from entropy_theory.errors import invalid, missing_extra
-from entropy_theory.theory._policy import as_direction, as_logits
-
-Ball = Any  # flint.arb, which has no type stubs
-Box = tuple[tuple[float, float], ...]
-_BITS = 128  # for one policy, where sums over tokens cancel
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """Outcome of a branch and bound.
-
-    Attributes:
-        certified: Whether every part of the region was decided.
-        region: The region, in words and numbers.
-        parts: Boxes that were decided, or shown to lie outside the assumptions.
-        by_derivative: Those decided by the derivative, next to a zero of the statement.
-        undecided: A box that stayed open, if any.
-    """
-
-    certified: bool
-    region: str
-    parts: int
-    by_derivative: int
-    undecided: Box | None
-
-
-@dataclass(frozen=True)
-class RemainderEnclosure:
-    """Enclosure of ΔH minus its first order: it lies in ½ t² [low, high] for every step t of the interval.
-
-    Attributes:
-        low: Lower end of the second derivative of the entropy, rounded down.
-        high: Upper end, rounded up.
-        start: Start of the interval of steps, 0 included.
-        end: End of it.
-    """
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-
-def flint() -> Any:
-    """Load python-flint, or raise the ImportError that names the extra.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
-    try:
-        return import_module("flint")
-    except ImportError:
-        raise missing_extra("python-flint", "certify") from None
-
-
-def remainder_enclosure(
-    logits: ArrayLike, direction: ArrayLike, start: float, end: float, pieces: int = 64
-) -> RemainderEnclosure:
-    """Enclose the remainder of the first-order change of entropy for one policy and an interval of steps.
-
-    Sections B.6 and B.1 of the theory notes: ΔH + t Σ S_i d_i = ½ t² H''(ξ) with ξ between 0 and t.
-
-    Formula: H''(t) = −Σ q_i δ_i² (1 + H + log q_i), q ∝ p e^{t d}, δ_i = d_i − E_q[d], enclosed over the interval in
-    ball arithmetic of 128 bits, part by part.
-
-    Symbols: z is `logits`; d is `direction`; t runs from `start` to `end`, and 0 is included.
-
-    Shapes: (V,) and (V,). The numbers are taken as they are, without rounding.
-
-    Domain: V ≥ 2; logits finite or −inf, with a finite one; start ≤ end, both finite; pieces ≥ 1.
-
-    Raises:
-        ValueError: If an argument is not real or not finite, or a shape is not the one above.
-        ImportError: If python-flint is not installed.
-
-    Example:
-        >>> enclosure = remainder_enclosure([1.0, 0.0, -1.0], [1.0, 0.0, 0.0], 0.0, 0.1)
-        >>> enclosure.low < -0.13 and enclosure.high < -0.10
-        True
-    """
-    z = as_logits(logits)
-    if z.ndim != 1:
-        raise invalid("logits", "shape (V,)", f"shape {z.shape}")
-    d = as_direction("direction", direction, z.shape)
-    if d.ndim != 1:
-        raise invalid("direction", "shape (V,)", f"shape {d.shape}")
-    if not (np.isfinite([start, end]).all() and start <= end):
-        raise invalid("start, end", "finite numbers, start <= end", f"{start}, {end}")
-    if pieces < 1:
-        raise invalid("pieces", "at least 1", pieces)
-    module = flint()
-    arb, context = module.arb, module.ctx
-    before, context.prec = context.prec, _BITS
-    try:
-        possible = np.isfinite(z)
-        weights = [arb(float(value)).exp() for value in z[possible] - z.max()]
-        moves = [arb(float(value)) for value in d[possible]]
-        first, last = min(0.0, float(start)), max(0.0, float(end))
-        edges = np.linspace(first, last, pieces + 1)
-        edges[0], edges[-1] = first, last
-        hull = None
-        for low, high in pairwise(edges):
-            curvature = _curvature(arb, weights, moves, arb(float(low)).union(arb(float(high))))
-            hull = curvature if hull is None else hull.union(curvature)
-        return RemainderEnclosure(_down(hull), _up(hull), first, last)
-    finally:
-        context.prec = before
-
-
-def _curvature(arb: Any, weights: Sequence[Ball], moves: Sequence[Ball], t: Ball) -> Ball:
-    tilted = [weight * (t * move).exp() for weight, move in zip(weights, moves, strict=True)]
-    total = sum(tilted, arb(0))
-    probs = [value / total for value in tilted]
-    logs = [prob.log() for prob in probs]
-    H = -sum((p * log for p, log in zip(probs, logs, strict=True)), arb(0))
-    mean = sum((p * move for p, move in zip(probs, moves, strict=True)), arb(0))
-    return -sum((p * (d - mean) ** 2 * (1 + H + log) for p, d, log in zip(probs, moves, logs, strict=True)), arb(0))
+from entropy_theory.errors import invalid
+from entropy_theory.theory.certificates.balls import (
+    Ball,
+    Box,
+    Certificate,
+    branch_and_bound,
+    flint,
+    interval,
+    joined,
+    precision,
+)
 
 
 def one_logit(largest_step: float = 10.0) -> Certificate:
@@ -152,8 +32,8 @@ def one_logit(largest_step: float = 10.0) -> Certificate:
 
     def holds(box: Box) -> str | None:
         (low, high), (p_low, p_high) = box
-        p = _interval(arb, p_low, p_high)
-        step = _interval(arb, low, high)
+        p = interval(arb, p_low, p_high)
+        step = interval(arb, low, high)
         if low == 0.0:
             weight = _weight(arb, p, step)
             q = p * step.exp() / (1 + p * (step.exp() - 1))
@@ -165,7 +45,7 @@ def one_logit(largest_step: float = 10.0) -> Certificate:
         return "value" if k > 0 and 2 * k * bound > 1 and 2 * k < bound else None
 
     region = f"every policy of every V, |step| <= {largest_step:g}"
-    return _branch_and_bound(((0.0, largest_step), (0.0, 1.0)), holds, region)
+    return branch_and_bound(((0.0, largest_step), (0.0, 1.0)), holds, region)
 
 
 def first_order_accuracy(kappa: float, largest_step: float) -> Certificate:
@@ -185,7 +65,7 @@ def first_order_accuracy(kappa: float, largest_step: float) -> Certificate:
 
     def holds(box: Box) -> str | None:
         (low, high), (p_low, p_high) = box
-        p, step = _interval(arb, p_low, p_high), _interval(arb, low, high)
+        p, step = interval(arb, p_low, p_high), interval(arb, low, high)
         g, k = _means_by_series(arb, p, step)
         tilt = step / arb(kappa) * k
         inside = g - tilt > least and g + tilt > least and g - tilt < most and g + tilt < most
@@ -193,7 +73,7 @@ def first_order_accuracy(kappa: float, largest_step: float) -> Certificate:
 
     region = f"every policy of every V with |x| >= {kappa:g} and |step| <= {largest_step:g}"
     halves = (((-largest_step, 0.0), (0.0, 1.0)), ((0.0, largest_step), (0.0, 1.0)))
-    parts = [_branch_and_bound(half, holds, region) for half in halves]
+    parts = [branch_and_bound(half, holds, region) for half in halves]
     return joined(parts, region)
 
 
@@ -207,10 +87,7 @@ def accuracy_fails(kappa: float, step: float, prob: float = 1e-9) -> bool:
         step: |ε|.
         prob: Probability of the token.
     """
-    module = flint()
-    arb, context = module.arb, module.ctx
-    before, context.prec = context.prec, _BITS
-    try:
+    with precision(128) as arb:
         p, e = arb(prob), -arb(abs(step))
         u = e.exp() - 1
         D = 1 + p * u
@@ -218,8 +95,6 @@ def accuracy_fails(kappa: float, step: float, prob: float = 1e-9) -> bool:
         score = p * (1 - p) * arb(kappa)
         truth = -(u / D) * score - divergence
         return bool(abs(-e * score - truth) > abs(truth) / 10)
-    finally:
-        context.prec = before
 
 
 def _weight(arb: Any, p: Ball, step: Ball) -> Ball:
@@ -258,64 +133,3 @@ def _means_by_series(arb: Any, p: Ball, step: Ball) -> tuple[Ball, Ball]:
         g += term / (order + 1)
         k += term / (order + 2)
     return g, k
-
-
-def _interval(arb: Any, low: float, high: float) -> Ball:
-    return arb(low).union(arb(high))
-
-
-def _branch_and_bound(
-    start: Box,
-    holds: Callable[[Box], str | None],
-    region: str,
-    weights: Sequence[float] | None = None,
-    most: int = 3_000_000,
-) -> Certificate:
-    """Halve boxes along their widest side until each is decided.
-
-    Args:
-        start: The whole region.
-        holds: How a box was decided ("value", "derivative", "outside"), or None.
-        region: The region in words.
-        weights: Scale of each side, for choosing the widest; default: the sides of the start.
-        most: Boxes looked at before giving up.
-    """
-    scale = weights or [high - low or 1.0 for low, high in start]
-    stack, parts, by_derivative = [start], 0, 0
-    for _ in range(most):
-        if not stack:
-            return Certificate(True, region, parts, by_derivative, None)
-        box = stack.pop()
-        outcome = holds(box)
-        if outcome is not None:
-            parts += 1
-            by_derivative += outcome == "derivative"
-            continue
-        side = max(range(len(box)), key=lambda i: (box[i][1] - box[i][0]) / scale[i])
-        low, high = box[side]
-        middle = 0.5 * (low + high)
-        if not low < middle < high:
-            return Certificate(False, region, parts, by_derivative, box)
-        stack.append((*box[:side], (low, middle), *box[side + 1 :]))
-        stack.append((*box[:side], (middle, high), *box[side + 1 :]))
-    return Certificate(not stack, region, parts, by_derivative, stack[-1] if stack else None)
-
-
-def joined(parts: Sequence[Certificate], region: str) -> Certificate:
-    """Join certificates of several boxes into one of their union."""
-    undecided = next((part.undecided for part in parts if part.undecided is not None), None)
-    return Certificate(
-        all(part.certified for part in parts),
-        region,
-        sum(part.parts for part in parts),
-        sum(part.by_derivative for part in parts),
-        undecided,
-    )
-
-
-def _down(ball: Ball) -> float:
-    return float(np.nextafter(float(ball.lower()), -np.inf))
-
-
-def _up(ball: Ball) -> float:
-    return float(np.nextafter(float(ball.upper()), np.inf))

@@ -1,95 +1,27 @@
-"""Symbolic derivations, for every vocabulary size at once.
-
-V is never written out. A sum over tokens is a linear operator: the summand is a polynomial in the symbols that carry
-the index (p_i, L_i = log p_i, a direction d_i), and each monomial's sum is one unknown, Σ p_i = 1, Σ p_i L_i = −H,
-Σ p_i² = M_2, Σ p_i² (H + L_i) = N. What SymPy then shows about the unknowns holds for any V.
-
-Each function differentiates the softmax and the entropy and compares with the claim; none assumes it. A derivation
-counts as derived when every step's difference, and the residual of the claim, simplify to exactly 0.
-"""
+"""Derivations of the paper's results, and of the gradient and the exact identity that they rest on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import sympy as sp
 
-ENTROPY, BASELINE, COLLISION = sp.symbols("H N M_2", positive=True)
-PROB_K, PROB_I = sp.symbols("p_k p_i", positive=True)
-LOG_K, LOG_I = sp.symbols("L_k L_i", real=True)
-MOVE_I = sp.Symbol("d_i", real=True)
-STEP = sp.Symbol("t", real=True)
-
-_Monomials = Mapping[Any, sp.Expr]  # keys: tuples of exponents
-
-# Sums over all tokens of p_i^m L_i^n, from Σ p = 1, Σ p L = −H, Σ p² = M_2 and N = Σ p² (H + L).
-_ALL: _Monomials = {
-    (1, 0): sp.Integer(1),
-    (1, 1): -ENTROPY,
-    (2, 0): COLLISION,
-    (2, 1): BASELINE - ENTROPY * COLLISION,
-}
-# The same over all tokens but k.
-_REST: _Monomials = {(m, n): total - PROB_K**m * LOG_K**n for (m, n), total in _ALL.items()}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a derivation: a quantity, worked out from the definitions, and what it is claimed to be.
-
-    Attributes:
-        text: What is done, in words.
-        quantity: The quantity, in LaTeX.
-        computed: What the definitions give.
-        claimed: What the step says it is.
-    """
-
-    text: str
-    quantity: str
-    computed: sp.Expr
-    claimed: sp.Expr
-
-    @property
-    def difference(self) -> sp.Expr:
-        """Computed minus claimed, simplified; exactly 0 when the step holds."""
-        return sp.simplify(self.computed - self.claimed)
-
-    @property
-    def latex(self) -> str:
-        """The step as one LaTeX equation."""
-        return f"{self.quantity} = {sp.latex(self.claimed)}"
-
-
-@dataclass(frozen=True)
-class Derivation:
-    """The steps that lead to a statement, and what is left of its claim at the end.
-
-    Attributes:
-        statement: Identifier of the statement.
-        steps: The steps, in order.
-        residual: Left side minus right side of the claim, simplified; exactly 0 when it is derived.
-    """
-
-    statement: str
-    steps: tuple[Step, ...]
-    residual: sp.Expr
-
-    @property
-    def open_steps(self) -> tuple[Step, ...]:
-        """The steps whose difference does not simplify to 0."""
-        return tuple(step for step in self.steps if step.difference != 0)
-
-    @property
-    def derived(self) -> bool:
-        """Whether every step and the claim itself are closed."""
-        return self.residual == 0 and not self.open_steps
-
-    def to_latex(self) -> str:
-        """The derivation as LaTeX: an enumerated list of sentences and equations."""
-        items = "\n".join(rf"\item {step.text} \[ {step.latex} \]" for step in self.steps)
-        return f"\\begin{{enumerate}}\n{items}\n\\end{{enumerate}}"
+from entropy_theory.theory.derivations.engine import (
+    BASELINE,
+    COLLISION,
+    ENTROPY,
+    LOG_I,
+    LOG_K,
+    MOVE_I,
+    PROB_I,
+    PROB_K,
+    STEP,
+    Derivation,
+    Step,
+    Sums,
+    slope_of,
+    sum_apart,
+    sum_by_monomials,
+    sum_over_all,
+)
 
 
 def lemma_3_1() -> Derivation:
@@ -100,10 +32,6 @@ def lemma_3_1() -> Derivation:
     Formula: δz = ε e_k ⇒ δp_k = ε p_k (1 − p_k), δp_i = −ε p_i p_k for i ≠ k, to first order.
 
     Symbols: w_k = e^{z_k}, w_i = e^{z_i}, R = Σ_{j≠k} e^{z_j}, one unknown for all V; t is ε.
-
-    Example:
-        >>> lemma_3_1().derived
-        True
     """
     weight_k, weight_i, rest = sp.symbols("w_k w_i R", positive=True)
     total = weight_k * sp.exp(STEP) + rest
@@ -129,15 +57,11 @@ def gradient() -> Derivation:
     log p_i = z_i − log Z, H + log p_i = z_i − E_p[z].
 
     Symbols: G = Σ p_i d_i, K = Σ p_i L_i d_i, one unknown each for all V.
-
-    Example:
-        >>> gradient().derived
-        True
     """
     mean_move, mean_log_move, mean_logit, log_total, logit = sp.symbols("G K \\bar{z} \\log{Z} z_i", real=True)
 
     def total(summand: sp.Expr) -> sp.Expr:
-        sums: _Monomials = {
+        sums: Sums = {
             (1, 0, 0): sp.Integer(1),
             (1, 1, 0): -ENTROPY,
             (1, 0, 1): mean_move,
@@ -145,7 +69,7 @@ def gradient() -> Derivation:
         }
         return sum_by_monomials(summand, (PROB_I, LOG_I, MOVE_I), sums)
 
-    steps, slope = _slope_of(total, normaliser=mean_move, cross_entropy=mean_log_move + mean_move)
+    steps, slope = slope_of(total, normaliser=mean_move, cross_entropy=mean_log_move + mean_move)
     score_i = PROB_I * (ENTROPY + LOG_I)
     linear = -total(score_i * MOVE_I)
     entropy_from_logits = log_total - mean_logit  # −Σ p (z − log Z)
@@ -170,13 +94,9 @@ def theorem_3_2() -> Derivation:
     Formula: δz = ε e_k ⇒ ΔH = −ε S_k + O(ε²), S_k = p_k (H + log p_k), and S_k has the sign of p_k − e^{−H}.
 
     Symbols: p_k, L_k = log p_k and H; the rest of the policy enters only through H. t is ε.
-
-    Example:
-        >>> theorem_3_2().derived
-        True
     """
-    steps, slope = _slope_of(
-        _apart(move_k=sp.Integer(1), move_i=sp.Integer(0)),
+    steps, slope = slope_of(
+        sum_apart(move_k=sp.Integer(1), move_i=sp.Integer(0)),
         normaliser=PROB_K,
         cross_entropy=PROB_K * (1 + LOG_K),
     )
@@ -203,10 +123,6 @@ def theorem_3_3() -> Derivation:
     Formula: δz = α (e_k − p) ⇒ ΔH = −α (S_k − N) + O(α²), N = Σ p_i S_i.
 
     Symbols: p_k, L_k = log p_k, H, M_2 = Σ p_i² and N, one unknown each for all V. t is α.
-
-    Example:
-        >>> theorem_3_3().derived
-        True
     """
     rest, logit_k, logit_i = sp.symbols("R z_k z_i", real=True)
     total = sp.exp(logit_k) + sp.exp(logit_i) + rest  # R: the weights of all tokens but k and i
@@ -220,8 +136,8 @@ def theorem_3_3() -> Derivation:
         ),
         Step("... and any other token.", "d_i", sp.diff(log_prob_k, logit_i), -sp.exp(logit_i) / total),
     )
-    steps, slope = _slope_of(
-        _apart(move_k=1 - PROB_K, move_i=-PROB_I),
+    steps, slope = slope_of(
+        sum_apart(move_k=1 - PROB_K, move_i=-PROB_I),
         normaliser=PROB_K - COLLISION,
         cross_entropy=PROB_K * (1 + LOG_K) - COLLISION - (BASELINE - ENTROPY * COLLISION),
     )
@@ -238,15 +154,11 @@ def corollary_3_4() -> Derivation:
     Formula: E_{k~p}[S_k − N] = 0, so the expected first-order change of entropy at a constant advantage is 0.
 
     Symbols: H, M_2 = Σ p_i² and N, one unknown each for all V.
-
-    Example:
-        >>> corollary_3_4().derived
-        True
     """
     score = PROB_I * (ENTROPY + LOG_I)
-    mean_score = _total(PROB_I * score, _ALL)
-    mean_baseline = _total(PROB_I, _ALL) * BASELINE
-    mean_centred = _total(PROB_I * (score - BASELINE), _ALL)
+    mean_score = sum_over_all(PROB_I * score)
+    mean_baseline = sum_over_all(PROB_I) * BASELINE
+    mean_centred = sum_over_all(PROB_I * (score - BASELINE))
     steps = (
         Step("The mean of S is the baseline, by its definition.", r"\sum_k p_k S_k", mean_score, BASELINE),
         Step("The baseline is a constant.", r"\sum_k p_k N", mean_baseline, BASELINE),
@@ -263,10 +175,6 @@ def exact_identity() -> Derivation:
     Formula: H(q) − H(p) = −Σ_i (q_i − p_i) log p_i − KL(q‖p). It holds token by token under the sum, so for any V.
 
     Symbols: p_i and q_i, the token's probability under each policy.
-
-    Example:
-        >>> exact_identity().derived
-        True
     """
     q_i = sp.Symbol("q_i", positive=True)
     of_change = -q_i * sp.log(q_i) + PROB_I * sp.log(PROB_I)
@@ -311,10 +219,6 @@ def four_conditions() -> Derivation:
     the means of S above τ and at or below it.
 
     Symbols: m, s₊, s₋; the gaps x = s₊ − τ ≥ 0 and y = τ − s₋ ≥ 0 hold by the definition of the two sides.
-
-    Example:
-        >>> four_conditions().derived
-        True
     """
     kept, upper, lower, threshold = sp.symbols("m s_+ s_- \\tau", real=True)
     above, below = sp.symbols("x y", nonnegative=True)
@@ -338,72 +242,3 @@ def four_conditions() -> Derivation:
         ),
     )
     return Derivation("four-conditions", steps, sp.simplify(masked - closed))
-
-
-def sum_by_monomials(summand: sp.Expr, carriers: tuple[sp.Symbol, ...], sums: _Monomials) -> sp.Expr:
-    """Sum over tokens of a polynomial in the symbols that carry the index; each monomial's sum is looked up."""
-    terms = sp.Poly(sp.expand(summand), *carriers).terms()
-    return sum((coefficient * sums[monomial] for monomial, coefficient in terms if coefficient != 0), sp.Integer(0))
-
-
-def _total(summand: sp.Expr, sums: _Monomials) -> sp.Expr:
-    """Sum over tokens of a polynomial in p_i and L_i."""
-    return sum_by_monomials(summand, (PROB_I, LOG_I), sums)
-
-
-def sum_over_rest(summand: sp.Expr) -> sp.Expr:
-    """Sum over all tokens but k of a polynomial in p_i and L_i."""
-    return _total(summand, _REST)
-
-
-def _apart(move_k: sp.Expr, move_i: sp.Expr) -> Callable[[sp.Expr], sp.Expr]:
-    """Summation over tokens for a direction that treats one apart: d_k for it, d_i (a polynomial in p_i) otherwise."""
-
-    def total(summand: sp.Expr) -> sp.Expr:
-        at_k = summand.subs({PROB_I: PROB_K, LOG_I: LOG_K, MOVE_I: move_k}, simultaneous=True)
-        return at_k + _total(summand.subs(MOVE_I, move_i), _REST)
-
-    return total
-
-
-def _slope_of(
-    total: Callable[[sp.Expr], sp.Expr], normaliser: sp.Expr, cross_entropy: sp.Expr
-) -> tuple[tuple[Step, ...], sp.Expr]:
-    """Differentiate the entropy of softmax(z + t d) at t = 0.
-
-    The moved policy is q_i = p_i e^{t d_i}/T with T(t) = Σ p_i e^{t d_i}, and with U(t) = Σ p_i e^{t d_i} (L_i + t d_i)
-    its entropy is log T − U/T.
-
-    Args:
-        total: Summation over all tokens of a summand in p_i, L_i, d_i.
-        normaliser: What T'(0) is claimed to be.
-        cross_entropy: What U'(0) is claimed to be.
-
-    Returns:
-        The steps, and dH/dt at 0 as they give it.
-    """
-    T, U = sp.Function("T")(STEP), sp.Function("U")(STEP)
-    tilted, log_tilted, logit_i, all_weights = sp.symbols("a_i b_i z_i W", positive=True)
-    weight = PROB_I * sp.exp(STEP * MOVE_I)
-    surprise = weight * (LOG_I + STEP * MOVE_I)
-
-    moved = sp.exp(logit_i + STEP * MOVE_I) / (all_weights * T)  # Σ e^{z_j + t d_j} = W Σ p_j e^{t d_j}, W = Σ e^{z_j}
-    entropy_of_moved = sum_by_monomials(
-        -(tilted / T) * (log_tilted - sp.log(T)), (tilted, log_tilted), {(1, 0): T, (1, 1): U}
-    )
-    entropy = sp.log(T) - U / T
-    slope = sp.diff(entropy, STEP)
-    at_zero = {T: total(PROB_I), U: total(PROB_I * LOG_I)}
-    slopes_at_zero = {
-        sp.diff(T, STEP): total(sp.diff(weight, STEP).subs(STEP, 0)),
-        sp.diff(U, STEP): total(sp.diff(surprise, STEP).subs(STEP, 0)),
-    }
-    steps = (
-        Step("Move the logits.", "q_i", moved, weight.subs(PROB_I, sp.exp(logit_i) / all_weights) / T),
-        Step("Entropy of the moved policy, summed over its tokens.", "H(t)", entropy_of_moved, entropy),
-        Step("At rest the normaliser is 1 ...", "T(0)", at_zero[T], sp.Integer(1)),
-        Step("... and the other sum is minus the entropy.", "U(0)", at_zero[U], -ENTROPY),
-        Step("Differentiate under the sum.", "T'(0)", slopes_at_zero[sp.diff(T, STEP)], normaliser),
-        Step("Likewise.", "U'(0)", slopes_at_zero[sp.diff(U, STEP)], cross_entropy),
-    )
-    return steps, slope.subs(slopes_at_zero).subs(at_zero)

@@ -1,26 +1,32 @@
-"""Symbolic derivations of the second order and of whole updates, for every vocabulary size at once."""
+"""Derivations of the second order and of whole updates."""
 
 from __future__ import annotations
 
 import sympy as sp
 
-from entropy_theory.theory.derivations.paper import (
+from entropy_theory.theory.derivations.engine import (
     BASELINE,
     COLLISION,
+    CUBE,
+    CUBIC,
     ENTROPY,
+    GAIN_I,
     LOG_I,
     LOG_K,
     MOVE_I,
     PROB_I,
     PROB_K,
-    STEP,
+    SCORE_I,
+    SCORE_K,
+    SUMS,
     Derivation,
     Step,
+    curvature_of,
+    slope_of,
+    sum_apart,
     sum_by_monomials,
 )
 
-CUBE, CUBIC = sp.symbols("M_3 N_3", real=True)
-SCORE_I, SCORE_K, GAIN_I = sp.symbols("S_i S_k A_i", real=True)
 _SQUARES = sp.Symbol("\\Sigma_{S^2}", positive=True)
 
 
@@ -33,10 +39,6 @@ def corollary_3_5() -> Derivation:
     after the other.
 
     Symbols: X is the sum over the tokens drawn so far, Q its mean square, Σ_{S²} = Σ p S².
-
-    Example:
-        >>> corollary_3_5().derived
-        True
     """
     drawn, square = sp.symbols("X Q", real=True)
     sums = {(1, 0): sp.Integer(1), (1, 1): BASELINE, (1, 2): _SQUARES}
@@ -74,10 +76,6 @@ def second_order() -> Derivation:
     Formula: H''(0) = −Σ p_i δ_i² (1 + H + L_i), δ_i = d_i − E_p[d].
 
     Symbols: G_n = Σ p_i d_iⁿ, K_n = Σ p_i L_i d_iⁿ, one unknown each for all V.
-
-    Example:
-        >>> second_order().derived
-        True
     """
     G, G2, K, K2 = sp.symbols("G G_2 K K_2", real=True)
     sums = {
@@ -93,7 +91,7 @@ def second_order() -> Derivation:
         return sum_by_monomials(summand, (PROB_I, LOG_I, MOVE_I), sums)
 
     claim = -total(PROB_I * (MOVE_I - G) ** 2 * (1 + ENTROPY + LOG_I))
-    steps, curvature = _curvature_of(total)
+    steps, curvature = curvature_of(total)
     steps = (*steps, Step("Collect the terms.", "H''(0)", curvature, claim))
     return Derivation("second-order", steps, sp.simplify(curvature - claim))
 
@@ -105,26 +103,8 @@ def second_order_grpo() -> Derivation:
 
     Formula: H'' = −{c² − 2c (M_2 + N) + M_3 + N3 + (p_k + S_k)(1 + 2(c − p_k))}, c = M_2 − p_k; at the likeliest token
     δ_k = ρ² + M2r and c = M2r − p_k ρ with ρ = 1 − p_k, M2r = Σ_{i≠k} p_i².
-
-    Example:
-        >>> second_order_grpo().derived
-        True
     """
-    everything = {
-        (1, 0): sp.Integer(1),
-        (1, 1): -ENTROPY,
-        (2, 0): COLLISION,
-        (2, 1): BASELINE - ENTROPY * COLLISION,
-        (3, 0): CUBE,
-        (3, 1): CUBIC - ENTROPY * CUBE,
-    }
-    rest = {(m, n): value - PROB_K**m * LOG_K**n for (m, n), value in everything.items()}
-
-    def total(summand: sp.Expr) -> sp.Expr:
-        at_k = summand.subs({PROB_I: PROB_K, LOG_I: LOG_K, MOVE_I: 1 - PROB_K}, simultaneous=True)
-        return at_k + sum_by_monomials(summand.subs(MOVE_I, -PROB_I), (PROB_I, LOG_I), rest)
-
-    steps, curvature = _curvature_of(total)
+    steps, curvature = curvature_of(sum_apart(move_k=1 - PROB_K, move_i=-PROB_I))
     claim = _grpo_claim(PROB_K, PROB_K * (ENTROPY + LOG_K))
     rho, others = sp.symbols("\\rho M_{2r}", positive=True)
     peaked = {PROB_K: 1 - rho, COLLISION: (1 - rho) ** 2 + others}
@@ -146,10 +126,6 @@ def noise_drift() -> Derivation:
     Section B.10 of the theory notes.
 
     Formula: E_k[H''_k] = 2M_3 + 3N3 − M_2 − M_2² − N (1 + 2M_2).
-
-    Example:
-        >>> noise_drift().derived
-        True
     """
     sums = {
         (1, 0): sp.Integer(1),
@@ -198,10 +174,6 @@ def expected_change() -> Derivation:
     Formula: E_{k~p}[A_k S_c,k] = Cov_p(A, S); Cov_p(log p, p A) = Cov_p(A, S) + E_p[A] N.
 
     Symbols: Ā = Σ p A, C = Σ p A S, one unknown each for all V.
-
-    Example:
-        >>> expected_change().derived
-        True
     """
     mean_gain, product, weighted = sp.symbols("\\bar{A} C Q_A", real=True)
     sums = {(1, 1, 0): mean_gain, (1, 0, 1): BASELINE, (1, 1, 1): product}
@@ -236,18 +208,27 @@ def entropy_bonus() -> Derivation:
 
     Formula: δz = −β S ⇒ ΔH = β Σ S_i², a sum of squares.
 
-    Example:
-        >>> entropy_bonus().derived
-        True
+    Symbols: Q = Σ p² L², one unknown for all V; t is the step.
     """
     beta = sp.Symbol("\\beta", positive=True)
-    along = -sum_by_monomials(SCORE_I * MOVE_I, (SCORE_I, MOVE_I), {(1, 1): sp.Symbol("\\Sigma_{S d}")})
-    moved = -sum_by_monomials((SCORE_I * MOVE_I).subs(MOVE_I, -beta * SCORE_I), (SCORE_I,), {(2,): _SQUARES})
-    steps = (
-        Step("Each logit moves entropy by minus its S (section B.1).", "dH", along, -sp.Symbol("\\Sigma_{S d}")),
-        Step("Move along the gradient of the entropy itself.", "dH", moved, beta * _SQUARES),
+    squared_logs = sp.Symbol("Q", positive=True)
+    sums = {**SUMS, (2, 2): squared_logs}
+    scores = PROB_I * (ENTROPY + LOG_I)
+
+    def total(summand: sp.Expr) -> sp.Expr:
+        return sum_by_monomials(summand.subs(MOVE_I, -beta * scores), (PROB_I, LOG_I), sums)
+
+    steps, slope = slope_of(
+        total,
+        normaliser=-beta * BASELINE,
+        cross_entropy=-beta * (BASELINE + ENTROPY * sums[2, 1] + squared_logs),
     )
-    return Derivation("entropy-bonus", steps, sp.simplify(moved - beta * _SQUARES))
+    claim = beta * total(scores**2)
+    return Derivation(
+        "entropy-bonus",
+        (*steps, Step("Collect the terms: a sum of squares.", r"dH", slope, claim)),
+        sp.simplify(slope - claim),
+    )
 
 
 def temperature() -> Derivation:
@@ -258,10 +239,6 @@ def temperature() -> Derivation:
     Formula: ΔH_T = −(α/(T T_L)) [S_k(π_T) − Σ_i π_{T_L,i} S_i(π_T)].
 
     Symbols: R, the weights of all other tokens; X = Σ π_{T_L,i} S_i(π_T).
-
-    Example:
-        >>> temperature().derived
-        True
     """
     T, T_L, R = sp.symbols("T T_L R", positive=True)
     z_k, z_i, z, alpha, cross = sp.symbols("z_k z_i z \\alpha X", real=True)
@@ -270,8 +247,10 @@ def temperature() -> Derivation:
     slope = sp.Symbol("dH/d(z/T)", real=True)
     chained = sp.diff(z / T, z) * slope
     probs = sp.Symbol("\\pi_i", positive=True)
-    update = sum_by_monomials(probs * SCORE_I, (probs, SCORE_I), {(1, 1): cross})
-    change = -(alpha / (T * T_L)) * (SCORE_K - update)
+    hit = sp.Symbol("\\delta_{ik}", real=True)
+    change = -sum_by_monomials(
+        SCORE_I / T * alpha * (hit - probs) / T_L, (SCORE_I, hit, probs), {(1, 1, 0): SCORE_K, (1, 0, 1): cross}
+    )
     steps = (
         Step(
             "The loss moves the sampled token's logit ...",
@@ -305,10 +284,6 @@ def shared_output_matrix() -> Derivation:
     Formula: ΔH_s = −η g_t ⟨h_s, h_t⟩ [S^s_{y_t} − Σ_i p_{t,i} S^s_i] for every pair of positions, summed over t.
 
     Symbols: h_s, h_t are entries of the hidden states, summed over their index; X = Σ p_t S^s.
-
-    Example:
-        >>> shared_output_matrix().derived
-        True
     """
     h_s, h_t, inner, eta, gain, cross, hit = sp.symbols("h_s h_t \\langle\\,\\rangle \\eta g X \\delta_{iy}", real=True)
     w = sp.Symbol("W_{ij}", real=True)
@@ -317,7 +292,7 @@ def shared_output_matrix() -> Derivation:
     log_prob = logit - sp.log(sp.exp(logit) + R)
     prob = sp.exp(logit) / (sp.exp(logit) + R)
     move = sum_by_monomials(eta * gain * (hit - PROB_I) * h_t * h_s, (h_t, h_s), {(1, 1): inner})
-    change = -eta * gain * inner * (SCORE_K - sum_by_monomials(PROB_I * SCORE_I, (PROB_I, SCORE_I), {(1, 1): cross}))
+    change = -sum_by_monomials(SCORE_I * move, (SCORE_I, hit, PROB_I), {(1, 1, 0): SCORE_K, (1, 0, 1): cross})
     steps = (
         Step(
             "Gradient of log p_t at the drawn token in one entry of its row.",
@@ -346,30 +321,3 @@ def _grpo_claim(p: sp.Expr, S: sp.Expr) -> sp.Expr:
     """Section B.7: the second derivative along e_k − p, from power sums."""
     c = COLLISION - p
     return -(c**2 - 2 * c * (COLLISION + BASELINE) + CUBE + CUBIC + (p + S) * (1 + 2 * (c - p)))
-
-
-def _curvature_of(total: object) -> tuple[tuple[Step, ...], sp.Expr]:
-    """Differentiate the entropy log T − U/T of softmax(z + t d) twice at t = 0."""
-    T, U = sp.Function("T")(STEP), sp.Function("U")(STEP)
-    weight = PROB_I * sp.exp(STEP * MOVE_I)
-    surprise = weight * (LOG_I + STEP * MOVE_I)
-    values = {}
-    for function, summand in ((T, weight), (U, surprise)):
-        for order in (2, 1, 0):
-            value = total(sp.diff(summand, STEP, order).subs(STEP, 0) if order else summand.subs(STEP, 0))  # type: ignore[operator]
-            values[sp.diff(function, STEP, order) if order else function] = value
-    curvature = sp.diff(sp.log(T) - U / T, STEP, 2)
-    t1, t2, u0, u1, u2 = sp.symbols("T' T'' U U' U''", real=True)
-    names = {sp.diff(T, STEP, 2): t2, sp.diff(U, STEP, 2): u2, sp.diff(T, STEP): t1, sp.diff(U, STEP): u1, U: u0}
-    by_name = curvature.subs(names).subs(T, 1)
-    steps = (
-        Step("At rest the normaliser is 1.", "T(0)", values[T], sp.Integer(1)),
-        Step("At rest the other sum is minus the entropy.", "U(0)", values[U], -ENTROPY),
-        Step(
-            "Differentiate H(t) = log T − U/T twice.",
-            "H''(0)",
-            by_name,
-            t2 - t1**2 - u2 + 2 * u1 * t1 + u0 * t2 - 2 * u0 * t1**2,
-        ),
-    )
-    return steps, sp.expand(curvature.subs(values))

@@ -1,8 +1,4 @@
-"""The statements of the theory: for each its text, formula and assumptions, and the checks that hold it.
-
-To add a statement, append it to a list in `statements_paper`, `statements_laws` or `statements_steps`; to hold it
-better, append a `Check`. The verification, the report and the tests read `STATEMENTS` and nothing else.
-"""
+"""All statements of the theory, by identifier: what the verification, the report and the tests read."""
 
 from __future__ import annotations
 
@@ -11,11 +7,17 @@ from difflib import get_close_matches
 
 from entropy_theory.errors import invalid
 from entropy_theory.theory.verification.evidence import Statement
+from entropy_theory.theory.verification.statements.finite import FINITE_STATEMENTS
 from entropy_theory.theory.verification.statements.laws import LAW_STATEMENTS
 from entropy_theory.theory.verification.statements.paper import PAPER_STATEMENTS
 from entropy_theory.theory.verification.statements.steps import STEP_STATEMENTS
 
-STATEMENTS: tuple[Statement, ...] = (*PAPER_STATEMENTS, *LAW_STATEMENTS, *STEP_STATEMENTS)
+STATEMENTS: tuple[Statement, ...] = (
+    *PAPER_STATEMENTS,
+    *LAW_STATEMENTS,
+    *FINITE_STATEMENTS,
+    *STEP_STATEMENTS,
+)
 
 
 def identifiers() -> tuple[str, ...]:

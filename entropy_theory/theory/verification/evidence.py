@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -20,6 +21,20 @@ class Kind(StrEnum):
     CERTIFICATE = "certificate"
     MONTE_CARLO = "monte-carlo"
     COUNTEREXAMPLE_SEARCH = "counterexample-search"
+    KERNEL = "kernel"
+
+
+STRENGTH = (
+    Kind.KERNEL,
+    Kind.SYMBOLIC,
+    Kind.CERTIFICATE,
+    Kind.HIGH_PRECISION,
+    Kind.CONVERGENCE_ORDER,
+    Kind.PROPERTY,
+    Kind.MONTE_CARLO,
+    Kind.COUNTEREXAMPLE_SEARCH,
+)
+"""Strongest evidence first: proofs for every V, then regions, then points and samples."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,7 @@ class Budget:
         seed: Seed of every other check.
         chains: Starts of a counterexample search, all climbing at once.
         rounds: Moves of each.
+        exact_rays: Rays evaluated at 50 digits in the search for a breach of the step bound.
         wide: Whether a slope check also takes policies of V = 151,936.
     """
 
@@ -52,6 +68,7 @@ class Budget:
     seed: int = 20260203
     chains: int = 200
     rounds: int = 120
+    exact_rays: int = 40
     wide: bool = True
 
 
@@ -68,6 +85,7 @@ BUDGETS: dict[str, Budget] = {
         tuple(range(8)),
         chains=1500,
         rounds=300,
+        exact_rays=400,
     ),
     "thorough": Budget(
         "thorough",
@@ -78,8 +96,9 @@ BUDGETS: dict[str, Budget] = {
         (2, 3, 12, 60),
         2_000_000,
         tuple(range(16)),
-        chains=6000,
+        chains=12_000,
         rounds=750,
+        exact_rays=12_000,
     ),
 }
 
@@ -108,8 +127,8 @@ class Evidence:
         summary: One sentence with the figures that matter.
         data: The figures themselves, ready for JSON. The verdict reads `digits` (high-precision), `cases` and
             `failures` (property), `slope` and `interval` (convergence-order), `z` (monte-carlo), `region`
-            (certificate), `tries` and
-            `found` (counterexample-search), `steps` (symbolic).
+            (certificate), `tries` and `found` (counterexample-search), `steps` (symbolic), `versions`, `rerun` and
+            `edited` (kernel).
     """
 
     passed: bool
@@ -119,21 +138,44 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Check:
-    """One way in which a statement is held.
+    """One way in which a statement is held. Calling it runs it.
 
     Attributes:
         kind: The kind of check.
         name: What it compares, in a few words.
         function: The check itself.
-        subject: The public function or derivation it holds to account, as a dotted path.
-        test: The test that holds the same statement, as a pytest node.
+        subject: The public function, derivation or certificate that it holds to account, as a dotted path.
     """
 
     kind: Kind
     name: str
     function: Callable[[Budget], Evidence]
     subject: str
-    test: str
+
+    def __call__(self, budget: Budget) -> Evidence:
+        """Run the check within a budget."""
+        return self.function(budget)
+
+
+def check(kind: Kind, name: str, subject: Callable[..., Any]) -> Callable[[Callable[[Budget], Evidence]], Check]:
+    """Make a check of the function below, which holds another one to account.
+
+    Example:
+        >>> from entropy_theory.theory.discriminant import baseline
+        >>> @check(Kind.PROPERTY, "made up", baseline)
+        ... def never_fails(budget: Budget) -> Evidence:
+        ...     return Evidence(True, "")
+        >>> never_fails.subject
+        'entropy_theory.baseline'
+    """
+    return lambda function: Check(kind, name, function, dotted_path(subject))
+
+
+def dotted_path(function: Callable[..., Any]) -> str:
+    """Name a function by where users find it: the package itself if it is public there, else its module."""
+    package, name = __name__.partition(".")[0], function.__qualname__
+    public = getattr(sys.modules[package], name, None) is function
+    return f"{package}.{name}" if public else f"{function.__module__}.{name}"
 
 
 @dataclass(frozen=True)
@@ -188,6 +230,11 @@ def verdict(kind: Kind, evidence: Evidence) -> str:
             return figure if passed else f"{figure}, limit {data.get('limit', '?')}"
         case Kind.CERTIFICATE:
             return f"enclosed over {data.get('region', '?')}" if passed else "not enclosed"
+        case Kind.KERNEL:
+            if passed:
+                return "proved by a kernel, " + ("re-run" if data.get("rerun") else "not re-run")
+            edited = data.get("edited")
+            return f"not proved: edited since the kernel's check: {', '.join(edited)}" if edited else "not proved"
         case Kind.COUNTEREXAMPLE_SEARCH:
             tries, found = data.get("tries", 0), data.get("found", 0)
             if found:

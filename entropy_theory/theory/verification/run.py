@@ -16,7 +16,9 @@ import numpy as np
 
 from entropy_theory.records import write_json
 from entropy_theory.theory.verification.catalogue import select
-from entropy_theory.theory.verification.evidence import Budget, Check, Evidence, Kind, budget_named, verdict
+from entropy_theory.theory.verification.evidence import STRENGTH, Budget, Check, Evidence, Kind, budget_named, verdict
+from entropy_theory.theory.verification.kernel import check_again, kernel_checks
+from entropy_theory.theory.verification.marked_tests import holding
 
 Progress = Callable[[int, int, str], None]
 """Called as progress(done, total, label) before each check, and once more when all are done."""
@@ -33,8 +35,8 @@ class CheckResult:
         verdict: The outcome in words that claim no more than the kind allows.
         evidence: The figures behind it.
         seconds: How long it took.
-        subject: The public function or derivation held to account.
-        test: The test that holds the same statement.
+        subject: The public function, derivation or certificate held to account.
+        test: The first test that names the statement; empty without a checkout.
     """
 
     kind: Kind
@@ -49,7 +51,7 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class StatementResult:
-    """Outcome of one statement: what it says and what its checks found."""
+    """Outcome of one statement: what it says, what its checks found, and the tests of this checkout that name it."""
 
     identifier: str
     title: str
@@ -58,11 +60,18 @@ class StatementResult:
     formula: str
     assumptions: tuple[str, ...]
     checks: tuple[CheckResult, ...]
+    tests: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Whether every check passed."""
         return all(check.passed for check in self.checks)
+
+    @property
+    def strongest(self) -> str:
+        """The strongest kind of evidence among the checks that passed; empty when there is none."""
+        kinds = {check.kind for check in self.checks if check.passed}
+        return next((kind.value for kind in STRENGTH if kind in kinds), "")
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,7 @@ class Report:
         seconds: How long all of it took.
         environment: Versions of what computed it.
         certified: Whether the certificates were run.
+        kernel: Whether the proofs were compiled again.
     """
 
     budget: str
@@ -82,6 +92,7 @@ class Report:
     seconds: float
     environment: dict[str, str]
     certified: bool = False
+    kernel: bool = False
 
     @property
     def passed(self) -> bool:
@@ -93,7 +104,7 @@ class Report:
         data = asdict(self)
         data["passed"] = self.passed
         for entry, result in zip(data["results"], self.results, strict=True):
-            entry["passed"] = result.passed
+            entry["passed"], entry["strongest"] = result.passed, result.strongest
         plain: dict[str, Any] = _plain(data)
         return plain
 
@@ -116,6 +127,7 @@ def verify(
     budget: str = "default",
     progress: Progress | None = None,
     certify: bool = False,
+    kernel: bool = False,
 ) -> Report:
     """Run the checks of the statements and report what each found.
 
@@ -123,12 +135,13 @@ def verify(
 
     Symbols: `only` names the statements by identifier, None for all; `budget` is "quick" (seconds), "default" (under
     two minutes) or "thorough" (ten times the work); `progress` is called as progress(done, total, label); `certify`
-    adds the certificates, which need python-flint.
+    adds the certificates, which need python-flint; `kernel` compiles the Coq proofs of a checkout again, which needs
+    Coq. Without it their record is reported.
 
     Domain: a check that raises is a failed check with the exception in its evidence. Nothing is printed.
 
     Raises:
-        ValueError: If an identifier or the budget is unknown.
+        ValueError: If an identifier or the budget is unknown, or the kernel is asked for and Coq is not installed.
         ImportError: If certificates are asked for and python-flint is not installed.
 
     Example:
@@ -141,21 +154,25 @@ def verify(
     chosen = select(only)
     allowance = budget_named(budget)
     if certify:
-        from entropy_theory.theory.certificates.single_logit import flint
+        from entropy_theory.theory.certificates.balls import flint
 
         flint()  # its absence is one error, not one failed check per certificate
+    run = check_again() if kernel else None
     wanted = [
-        tuple(check for check in statement.checks if certify or check.kind is not Kind.CERTIFICATE)
+        (
+            *(check for check in statement.checks if certify or check.kind is not Kind.CERTIFICATE),
+            *kernel_checks(statement.identifier, run),
+        )
         for statement in chosen
     ]
     total = sum(map(len, wanted))
     done, results, started = 0, [], perf_counter()
     for statement, checks in zip(chosen, wanted, strict=True):
-        outcomes = []
+        outcomes, tests = [], holding(statement.identifier)
         for check in checks:
             if progress is not None:
                 progress(done, total, f"{statement.identifier}: {check.kind.value}")
-            outcomes.append(_run(check, allowance))
+            outcomes.append(_run(check, allowance, tests[0] if tests else ""))
             done += 1
         results.append(
             StatementResult(
@@ -166,22 +183,23 @@ def verify(
                 statement.formula,
                 statement.assumptions,
                 tuple(outcomes),
+                tests,
             )
         )
     if progress is not None:
         progress(done, total, "done")
-    return Report(allowance.name, tuple(results), perf_counter() - started, _environment(), certify)
+    return Report(allowance.name, tuple(results), perf_counter() - started, _environment(), certify, kernel)
 
 
-def _run(check: Check, budget: Budget) -> CheckResult:
+def _run(check: Check, budget: Budget, test: str) -> CheckResult:
     started = perf_counter()
     try:
-        evidence = check.function(budget)
+        evidence = check(budget)
     except Exception as error:
         evidence = Evidence(False, "the check raised an exception", {"error": f"{type(error).__name__}: {error}"})
     seconds = perf_counter() - started
     words = verdict(check.kind, evidence)
-    return CheckResult(check.kind, check.name, evidence.passed, words, evidence, seconds, check.subject, check.test)
+    return CheckResult(check.kind, check.name, evidence.passed, words, evidence, seconds, check.subject, test)
 
 
 def _environment() -> dict[str, str]:

@@ -14,24 +14,14 @@ BLOCK_ELEMENTS = 1 << 22
 
 
 def accumulate(logits: Tensor, temperature: float, second_order: bool, into: Tensor | None = None) -> Tensor:
-    """Compute the accumulators of every row of logits (..., V); see ``accumulators``.
-
-    Args:
-        logits: z, shape (..., V).
-        temperature: T.
-        second_order: Nine columns instead of six.
-        into: Accumulators of another part of the same rows, to be merged with.
-
-    Returns:
-        Accumulators, shape (rows, 6 or 9), float64.
-    """
+    """Compute the accumulators of every row of logits; see `kernels`."""
     flat = logits.reshape(-1, logits.shape[-1])
     sums = torch.cat([_block(flat[rows], temperature, second_order) for rows in _blocks(flat)])
     return sums if into is None else merge(torch.stack([into, sums]), temperature)
 
 
 def gradient(logits: Tensor, temperature: float, top: Tensor, level: Tensor, slope: Tensor) -> Tensor:
-    """Compute e^{x/T} (level + slope · x), x = z − top, for every logit; NaN levels make a row NaN."""
+    """Compute e^{x/T} (level + slope · x), x = z − top, for every logit; see `kernels`."""
     flat = logits.reshape(-1, logits.shape[-1])
     out = torch.empty_like(flat)
     for rows in _blocks(flat):

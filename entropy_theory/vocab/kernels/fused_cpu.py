@@ -1,6 +1,6 @@
 """Token statistics on the CPU in one read of the logits, on all cores.
 
-The loops are in ``cpu_kernels``; here is what lies between them and torch: a flat view of the storage, so that any
+The loops are in `cpu_loops`; here is what lies between them and torch: a flat view of the storage, so that any
 strides are read where they are as long as a row is contiguous, and threads that take rows as they become free. The
 kernels let go of Python's lock, so any threads do. Torch's own are the right ones: they spin for milliseconds after
 every parallel operation and hold the cores meanwhile, so threads beside them would wait. They are reached through the
@@ -47,17 +47,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def accumulate(logits: Tensor, temperature: float, second_order: bool, into: Tensor | None = None) -> Tensor:
-    """Compute the accumulators of every row of logits (..., V); see ``accumulators``.
-
-    Args:
-        logits: z, shape (..., V), on the CPU, of a dtype in ``DTYPES``.
-        temperature: T.
-        second_order: Nine columns instead of six.
-        into: Accumulators of another part of the same rows; they are added to, in place.
-
-    Returns:
-        Accumulators, shape (rows, 6 or 9), float64.
-    """
+    """Compute the accumulators of every row of logits; see `kernels`."""
     vocab_size = logits.shape[-1]
     rows = logits.shape[:-1].numel()
     sums = empty(rows, second_order) if into is None else into
@@ -76,7 +66,7 @@ def accumulate(logits: Tensor, temperature: float, second_order: bool, into: Ten
 
 
 def gradient(logits: Tensor, temperature: float, top: Tensor, level: Tensor, slope: Tensor) -> Tensor:
-    """Compute e^{x/T} (level + slope · x), x = z − top, for every logit; NaN levels make a row NaN."""
+    """Compute e^{x/T} (level + slope · x), x = z − top, for every logit; see `kernels`."""
     vocab_size = logits.shape[-1]
     rows = logits.shape[:-1].numel()
     result = torch.empty(logits.shape, dtype=logits.dtype)

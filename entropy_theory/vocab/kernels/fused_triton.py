@@ -184,17 +184,7 @@ def gradient_kernel(
 
 
 def accumulate(logits: Tensor, temperature: float, second_order: bool, into: Tensor | None = None) -> Tensor:
-    """Compute the accumulators of every row of logits (..., V); see ``accumulators``.
-
-    Args:
-        logits: z, shape (..., V), float32, bfloat16 or float16, on a GPU (anywhere under Triton's interpreter).
-        temperature: T.
-        second_order: Nine columns instead of six.
-        into: Accumulators of another part of the same rows, to be merged with.
-
-    Returns:
-        Accumulators, shape (rows, 6 or 9), float64.
-    """
+    """Compute the accumulators of every row of logits; see `kernels`."""
     logits, inner_rows, strides = _rows(logits)
     rows, vocab_size = logits.shape[:-1].numel(), logits.shape[-1]
     steps = -(-vocab_size // BLOCK)
@@ -228,7 +218,7 @@ def accumulate(logits: Tensor, temperature: float, second_order: bool, into: Ten
 
 
 def gradient(logits: Tensor, temperature: float, top: Tensor, level: Tensor, slope: Tensor) -> Tensor:
-    """Compute e^{x/T} (level + slope · x), x = z − top, for every logit; NaN levels make a row NaN."""
+    """Compute e^{x/T} (level + slope · x), x = z − top, for every logit; see `kernels`."""
     shape = logits.shape
     logits, inner_rows, strides = _rows(logits)
     rows, vocab_size = shape[:-1].numel(), shape[-1]

@@ -16,7 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from entropy_theory.control import TokenBatch
+from entropy_theory.control import RuleOutput, TokenBatch
+
+Data = dict[str, np.ndarray]
+EPS = 2.0**-23
 
 REGIMES = ("diffuse", "peaked", "mixed", "offpolicy", "edge")
 SMALL_REGIMES = ("peaked", "offpolicy", "edge")
@@ -50,42 +53,20 @@ FULL = Path(os.environ.get("ENTROPY_THEORY_PARITY") or Path(__file__).parents[3]
 
 def used_keys(names: list[str]) -> list[str]:
     """The keys that the tests of this folder read."""
-    aggregated = tuple(f"vanilla@{mode}" for mode in MODES)
-    methods = (*CLIP_B, *CLIP_V, *PPO, *aggregated, *METHODS)
+    methods = (*CLIP_B, *CLIP_V, *PPO, *(f"vanilla@{mode}" for mode in MODES), *METHODS)
     skipped = ("metrics.", "stats.", "agg", "perm", "selected_idx", "selected_flat_idx", "returns")
-    used = "metrics.frac_clipped_neg"
     found = []
     for name in names:
-        method, _, output = name.partition(".") if "lower0.25" not in name else _after(name, "lower0.25")
-        for at in (
-            "@mu0.5",
-            "@mu0.25",
-            "@q0.5",
-            "@q0.05",
-            "@p0.3",
-            "_p0.3",
-            "_min0.5",
-            "@0.2",
-            "@portion0.2",
-            "@b0.75",
-            "@b0.25",
-        ):
-            if f"{at}." in name:
-                method, _, output = _after(name, at)
-        plain = "." not in name and (name in INPUTS + MORE_INPUTS or name == "logits")
-        mine = method in methods and (output == used or not output.startswith(skipped))
-        found += [name] if plain or mine else []
+        method = max((m for m in methods if name.startswith(f"{m}.")), key=len, default=None)
+        output = "" if method is None else name[len(method) + 1 :]
+        plain = name in (*INPUTS, *MORE_INPUTS, "logits")
+        if plain or (method and (output == "metrics.frac_clipped_neg" or not output.startswith(skipped))):
+            found.append(name)
     return found
 
 
-def _after(name: str, end: str) -> tuple[str, str, str]:
-    """Cut at the dot that follows `end`: names of variants hold dots too."""
-    cut = name.index(end) + len(end)
-    return name[:cut], ".", name[cut + 1 :]
-
-
 @cache
-def load(source: str, regime: str) -> dict[str, np.ndarray]:
+def load(source: str, regime: str) -> Data:
     if source == "small":
         with np.load(SMALL, allow_pickle=False) as data:
             prefix = f"{regime}/"
@@ -99,7 +80,7 @@ def load(source: str, regime: str) -> dict[str, np.ndarray]:
         return {name: data[name] for name in used_keys(data.files)}
 
 
-def batch_of(data: dict[str, np.ndarray], *, rollout: bool = False, requires_grad: bool = False) -> TokenBatch:
+def batch_of(data: Data, *, rollout: bool = False, requires_grad: bool = False) -> TokenBatch:
     """The stored inputs as the official functions were given them."""
     tensor = {name: torch.from_numpy(data[name].copy()) for name in INPUTS + MORE_INPUTS}
     return TokenBatch(
@@ -115,13 +96,37 @@ def batch_of(data: dict[str, np.ndarray], *, rollout: bool = False, requires_gra
     )
 
 
+def hyper(data: Data, method: str, name: str) -> float:
+    """A hyper-parameter that the official code was given."""
+    return float(data[f"{method}.hp.{name}"])
+
+
+def named(data: Data, method: str, **names: str) -> dict[str, float]:
+    """Hyper-parameters under our names."""
+    return {ours: hyper(data, method, official) for ours, official in names.items()}
+
+
+def check_loss_and_gradient(data: Data, method: str, batch: TokenBatch, out: RuleOutput, absolute: float = 0.0) -> None:
+    """Token-mean loss and gradient, to the tolerances that `test_rule_parity` explains."""
+    loss = out.loss()
+    size = float(out.objective.detach().abs().sum() / out.denominator)
+    assert abs(float(loss.detach()) - float(data[f"{method}.loss"])) <= 16 * EPS * size
+    if f"{method}.grad_log_prob" not in data:
+        return  # this gradient is in the full source only
+    expected = data[f"{method}.grad_log_prob"]
+    ours = (-out.coefficients / out.denominator).numpy()
+    np.testing.assert_allclose(ours, expected, rtol=8 * EPS, atol=absolute)
+    loss.backward()
+    np.testing.assert_allclose(batch.log_probs.grad.numpy(), expected, rtol=8 * EPS, atol=absolute)
+
+
 CONTROLLERS = Path(__file__).parent / "parity_controllers.npz"
 RICH = "offpolicy"
 """The regime of which the small source has gradients and advantages of every method."""
 
 
 @cache
-def controllers(source: str) -> dict[str, np.ndarray]:
+def controllers(source: str) -> Data:
     path = CONTROLLERS if source == "small" else FULL / "adaptive_entropy.npz"
     if not path.exists():
         pytest.skip(f"the parity fixtures are not here ({path.name} missing; set ENTROPY_THEORY_PARITY)")

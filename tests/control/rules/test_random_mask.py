@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -94,23 +93,3 @@ def test_a_generator_is_required() -> None:
         rule("random-mask", fraction=0.5).apply(random_batch(0))
     with pytest.raises(ValueError, match="generator: expected"):
         rule("clip-b|random-mask(match='clip-b')").apply(random_batch(0))
-
-
-def test_padding_between_tokens_does_not_move_the_draw() -> None:
-    """The same tokens in one long row and in two short rows with holes."""
-    x = torch.arange(6.0) * -0.1 - 0.1
-    long = TokenBatch(x[None], -x[None], torch.ones(1), torch.ones(1, 6))
-    mask = torch.tensor([[1, 0, 1, 1], [0, 1, 1, 1]], dtype=torch.bool)
-    spread = torch.full((2, 4), float("nan"))
-    spread[mask] = x
-    holes = TokenBatch(spread, -spread, torch.ones(2), mask)
-    control = rule("random-mask", fraction=0.5)
-    a = control.apply(long, generator=seeded(9)).keep_mask
-    b = control.apply(holes, generator=seeded(9)).keep_mask
-    assert torch.equal(a[0], b[mask])
-
-
-def test_a_live_match_needs_what_it_needs() -> None:
-    batch = replace(random_batch(0), old_log_probs=None)
-    with pytest.raises(ValueError, match=r"old_log_probs: .* which random-mask\(match='ppo-clip'\) needs"):
-        rule("random-mask", match="ppo-clip").apply(batch, generator=seeded(0))

@@ -12,41 +12,15 @@ import numpy as np
 import parity_fixtures as fixtures
 import pytest
 import torch
+from parity_fixtures import EPS, Data, check_loss_and_gradient, named
 
-from entropy_theory.control import RuleOutput, TokenBatch, aggregate, rule
-
-EPS = 2.0**-23
-
-pytestmark = pytest.mark.parametrize(
-    ("source", "regime"),
-    [*(("small", regime) for regime in fixtures.SMALL_REGIMES), *(("full", regime) for regime in fixtures.REGIMES)],
-)
-
-
-def hyper(data: dict[str, np.ndarray], method: str, name: str) -> float:
-    return float(data[f"{method}.hp.{name}"])
-
-
-def check_loss_and_gradient(
-    data: dict[str, np.ndarray], method: str, batch: TokenBatch, out: RuleOutput, absolute: float = 0.0
-) -> None:
-    loss = out.loss()
-    size = float(out.objective.detach().abs().sum() / out.denominator)
-    assert abs(float(loss.detach()) - float(data[f"{method}.loss"])) <= 16 * EPS * size
-    if f"{method}.grad_log_prob" not in data:
-        return  # this gradient is in the full source only
-    expected = data[f"{method}.grad_log_prob"]
-    ours = (-out.coefficients / out.denominator).numpy()
-    np.testing.assert_allclose(ours, expected, rtol=8 * EPS, atol=absolute)
-    loss.backward()
-    np.testing.assert_allclose(batch.log_probs.grad.numpy(), expected, rtol=8 * EPS, atol=absolute)
+from entropy_theory.control import Rule, TokenBatch, aggregate, rule
 
 
 @pytest.mark.parametrize("method", fixtures.CLIP_B)
-def test_clip_b(source: str, regime: str, method: str) -> None:
-    data = fixtures.load(source, regime)
+def test_clip_b(data: Data, method: str) -> None:
     batch = fixtures.batch_of(data, rollout=method.endswith("rollout_lp"), requires_grad=True)
-    clip = rule("clip-b", mu=hyper(data, method, "mu"))
+    clip = rule("clip-b", **named(data, method, mu="mu"))
     out = clip.apply(batch)
     assert np.array_equal(out.keep_mask.numpy(), data[f"{method}.keep"])
     assert int(out.denominator) == int(data[f"{method}.keep"].sum())
@@ -60,10 +34,8 @@ def test_clip_b(source: str, regime: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", fixtures.CLIP_V)
-def test_clip_v(source: str, regime: str, method: str) -> None:
-    data = fixtures.load(source, regime)
-    batch = fixtures.batch_of(data, requires_grad=True)
-    clip = rule("clip-v", mu=hyper(data, method, "mu"), max_fraction=hyper(data, method, "max_frac"))
+def test_clip_v(data: Data, batch: TokenBatch, method: str) -> None:
+    clip = rule("clip-v", **named(data, method, mu="mu", max_fraction="max_frac"))
     out = clip.apply(batch)
     assert np.array_equal(out.keep_mask.numpy(), data[f"{method}.keep"])
     assert out.metrics["score_std"] == pytest.approx(float(data[f"{method}.std"]), rel=16 * EPS)
@@ -72,32 +44,18 @@ def test_clip_v(source: str, regime: str, method: str) -> None:
         float(data[f"{method}.metrics.frac_clipped_neg"]), abs=EPS
     )
     check_loss_and_gradient(data, method, batch, (clip | rule("ppo-clip")).apply(batch))
+    # without the cap more tokens go exactly where the official code says that the cap is in effect
+    free = rule("clip-v", max_fraction=None, **named(data, method, mu="mu")).apply(batch)
+    assert (free.metrics["dropped"] > out.metrics["dropped"]) == bool(data[f"{method}.cap_in_effect"])
 
 
-@pytest.mark.parametrize("method", fixtures.CLIP_V)
-def test_cap_of_clip_v(source: str, regime: str, method: str) -> None:
-    """Without the cap more tokens go exactly where the official code says that the cap is in effect."""
-    data = fixtures.load(source, regime)
-    batch, mu = fixtures.batch_of(data), hyper(data, method, "mu")
-    capped = rule("clip-v", mu=mu, max_fraction=hyper(data, method, "max_frac")).apply(batch)
-    free = rule("clip-v", mu=mu, max_fraction=None).apply(batch)
-    assert (free.metrics["dropped"] > capped.metrics["dropped"]) == bool(data[f"{method}.cap_in_effect"])
-
-
-def ppo_rule(data: dict[str, np.ndarray], method: str):
-    name = "clip-higher" if method == "clip_higher" else "ppo-clip"
-    return rule(
-        name,
-        epsilon_low=hyper(data, method, "clip_low"),
-        epsilon_high=hyper(data, method, "clip_high"),
-        dual_clip=hyper(data, method, "clip_c"),
-    )
+def ppo_rule(data: Data, method: str) -> Rule:
+    bounds = named(data, method, epsilon_low="clip_low", epsilon_high="clip_high", dual_clip="clip_c")
+    return rule("clip-higher" if method == "clip_higher" else "ppo-clip", **bounds)
 
 
 @pytest.mark.parametrize("method", fixtures.PPO)
-def test_ppo_clip(source: str, regime: str, method: str) -> None:
-    data = fixtures.load(source, regime)
-    batch = fixtures.batch_of(data, requires_grad=True)
+def test_ppo_clip(data: Data, batch: TokenBatch, method: str) -> None:
     out = ppo_rule(data, method).apply(batch)
     check_loss_and_gradient(data, method, batch, out)
     with_gradient = out.keep_mask & (batch.advantages != 0)
@@ -108,19 +66,16 @@ def test_ppo_clip(source: str, regime: str, method: str) -> None:
         np.testing.assert_allclose(ours, official, rtol=8 * EPS, atol=0)
 
 
-def test_defaults_are_the_official_settings(source: str, regime: str) -> None:
-    data = fixtures.load(source, regime)
+def test_defaults_are_the_official_settings(data: Data) -> None:
     assert rule("ppo-clip") == ppo_rule(data, "vanilla")
     assert rule("clip-higher") == ppo_rule(data, "clip_higher")
-    assert rule("clip-b").mu == hyper(data, "clip_b", "mu")
-    assert rule("clip-v").mu == hyper(data, "clip_v", "mu")
-    assert rule("clip-v").max_fraction == hyper(data, "clip_v", "max_frac")
+    assert rule("clip-b") == rule("clip-b", **named(data, "clip_b", mu="mu"))
+    assert rule("clip-v") == rule("clip-v", **named(data, "clip_v", mu="mu", max_fraction="max_frac"))
 
 
 @pytest.mark.parametrize("mode", fixtures.MODES)
-def test_aggregation(source: str, regime: str, mode: str) -> None:
-    data, method = fixtures.load(source, regime), f"vanilla@{mode}"
-    batch = fixtures.batch_of(data, requires_grad=True)
+def test_aggregation(data: Data, batch: TokenBatch, mode: str) -> None:
+    method = f"vanilla@{mode}"
     out = ppo_rule(data, method).apply(batch)
     loss = aggregate(-out.objective, out.counted_mask, mode)
     size = float(aggregate(out.objective.detach().abs(), out.counted_mask, mode))
@@ -132,6 +87,6 @@ def test_aggregation(source: str, regime: str, mode: str) -> None:
     np.testing.assert_allclose(batch.log_probs.grad.numpy(), expected, rtol=8 * EPS, atol=0)
 
 
-def test_token_mean_is_the_loss_of_the_rule(source: str, regime: str) -> None:
-    out = rule("clip-b(mu=0.5)|ppo-clip").apply(fixtures.batch_of(fixtures.load(source, regime)))
+def test_token_mean_is_the_loss_of_the_rule(batch: TokenBatch) -> None:
+    out = rule("clip-b(mu=0.5)|ppo-clip").apply(batch)
     torch.testing.assert_close(aggregate(-out.objective, out.counted_mask), out.loss(), rtol=16 * EPS, atol=EPS)

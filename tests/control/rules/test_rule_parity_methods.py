@@ -14,32 +14,25 @@ import numpy as np
 import parity_fixtures as fixtures
 import pytest
 import torch
-from test_rule_parity import EPS, check_loss_and_gradient, hyper
+from parity_fixtures import EPS, Data, check_loss_and_gradient, hyper, named
 
-from entropy_theory.control import Rule, RuleOutput, TokenBatch, aggregate, rule
+from entropy_theory.control import Context, Flow, LocalReducer, Rule, RuleOutput, TokenBatch, aggregate, rule
+from entropy_theory.control.rules.covariance import covariances
 
-pytestmark = pytest.mark.parametrize(
-    ("source", "regime"),
-    [*(("small", regime) for regime in fixtures.SMALL_REGIMES), *(("full", regime) for regime in fixtures.REGIMES)],
-)
-
-
-def ppo(data: dict[str, np.ndarray], method: str) -> Rule:
-    low, high, c = (hyper(data, method, name) for name in ("clip_low", "clip_high", "clip_c"))
-    return rule("ppo-clip", epsilon_low=low, epsilon_high=high, dual_clip=c)
+CLIP = {"epsilon_low": "clip_low", "epsilon_high": "clip_high"}
+DUAL = CLIP | {"dual_clip": "clip_c"}
+TRL_CLIP = {"epsilon_low": "eps_low", "epsilon_high": "eps_high"}
 
 
-def seeded(data: dict[str, np.ndarray], method: str) -> torch.Generator:
-    return torch.Generator().manual_seed(int(hyper(data, method, "manual_seed")))
+def ppo(data: Data, method: str) -> Rule:
+    return rule("ppo-clip", **named(data, method, **DUAL))
 
 
 def near(ours: torch.Tensor, official: np.ndarray, tolerance: float, absolute: float = 0.0) -> None:
     np.testing.assert_allclose(ours.detach().numpy(), official, rtol=tolerance, atol=absolute)
 
 
-def check_rows(
-    data: dict[str, np.ndarray], method: str, batch: TokenBatch, out: RuleOutput, all_rows: bool, ulps: float = 16
-) -> None:
+def check_rows(data: Data, method: str, batch: TokenBatch, out: RuleOutput, all_rows: bool, ulps: float = 16) -> None:
     """Loss and gradient of the mean of rows; with `all_rows` fully masked rows are counted, as zeros."""
     mode = "seq-mean-token-mean"
     rows = out.counted_mask.any(dim=1)
@@ -57,14 +50,9 @@ def check_rows(
     near(batch.log_probs.grad, expected, ulps * EPS)
 
 
-def test_covariance_is_the_official_one(source: str, regime: str) -> None:
-    from entropy_theory.control import Context, Flow, LocalReducer
-    from entropy_theory.control.rules.covariance import covariances
-
-    data = fixtures.load(source, regime)
+def test_covariance_is_the_official_one(data: Data, batch: TokenBatch) -> None:
     if "kl_cov.cov" not in data:
         pytest.skip("in the full source only")
-    batch = fixtures.batch_of(data)
     count = int(batch.completion_mask.sum())
     ours = covariances(Flow.start(batch), Context(batch, LocalReducer(), None, count)).numpy()
     valid = batch.completion_mask.numpy()
@@ -73,13 +61,10 @@ def test_covariance_is_the_official_one(source: str, regime: str) -> None:
 
 
 @pytest.mark.parametrize("method", fixtures.CLIP_COV)
-def test_clip_cov(source: str, regime: str, method: str) -> None:
-    data = fixtures.load(source, regime)
-    batch = fixtures.batch_of(data, requires_grad=True)
+def test_clip_cov(data: Data, batch: TokenBatch, method: str) -> None:
     names = {"fraction": "clip_cov_ratio", "lower": "clip_cov_lb", "upper": "clip_cov_ub"}
-    names |= {"epsilon_low": "clip_low", "epsilon_high": "clip_high"}
-    clip = rule("clip-cov", **{ours: hyper(data, method, official) for ours, official in names.items()})
-    out = clip.apply(batch, generator=seeded(data, method))
+    generator = torch.Generator().manual_seed(int(hyper(data, method, "manual_seed")))
+    out = rule("clip-cov", **named(data, method, **names, **CLIP)).apply(batch, generator=generator)
     assert out.metrics["candidates"] == data[f"{method}.candidates"].sum()
     assert out.metrics["limit"] == float(data[f"{method}.n_clip"])
     # official .keep knows the drawn tokens only, ours also those that PPO clips
@@ -89,10 +74,8 @@ def test_clip_cov(source: str, regime: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", fixtures.KL_COV)
-def test_kl_cov(source: str, regime: str, method: str) -> None:
-    data = fixtures.load(source, regime)
-    batch = fixtures.batch_of(data, requires_grad=True)
-    penalty = rule("kl-cov", fraction=hyper(data, method, "kl_cov_ratio"), beta=hyper(data, method, "ppo_kl_coef"))
+def test_kl_cov(data: Data, batch: TokenBatch, method: str) -> None:
+    penalty = rule("kl-cov", **named(data, method, fraction="kl_cov_ratio", beta="ppo_kl_coef"))
     assert penalty.apply(batch).metrics["selected"] == float(data[f"{method}.k"])
     if float(data[f"{method}.gap_at_cut"]) == 0:  # a tie: which tokens win follows torch.topk; the count is defined
         return
@@ -104,9 +87,8 @@ def test_kl_cov(source: str, regime: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", fixtures.HIGH_ENTROPY)
-def test_high_entropy(source: str, regime: str, method: str) -> None:
-    data = fixtures.load(source, regime)
-    out = rule("high-entropy", share=hyper(data, method, "top_entropy_quantile")).apply(fixtures.batch_of(data))
+def test_high_entropy(data: Data, batch: TokenBatch, method: str) -> None:
+    out = rule("high-entropy", **named(data, method, share="top_entropy_quantile")).apply(batch)
     assert np.array_equal(out.keep_mask.numpy(), data[f"{method}.keep"])
     # officially the rank, up to n, is a float32: rounding it moves the threshold by that much of a gap of entropies
     slack = EPS * int(out.denominator) * float(data["entropies"].max())
@@ -114,78 +96,69 @@ def test_high_entropy(source: str, regime: str, method: str) -> None:
     assert int(out.denominator) == int(data["response_mask"].sum())
 
 
-@pytest.mark.parametrize("method", fixtures.SURROGATES)
-def test_token_surrogates(source: str, regime: str, method: str) -> None:
-    data = fixtures.load(source, regime)
-    batch = fixtures.batch_of(data, requires_grad=True)
-    if method.startswith("cispo"):
-        one = rule("cispo", epsilon_low=hyper(data, method, "clip_low"), epsilon_high=hyper(data, method, "clip_high"))
-    elif method == "gpg":
-        one = rule("gpg")
-    elif method == "dro":
-        one = rule("dro", beta=hyper(data, method, "dro_beta"))
-    else:
-        names = {"low": "clip_low", "high": "clip_high", "truncation": "clip_c"}
-        one = rule("dppo", divergence=method[-2:], **{k: hyper(data, method, v) for k, v in names.items()})
-    # the log-ratio of dro is a difference of rounded numbers on both sides, the same one
-    check_loss_and_gradient(data, method, batch, one.apply(batch))
+DPPO = {"low": "clip_low", "high": "clip_high", "truncation": "clip_c"}
+SURROGATES = {
+    "cispo": ("cispo", CLIP),
+    "cispo@upper_only": ("cispo", CLIP),
+    "gpg": ("gpg", {}),
+    "dppo_tv": ("dppo(divergence='tv')", DPPO),
+    "dppo_kl": ("dppo(divergence='kl')", DPPO),
+    "dro": ("dro", {"beta": "dro_beta"}),  # its log-ratio is a difference of rounded numbers on both sides, the same
+    **dict.fromkeys(fixtures.CE_GPPO, ("ce-gppo", DUAL | {"beta_low": "beta1", "beta_high": "beta2"})),
+    "dcpo": ("dcpo", DUAL),
+}
 
 
-@pytest.mark.parametrize("method", ["gspo", "gspo@wide", "sapo", "trl_gspo", "trl_sapo"])
-def test_sequence_means(source: str, regime: str, method: str) -> None:
-    data = fixtures.load(source, regime)
-    batch = fixtures.batch_of(data, requires_grad=True)
-    if "gspo" in method:
-        low, high = ("eps_low", "eps_high") if method.startswith("trl") else ("clip_low", "clip_high")
-        one = rule("gspo", epsilon_low=hyper(data, method, low), epsilon_high=hyper(data, method, high))
-    else:
-        taus = {"tau_positive": hyper(data, method, "tau_pos"), "tau_negative": hyper(data, method, "tau_neg")}
-        one = rule("sapo", **taus)
+@pytest.mark.parametrize("method", SURROGATES)
+def test_surrogates(data: Data, batch: TokenBatch, method: str) -> None:
+    spec, names = SURROGATES[method]
+    check_loss_and_gradient(data, method, batch, rule(spec, **named(data, method, **names)).apply(batch))
+
+
+TAUS = {"tau_positive": "tau_pos", "tau_negative": "tau_neg"}
+ROWS = {
     # a sequence ratio is the exponential of a float32 mean of up to 32 terms, a gate that of a rounded product
-    check_rows(data, method, batch, one.apply(batch), all_rows=method.startswith("trl"), ulps=32)
+    "gspo": ("gspo", CLIP, False, 32),
+    "gspo@wide": ("gspo", CLIP, False, 32),
+    "sapo": ("sapo", TAUS, False, 32),
+    "trl_gspo": ("gspo", TRL_CLIP, True, 32),
+    "trl_sapo": ("sapo", TAUS, True, 32),
+    "geo_mean": ("gmpo", CLIP, True, 32),
+    "dcpo@seq-mean-token-mean": ("dcpo", DUAL, False, 16),
+}
 
 
-def test_gmpo(source: str, regime: str) -> None:
-    data = fixtures.load(source, regime)
-    batch = fixtures.batch_of(data, requires_grad=True)
-    names = {"epsilon_low": "clip_low", "epsilon_high": "clip_high"}
-    one = rule("gmpo", **{k: hyper(data, "geo_mean", v) for k, v in names.items()})
-    check_rows(data, "geo_mean", batch, one.apply(batch), all_rows=True, ulps=32)
+@pytest.mark.parametrize("method", ROWS)
+def test_means_of_rows(data: Data, batch: TokenBatch, method: str) -> None:
+    name, names, all_rows, ulps = ROWS[method]
+    if np.isfinite(data[f"{method}.loss"]):  # dcpo's is NaN officially where a row is fully masked
+        out = rule(name, **named(data, method, **names)).apply(batch)
+        check_rows(data, method, batch, out, all_rows, ulps)
 
 
 @pytest.mark.parametrize("method", fixtures.STEER)
-def test_steer(source: str, regime: str, method: str) -> None:
-    data = fixtures.load(source, regime)
-    batch = fixtures.batch_of(data, requires_grad=True)
+def test_steer(data: Data, batch: TokenBatch, method: str) -> None:
     form = "linear" if float(data[f"{method}.w.hp.linear"]) else "exponential"
     least, most = float(data[f"{method}.w.hp.token_weight_min"]), float(data[f"{method}.w.hp.token_weight_max"])
     one = rule("steer", form=form, minimum=least, maximum=most)
-    weight = one.apply(replace(batch, advantages=batch.advantages, old_log_probs=batch.old_log_probs))
     valid = batch.completion_mask & (batch.advantages != 0)
     if f"{method}.weight" in data:
-        ours = (weight.advantages / batch.advantages)[valid]
+        ours = (one.apply(batch).advantages / batch.advantages)[valid]
         near(ours, data[f"{method}.weight"][valid.numpy()], 8 * EPS)
     check_loss_and_gradient(data, method, batch, (one | ppo(data, method)).apply(batch))
 
 
 @pytest.mark.parametrize("method", fixtures.STARE)
-def test_stare(source: str, regime: str, method: str) -> None:
-    data = fixtures.load(source, regime)
-    batch = fixtures.batch_of(data, requires_grad=True)
-    settings = {name: float(data[f"{method}.w.hp.{name}"]) for name in ("top_p_ratio", "reweight_w", "reweight_m")}
-    one = rule(
-        "stare",
-        variant="C2" if float(data[f"{method}.w.hp.variant_is_c2"]) else "O1",
-        share=settings["top_p_ratio"],
-        up=settings["reweight_w"],
-        down=settings["reweight_m"],
-        target=None if float(data[f"{method}.w.hp.gate_on"]) else -1.0,
-    )
+def test_stare(data: Data, batch: TokenBatch, method: str) -> None:
+    share, up, down = (float(data[f"{method}.w.hp.{name}"]) for name in ("top_p_ratio", "reweight_w", "reweight_m"))
+    variant = "C2" if float(data[f"{method}.w.hp.variant_is_c2"]) else "O1"
+    target = None if float(data[f"{method}.w.hp.gate_on"]) else -1.0
+    one = rule("stare", variant=variant, share=share, up=up, down=down, target=target)
     weight = (one.apply(batch).advantages / batch.advantages).nan_to_num(1.0)
     valid = batch.completion_mask & (batch.advantages != 0)
     if min(float(data[f"{method}.gap_at_cut_{side}"]) for side in ("plus", "minus")) == 0:
         # a tie: only the counts are defined
-        for side, value in (("l_plus", settings["reweight_w"]), ("l_minus", settings["reweight_m"])):
+        for side, value in (("l_plus", up), ("l_minus", down)):
             assert int(((weight - value).abs() < 1e-5)[valid].sum()) == int(data[f"{method}.{side}"].sum())
         return
     if f"{method}.weight" in data:
@@ -193,29 +166,11 @@ def test_stare(source: str, regime: str, method: str) -> None:
     check_loss_and_gradient(data, method, batch, (one | ppo(data, method)).apply(batch))
 
 
-@pytest.mark.parametrize("method", fixtures.CE_GPPO)
-def test_ce_gppo(source: str, regime: str, method: str) -> None:
-    data = fixtures.load(source, regime)
-    batch = fixtures.batch_of(data, requires_grad=True)
-    names = {"beta_low": "beta1", "beta_high": "beta2", "epsilon_low": "clip_low", "epsilon_high": "clip_high"}
-    one = rule(
-        "ce-gppo", dual_clip=hyper(data, method, "clip_c"), **{k: hyper(data, method, v) for k, v in names.items()}
-    )
-    check_loss_and_gradient(data, method, batch, one.apply(batch))
-
-
 @pytest.mark.parametrize("method", ["erc", "erc@wide", "erc_gppo"])
-def test_entropy_ratio(source: str, regime: str, method: str) -> None:
-    data = fixtures.load(source, regime)
-    batch = fixtures.batch_of(data, requires_grad=True)
-    band = {"low": hyper(data, method, "entropy_ratio_low"), "high": hyper(data, method, "entropy_ratio_high")}
-    gate = rule("entropy-ratio", **band)
+def test_entropy_ratio(data: Data, batch: TokenBatch, method: str) -> None:
+    gate = rule("entropy-ratio", **named(data, method, low="entropy_ratio_low", high="entropy_ratio_high"))
     assert np.array_equal(gate.apply(batch).keep_mask.numpy(), data[f"{method}.keep"])
-    if method == "erc_gppo":
-        low, high, c = (hyper(data, method, name) for name in ("clip_low", "clip_high", "clip_c"))
-        inner = rule("ce-gppo", epsilon_low=low, epsilon_high=high, dual_clip=c, beta_low=1.0, beta_high=1.0)
-    else:
-        inner = ppo(data, method)
+    inner = rule("ce-gppo(beta_low=1)", **named(data, method, **DUAL)) if method == "erc_gppo" else ppo(data, method)
     check_loss_and_gradient(data, method, batch, (inner | gate).apply(batch))
 
 
@@ -230,14 +185,13 @@ REWEIGHTING = {
 
 
 @pytest.mark.parametrize("method", fixtures.REWEIGHTING)
-def test_advantage_reweighting(source: str, regime: str, method: str) -> None:
-    data = fixtures.load(source, regime)
+def test_advantage_reweighting(data: Data, batch: TokenBatch, method: str) -> None:
     if f"{method}.advantages" not in data:
         pytest.skip("in the full source only")
-    form, alpha = REWEIGHTING[str(data[f"{method}.method"])], hyper(data, method, "alpha_k")
-    given = {"slope": alpha, "center": hyper(data, method, "tau")} if "sigmoid" in form else {"alpha": alpha}
-    one = rule("advantage-reweighting", form=form, negative_weight=hyper(data, method, "neg_adv_weight"), **given)
-    out = one.apply(fixtures.batch_of(data))
+    form = REWEIGHTING[str(data[f"{method}.method"])]
+    given = {"slope": "alpha_k", "center": "tau"} if "sigmoid" in form else {"alpha": "alpha_k"}
+    names = given | {"negative_weight": "neg_adv_weight"}
+    out = rule("advantage-reweighting", form=form, **named(data, method, **names)).apply(batch)
     valid = data["response_mask"].astype(bool)
     # the balance of sigmoid-negative is a quotient of two float32 sums of all tokens
     ulps = 64 if form == "sigmoid-negative" else 8
@@ -245,10 +199,8 @@ def test_advantage_reweighting(source: str, regime: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", fixtures.LOPTI)
-def test_lopti(source: str, regime: str, method: str) -> None:
-    data = fixtures.load(source, regime)
-    batch, eta = fixtures.batch_of(data), hyper(data, method, "eta")
-    portion = hyper(data, method, "portion") or None
+def test_lopti(data: Data, batch: TokenBatch, method: str) -> None:
+    eta, portion = hyper(data, method, "eta"), hyper(data, method, "portion") or None
     settings = {"order": "high-first" if eta < 0 else "low-first", "portion": portion}
     if portion is None:
         settings["threshold"] = abs(eta)
@@ -261,49 +213,27 @@ def test_lopti(source: str, regime: str, method: str) -> None:
     assert first.metrics["threshold"] == pytest.approx(float(data[f"{method}.sep_prob"]), rel=4 * EPS)
 
 
-@pytest.mark.parametrize(("method", "samples"), [("psr", "positive"), ("nsr", "negative"), ("w_reinforce", "weighted")])
-def test_w_reinforce(source: str, regime: str, method: str, samples: str) -> None:
-    data = fixtures.load(source, regime)
-    batch = fixtures.batch_of(data, requires_grad=True)
-    weight = float(data[f"{method}.adv.hp.positive_advantage_weight"])
-    one = rule("w-reinforce", samples=samples, positive_weight=weight)
-    if f"{method}.advantages" in data:
+W_REINFORCE = {"psr": "positive", "nsr": "negative", "w_reinforce": "weighted", "pos_weight_loss": "advantage"}
+
+
+@pytest.mark.parametrize("method", W_REINFORCE)
+def test_w_reinforce(data: Data, batch: TokenBatch, method: str) -> None:
+    learning = method == "pos_weight_loss"
+    weight = data[f"{method}.hp.positive_learning_weight" if learning else f"{method}.adv.hp.positive_advantage_weight"]
+    one = rule("w-reinforce", samples=W_REINFORCE[method], positive_weight=float(weight))
+    if f"{method}.advantages" in data and not learning:
         near(one.apply(batch).advantages, data[f"{method}.advantages"], EPS)
-    cliprange = hyper(data, method, "cliprange")
-    clip = rule("ppo-clip", epsilon_low=cliprange, epsilon_high=cliprange, dual_clip=None)
-    check_loss_and_gradient(data, method, batch, (one | clip).apply(batch))
-
-
-def test_positive_learning_weight(source: str, regime: str) -> None:
-    data, method = fixtures.load(source, regime), "pos_weight_loss"
-    batch = fixtures.batch_of(data, requires_grad=True)
-    cliprange = hyper(data, method, "cliprange")
-    clip = rule("ppo-clip", epsilon_low=cliprange, epsilon_high=cliprange, dual_clip=None)
-    one = rule("w-reinforce", samples="advantage", positive_weight=hyper(data, method, "positive_learning_weight"))
-    out = (one | clip).apply(batch)
+    cliprange = named(data, method, epsilon_low="cliprange", epsilon_high="cliprange")
+    out = (one | rule("ppo-clip", dual_clip=None, **cliprange)).apply(batch)
     check_loss_and_gradient(data, method, batch, out)
 
 
-@pytest.mark.parametrize("method", ["dcpo", "dcpo@seq-mean-token-mean"])
-def test_dcpo(source: str, regime: str, method: str) -> None:
-    data = fixtures.load(source, regime)
-    batch = fixtures.batch_of(data, requires_grad=True)
-    names = {"epsilon_low": "clip_low", "epsilon_high": "clip_high", "dual_clip": "clip_c"}
-    one = rule("dcpo", **{k: hyper(data, method, v) for k, v in names.items()})
-    if method == "dcpo":
-        check_loss_and_gradient(data, method, batch, one.apply(batch))
-    elif np.isfinite(data[f"{method}.loss"]):  # NaN officially where a row is fully masked
-        check_rows(data, method, batch, one.apply(batch), all_rows=False)
-
-
 @pytest.mark.parametrize("method", fixtures.BAPO)
-def test_bapo(source: str, regime: str, method: str) -> None:
-    data = fixtures.load(source, regime)
-    batch = fixtures.batch_of(data, requires_grad=True)
+def test_bapo(data: Data, batch: TokenBatch, method: str) -> None:
     names = {"target": "adv_ratio_target", "dual_clip": "clip_c"}
     for side in ("lower", "upper"):
         names |= {side: f"ratio_{side}_start", f"{side}_max": f"ratio_{side}_max", f"{side}_step": f"ratio_{side}_step"}
-    out = rule("bapo", **{k: hyper(data, method, v) for k, v in names.items()}).apply(batch)
+    out = rule("bapo", **named(data, method, **names)).apply(batch)
     assert out.metrics["lower"] == float(data[f"{method}.clip_low"])
     assert out.metrics["upper"] == float(data[f"{method}.clip_high"])
     assert out.metrics["contribution_ratio"] == pytest.approx(float(data[f"{method}.pos_neg_ratio"]), rel=32 * EPS)
@@ -311,17 +241,14 @@ def test_bapo(source: str, regime: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["trl_grpo", "trl_dapo", "trl_dr_grpo", "trl_delta", "trl_cispo", "trl_8020"])
-def test_trl_losses(source: str, regime: str, method: str) -> None:
-    data = fixtures.load(source, regime)
-    batch = fixtures.batch_of(data, requires_grad=True)
+def test_trl_losses(data: Data, batch: TokenBatch, method: str) -> None:
     if method == "trl_cispo":
         one = rule("cispo", epsilon_low=None, epsilon_high=hyper(data, method, "eps_high") - 1.0)
     else:
-        low, high = hyper(data, method, "eps_low"), hyper(data, method, "eps_high")
         dual = hyper(data, method, "delta") if method == "trl_delta" else None
-        one = rule("ppo-clip", epsilon_low=low, epsilon_high=high, dual_clip=dual)
+        one = rule("ppo-clip", dual_clip=dual, **named(data, method, **TRL_CLIP))
     if method == "trl_8020":
-        one = one | rule("high-entropy", share=hyper(data, method, "top_entropy_quantile"))
+        one = one | rule("high-entropy", **named(data, method, share="top_entropy_quantile"))
     out = one.apply(batch)
     if method == "trl_grpo":
         check_rows(data, method, batch, out, all_rows=True)
@@ -333,26 +260,17 @@ def test_trl_losses(source: str, regime: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["trl_entropy_bonus", "trl_8020_entropy_bonus"])
-def test_trl_entropy_bonus(source: str, regime: str, method: str) -> None:
-    data = fixtures.load(source, regime)
-    batch = fixtures.batch_of(data, requires_grad=True)
+def test_trl_entropy_bonus(data: Data, batch: TokenBatch, method: str) -> None:
     entropy = batch.entropy.clone().requires_grad_()
     batch = replace(batch, entropy=entropy)
-    low, high = hyper(data, method, "eps_low"), hyper(data, method, "eps_high")
-    pipe = rule("ppo-clip", epsilon_low=low, epsilon_high=high, dual_clip=None)
+    clip = rule("ppo-clip", dual_clip=None, **named(data, method, **TRL_CLIP))
+    coefficient = hyper(data, method, "entropy_coef")
     if "8020" in method:
-        pipe = pipe | rule("high-entropy", share=hyper(data, method, "top_entropy_quantile"))
-    pipe = pipe | rule("entropy-bonus", coefficient=hyper(data, method, "entropy_coef"), over="kept")
-    if "8020" not in method:
-        # PPO's clipped tokens are not dropped from TRL's mean entropy
-        pipe = rule("entropy-bonus", coefficient=hyper(data, method, "entropy_coef")) | pipe.rules[0]
-    out = pipe.apply(batch)
-    if "8020" in method:
-        kept = rule("high-entropy", share=hyper(data, method, "top_entropy_quantile")).apply(batch).keep_mask
-        first = rule("high-entropy", share=hyper(data, method, "top_entropy_quantile"))
-        bonus = rule("entropy-bonus", coefficient=hyper(data, method, "entropy_coef"), over="kept")
-        out = (first | bonus | rule("ppo-clip", epsilon_low=low, epsilon_high=high, dual_clip=None)).apply(batch)
-        assert torch.equal(out.entropy_coefficients != 0, kept)
+        first = rule("high-entropy", **named(data, method, share="top_entropy_quantile"))
+        out = (first | rule("entropy-bonus", coefficient=coefficient, over="kept") | clip).apply(batch)
+        assert torch.equal(out.entropy_coefficients != 0, first.apply(batch).keep_mask)
+    else:  # PPO's clipped tokens are not dropped from TRL's mean entropy
+        out = (rule("entropy-bonus", coefficient=coefficient) | clip).apply(batch)
     if f"{method}.grad_entropies" not in data:
         pytest.skip("in the full source only")
     near(-out.entropy_coefficients / out.denominator, data[f"{method}.grad_entropies"], 8 * EPS)
@@ -365,16 +283,13 @@ def test_trl_entropy_bonus(source: str, regime: str, method: str) -> None:
         near(batch.log_probs.grad, data[f"{method}.grad_log_prob"], 8 * EPS)
 
 
-def test_entropy_bonus(source: str, regime: str) -> None:
-    data = fixtures.load(source, regime)
-    batch = fixtures.batch_of(data)
+def test_entropy_bonus(data: Data, batch: TokenBatch) -> None:
     out = rule("entropy-bonus", coefficient=1.0).apply(replace(batch, advantages=torch.zeros_like(batch.advantages)))
-    size = float(aggregate(batch.entropy.abs(), batch.completion_mask))
-    assert abs(float(out.loss()) + float(data["entropy_bonus.entropy_agg"])) <= 16 * EPS * size
-    for mode in fixtures.MODES[1:]:
-        ours = float(aggregate(out.objective, out.counted_mask, mode))
+    for mode in ("token-mean", *fixtures.MODES[1:]):
+        key = "entropy_bonus.entropy_agg" + (f"@{mode}" if mode != "token-mean" else "")
+        ours = float(aggregate(out.objective.detach(), out.counted_mask, mode))
         size = float(aggregate(batch.entropy.abs(), batch.completion_mask, mode))
-        assert abs(ours - float(data[f"entropy_bonus.entropy_agg@{mode}"])) <= 16 * EPS * size
+        assert abs(ours - float(data[key])) <= 16 * EPS * size
     if "entropy_bonus.grad_logits" in data and "logits" in data:
         # ∂H/∂z = −S, section B.1 of the theory notes, with the coefficients that the rule gives
         logits = torch.from_numpy(data["logits"]).double()

@@ -357,12 +357,12 @@ class Weight(Rule):
 
 @dataclass(frozen=True)
 class Square(Rule):
-    """J = r² Â / 2: a surrogate with a factor, g = r² Â = (r Â) · r."""
+    """J = r² Â / 2: a surrogate with a derivative of its own, g = r² Â."""
 
     name: ClassVar[str] = "test-square"
 
     def transform(self, flow, context, state):
-        return flow.replaced(flow.ratio**2 * flow.advantages / 2, factor=flow.ratio), {}, None
+        return flow.replaced(flow.ratio**2 * flow.advantages / 2, derivative=flow.ratio**2), {}, None
 
 
 @pytest.mark.parametrize("spec", [(Weight(),), (Square(),), (Weight(), Square()), (Square(), Weight())])

@@ -111,7 +111,7 @@ def test_the_switch_shows_what_the_rule_does(page: Page, inspection: Inspection,
     settings = [None] if view is None or view.scan is None else [None, 0, view.scan.own // 2, len(view.scan.values) - 1]
     count = page.page.locator(".completion").count()
     mask = shown(inspection, count)
-    sizes = effects(None, batch)[batch.completion_mask].abs().numpy()
+    sizes = effects(None, batch).total[batch.completion_mask].abs().numpy()
     cap = float(np.quantile(sizes[sizes > 0], 0.98))
     for setting in settings:
         page.choose(spec, setting)
@@ -121,7 +121,7 @@ def test_the_switch_shows_what_the_rule_does(page: Page, inspection: Inspection,
         assert page.value("#slope") == pytest.approx(row.total.value, abs=1e-12)
         for q in ("q1", "q2", "q3", "q4"):
             assert page.value(f"#{q} .big") == pytest.approx(row.quadrants[q], abs=1e-12)
-        expected = effects(now, batch)
+        expected = effects(now, batch).total
         classes = page.classes()
         assert len(classes) == int(mask.sum())
         kept = batch.completion_mask if now is None or now.output.keep_mask is None else now.output.keep_mask
@@ -148,7 +148,7 @@ def test_movers_by_type_and_position(page: Page, inspection: Inspection) -> None
     page.choose("entropy-flow")
     batch, view = inspection.batch, inspection.rules[5]
     mask = batch.completion_mask
-    values = effects(view, batch)[mask].numpy() / int(view.output.denominator)
+    values = effects(view, batch).total[mask].numpy() / int(view.output.denominator)
     pieces = np.array([piece for one in inspection.sequences for piece in one.pieces])
     sums = {piece: values[pieces == piece].sum() for piece in set(pieces.tolist())}
     most = max(sums.values())
@@ -314,7 +314,7 @@ def test_a_narrow_window_needs_no_sideways_scrolling(browser: Any, address: str)
 
 
 def test_order_filter_and_search(page: Page, inspection: Inspection) -> None:
-    sums = effects(None, inspection.batch).sum(dim=1)
+    sums = effects(None, inspection.batch).total.sum(dim=1)
     page.page.select_option("#order", "falls")
     assert page.page.text_content(".completion h3 b") == f"#{int(sums.argmin()) + 1}"
     page.page.select_option("#order", "file")

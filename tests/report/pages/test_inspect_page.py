@@ -87,7 +87,7 @@ def test_the_columns_hold_the_statistics(inspection: Inspection, data: dict[str,
             )
             np.testing.assert_allclose(
                 total * column["centered"] + column[f"extra{number}"],
-                effects(view, inspection.batch)[mask],
+                effects(view, inspection.batch).total[mask],
                 rtol=5e-3,
                 atol=1e-6,
             )
@@ -160,5 +160,5 @@ def test_the_sentence_fits_the_numbers() -> None:
 def test_rules_are_as_asked(inspection: Inspection) -> None:
     assert [str(view.rule) for view in inspection.rules] == list(RULES)
     assert torch.equal(
-        effects(None, inspection.batch), effects(inspection.rules[-1], inspection.batch)
+        effects(None, inspection.batch).total, effects(inspection.rules[-1], inspection.batch).total
     )  # ppo-clip at r = 1

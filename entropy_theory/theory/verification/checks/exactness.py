@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import mpmath as mp
 import numpy as np
 
-from entropy_theory.theory import curvature, single_logit, updates
+from entropy_theory.theory import categorical, curvature, single_logit, updates
 from entropy_theory.theory._policy import FloatArray
 from entropy_theory.theory.verification.checks import oracle
-from entropy_theory.theory.verification.checks.precision import compare
-from entropy_theory.theory.verification.evidence import Budget, Evidence
+from entropy_theory.theory.verification.checks.precision import STEPS, compare
+from entropy_theory.theory.verification.evidence import Budget, Evidence, Kind, check
 
-_STEPS = (1e-8, -1e-8, 1e-4, 0.3, -2.0, 20.0)
+high_precision = partial(check, Kind.HIGH_PRECISION)
 
 
+@high_precision("steps from 1e-8 to 20 against two entropies", single_logit.single_logit_entropy_change)
 def single_logit_change(budget: Budget) -> Evidence:
     """Section B.4: from (p, H) as the float64 numbers they are, steps of 1e-8 to 20, uniform policies included.
 
@@ -32,7 +34,7 @@ def single_logit_change(budget: Budget) -> Evidence:
         rest = (exact_H - before) / (1 - exact_p)
         if rest < 0:  # a two-token policy whose H was rounded below h(p) belongs to no policy
             return
-        for step in _STEPS:
+        for step in STEPS:
             weight = exact_p * mp.exp(mp.mpf(step))
             q = weight / (weight + 1 - exact_p)
             after = -q * mp.log(q) - (1 - q) * mp.log(1 - q) + (1 - q) * rest
@@ -45,6 +47,7 @@ def single_logit_change(budget: Budget) -> Evidence:
     return compare(budget, errors, largest_gap=100.0)
 
 
+@high_precision("root of the exact change by bisection", single_logit.sign_flip_radius)
 def flip_radius_is_root(budget: Budget) -> Evidence:
     """Section B.5: ε* against the root of ΔH in many digits, found by bisection from the bracket of the law."""
 
@@ -80,6 +83,7 @@ def flip_radius_is_root(budget: Budget) -> Evidence:
     return compare(budget, errors, largest_gap=60.0, tokens_per_policy=2)
 
 
+@high_precision("against second differences of the entropy", curvature.entropy_curvature)
 def curvature_along_direction(budget: Budget) -> Evidence:
     """Section B.6: H'' along random directions against second differences of the entropy."""
     rng = np.random.default_rng(budget.seed)
@@ -92,6 +96,7 @@ def curvature_along_direction(budget: Budget) -> Evidence:
     return compare(budget, errors, largest_gap=30.0, tokens_per_policy=1)
 
 
+@high_precision("against second differences of the entropy", curvature.grpo_curvature)
 def grpo_curvature(budget: Budget) -> Evidence:
     """Section B.7: H'' along e_k − p against second differences of the entropy, peaked rows included."""
 
@@ -103,6 +108,7 @@ def grpo_curvature(budget: Budget) -> Evidence:
     return compare(budget, errors, largest_gap=30.0)
 
 
+@high_precision("mean of second differences of the entropy", curvature.mean_grpo_curvature)
 def mean_grpo_curvature(budget: Budget) -> Evidence:
     """Section B.10: the mean over the sampled token of second differences of the entropy."""
 
@@ -119,6 +125,7 @@ def mean_grpo_curvature(budget: Budget) -> Evidence:
     return compare(budget, errors, largest_gap=20.0, tokens_per_policy=1)
 
 
+@high_precision("root of p (H + log p) = N by bisection", updates.baseline_boundary)
 def boundary(budget: Budget) -> Evidence:
     """Section B.14: p_N against the root of p (H + log p) = N by bisection, N from the slope of the entropy."""
 
@@ -134,6 +141,7 @@ def boundary(budget: Budget) -> Evidence:
     return compare(budget, errors, largest_gap=30.0, tokens_per_policy=1)
 
 
+@high_precision("against the slope of the entropy at T", updates.temperature_change)
 def temperature_slope(budget: Budget) -> Evidence:
     """Section B.12: against the slope of the entropy at T along the update of a loss at T_L."""
     rng = np.random.default_rng(budget.seed)
@@ -153,6 +161,7 @@ def temperature_slope(budget: Budget) -> Evidence:
     return compare(budget, errors, largest_gap=30.0, tokens_per_policy=2)
 
 
+@high_precision("the roots, and the signs between them", categorical.entropy_change)
 def known_roots(budget: Budget) -> Evidence:
     """Section B.8: the three roots of a predicted rise that comes and goes, and the root of two tokens.
 
@@ -173,7 +182,8 @@ def known_roots(budget: Budget) -> Evidence:
             root = mp.findroot(change, mp.mpf(guess))
             roots.append(float(root))
             worst = max(worst, abs(float(root) - float(guess)) / 1e-5)
-        signs = [int(mp.sign(change(mp.mpf(at)))) for at in (1, 7, 10, 15)]
+        rounded = [np.array([float(value) for value in values]) for values in (logits, direction)]
+        signs = [int(np.sign(categorical.entropy_change(rounded[0], at * rounded[1]))) for at in (1, 7, 10, 15)]
         for p in (mp.mpf("0.1"), mp.mpf("0.3"), mp.mpf("0.9")):
             pair = [mp.log(p), mp.log(1 - p)]
             alpha = -mp.log(p / (1 - p)) / (1 - p)

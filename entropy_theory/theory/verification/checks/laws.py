@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,12 @@ from entropy_theory.theory import categorical, curvature, discriminant, single_l
 from entropy_theory.theory._policy import FloatArray
 from entropy_theory.theory.verification.checks.policies import plain_entropy, plain_log, plain_softmax, trial_tokens
 from entropy_theory.theory.verification.checks.properties import ROUND_OFF, Excess, at_least, hold
-from entropy_theory.theory.verification.evidence import Budget, Evidence
+from entropy_theory.theory.verification.evidence import Budget, Evidence, Kind, check
 
+law = partial(check, Kind.PROPERTY)
+
+# The least S over all policies is −.22387160235, at V = 2 and p = .1760409; what round-off may add is far smaller.
+LEAST_DISCRIMINANT = -0.2238716024
 _STEPS = (1e-3, -1e-3, 0.5, -0.5, 5.0, -5.0, 60.0, -60.0)
 
 
@@ -25,8 +30,9 @@ def _units(logits: FloatArray, tokens: NDArray[np.int64]) -> FloatArray:
     return (np.arange(logits.shape[-1]) == tokens[:, np.newaxis]).astype(np.float64)
 
 
+@law("bounds of S, met where all other tokens are alike", single_logit.discriminant_bounds)
 def envelope(budget: Budget) -> Evidence:
-    """Section B.2: every S lies between the bounds of its probability, and above −.2238716."""
+    """Section B.2: every S lies between the bounds of its probability, and above −.22387161."""
 
     def excess(logits: FloatArray, rng: np.random.Generator) -> Iterator[Excess]:
         probs = plain_softmax(logits)
@@ -35,7 +41,7 @@ def envelope(budget: Budget) -> Evidence:
         size = at_least(probs * (1.0 + np.abs(plain_log(probs)) + np.log(logits.shape[-1])))
         yield (low - scores) / size
         yield (scores - high) / size
-        yield np.where(scores < -0.2238717, np.inf, 0.0)
+        yield np.where(scores < LEAST_DISCRIMINANT, np.inf, 0.0)
         # The upper bound is met where all other tokens are alike.
         top = logits.max(axis=-1)
         alike = np.where(np.arange(logits.shape[-1]) == 0, np.minimum(np.abs(top), 30.0)[:, np.newaxis], 0.0)
@@ -46,6 +52,7 @@ def envelope(budget: Budget) -> Evidence:
     return hold(budget, excess)
 
 
+@law("against differences of S and N", discriminant.discriminant)
 def discriminant_slopes(budget: Budget) -> Evidence:
     """Section B.1: ∂S_y/∂z_k and ∂N/∂z_k against differences of S and N."""
     step = 1e-5
@@ -70,6 +77,7 @@ def discriminant_slopes(budget: Budget) -> Evidence:
     return hold(budget, excess)
 
 
+@law("against the change of the whole policy", single_logit.single_logit_entropy_change)
 def two_numbers_decide(budget: Budget) -> Evidence:
     """Section B.4: the change from (p, H) alone is that of the whole policy."""
 
@@ -85,12 +93,13 @@ def two_numbers_decide(budget: Budget) -> Evidence:
                 size = ROUND_OFF * (1.0 + abs(step)) * (1.0 + H) / np.maximum(1.0 - p, 1e-12)
                 # Nearer to 1 than 1e-12, float64 holds 1 − p to a few digits or none: the two numbers, rounded, no
                 # longer say what surrounds the token, and there is nothing to compare. p = 1 itself is compared.
-                told = (p == 1.0) | (1.0 - p >= 1e-12)
-                yield np.where(told, np.abs(whole - alone) / np.maximum(size, ROUND_OFF), 0.0)
+                comparable = (p == 1.0) | (1.0 - p >= 1e-12)
+                yield np.where(comparable, np.abs(whole - alone) / np.maximum(size, ROUND_OFF), 0.0)
 
     return hold(budget, excess)
 
 
+@law("exact change where a fall is predicted, steps up to 300", discriminant.discriminant)
 def one_logit_falls(budget: Budget) -> Evidence:
     """Section B.5: a predicted fall of one logit is a fall at every step, by the change of the whole policy."""
 
@@ -100,6 +109,7 @@ def one_logit_falls(budget: Budget) -> Evidence:
     return hold(budget, excess)
 
 
+@law("exact change where a fall is predicted, steps up to 300", discriminant.centered_discriminant)
 def grpo_falls(budget: Budget) -> Evidence:
     """Section B.8: a predicted fall of a GRPO step is a fall at every step, and at least KL(q‖p) deep."""
 
@@ -132,6 +142,7 @@ def _falls(logits: FloatArray, rng: np.random.Generator, direction: _OfToken, sc
             yield np.where((change > 0.0) & (np.abs(slope) > 1e-14), np.inf, 0.0)
 
 
+@law("sign, bounds, and the change of the whole policy on both sides", single_logit.sign_flip_radius)
 def flip_radius(budget: Budget) -> Evidence:
     """Section B.5: sign, bounds and root of the flip radius, by the change of the whole policy on both sides of it."""
 
@@ -163,6 +174,7 @@ def flip_radius(budget: Budget) -> Evidence:
     return hold(budget, excess)
 
 
+@law("divergence out of the change of two tokens", categorical.entropy_change)
 def divergence_bounds(budget: Budget) -> Evidence:
     """Section B.5: 2 KL/(ε² p (1 − p)) between e^{−|ε|} and e^{|ε|}, with KL from the change of a two-token policy."""
 
@@ -182,6 +194,7 @@ def divergence_bounds(budget: Budget) -> Evidence:
     return hold(budget, excess)
 
 
+@law("sign of S_c on both sides, N >= 0, the likeliest token", updates.baseline_boundary)
 def boundary_of_quadrants(budget: Budget) -> Evidence:
     """Section B.14: S_c has the sign of p − p_N, p_N ≥ e^{−H}, N ≥ 0, and the likeliest token has S_c ≥ 0."""
 
@@ -204,6 +217,7 @@ def boundary_of_quadrants(budget: Budget) -> Evidence:
     return hold(budget, excess)
 
 
+@law("both by their definitions", updates.score_covariances)
 def covariance_forms(budget: Budget) -> Evidence:
     """Section B.9: E_p[A S_c] = Cov_p(A, S), and Cov_p(log p, p A) exceeds it by E_p[A] N."""
 
@@ -228,6 +242,7 @@ def covariance_forms(budget: Budget) -> Evidence:
     return hold(budget, excess)
 
 
+@law("against the curvature of every token", curvature.mean_grpo_curvature)
 def mean_curvature(budget: Budget) -> Evidence:
     """Section B.10: the mean over tokens of the curvature, token by token; uniform ones; none up at max p ≤ ½."""
 
@@ -246,6 +261,7 @@ def mean_curvature(budget: Budget) -> Evidence:
     return hold(budget, excess)
 
 
+@law("power sums against the sum over tokens", curvature.grpo_curvature_from_sums)
 def curvature_forms(budget: Budget) -> Evidence:
     """Section B.7: the power sums and the sum over tokens agree where the sums do not cancel."""
 
@@ -262,6 +278,7 @@ def curvature_forms(budget: Budget) -> Evidence:
     return hold(budget, excess)
 
 
+@law("sign of the exact change, all four quadrants", discriminant.centered_discriminant)
 def quadrants(budget: Budget) -> Evidence:
     """The four quadrants of (A, S_c): the exact change has the predicted sign at a small step."""
     step = 1e-6
@@ -291,6 +308,7 @@ def _binary(p: FloatArray) -> FloatArray:
 ACCURATE_STEPS = ((1.0, 0.095), (0.1, 0.0166), (0.01, 0.00179))
 
 
+@law("random policies at ε₀", discriminant.first_order_change)
 def ten_percent(budget: Budget) -> Evidence:
     """Where |x| ≥ κ the first order is within 10 % of the exact change for steps of ±ε₀(κ)."""
 

@@ -47,15 +47,15 @@ def entropy_change(logits: Sequence[Number], delta: Sequence[Number]) -> Number:
 
 def entropy_slope(logits: Sequence[Number], direction: Sequence[Number]) -> Number:
     """Slope of the entropy along a direction of the logits."""
-    return _slopes(lambda t: [entropy([z + t * d for z, d in zip(logits, direction, strict=True)])])[0]
+    return slopes(lambda t: [entropy([z + t * d for z, d in zip(logits, direction, strict=True)])])[0]
 
 
 def probability_slopes(logits: Sequence[Number], token: int) -> list[Number]:
     """Slopes of all probabilities in one logit."""
-    return _slopes(lambda t: probabilities([z + t * (i == token) for i, z in enumerate(logits)]))
+    return slopes(lambda t: probabilities([z + t * (i == token) for i, z in enumerate(logits)]))
 
 
-def _slopes(function: Callable[[Number], list[Number]]) -> list[Number]:
+def slopes(function: Callable[[Number], list[Number]]) -> list[Number]:
     """Slopes at 0 of every value of a function, by central differences over five points."""
     step = mp.mpf(10) ** -_DIFFERENCE_DIGITS
     values = [function(multiple * step) for multiple in (-2, -1, 1, 2)]

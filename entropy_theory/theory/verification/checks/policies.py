@@ -44,8 +44,8 @@ def trial_tokens(logits: FloatArray, rng: np.random.Generator) -> NDArray[np.int
     """Choose the likeliest token of each policy, the least likely possible one and a random possible one: (3, n)."""
     possible = np.isfinite(logits)
     lowest = np.where(possible, logits, np.inf).argmin(axis=-1)
-    anyone = np.where(possible, rng.random(logits.shape), -1.0).argmax(axis=-1)
-    return np.stack([logits.argmax(axis=-1), lowest, anyone])
+    random_tokens = np.where(possible, rng.random(logits.shape), -1.0).argmax(axis=-1)
+    return np.stack([logits.argmax(axis=-1), lowest, random_tokens])
 
 
 def plain_softmax(logits: FloatArray) -> FloatArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import floor, log10
 
 import mpmath as mp
@@ -12,7 +13,9 @@ from entropy_theory.theory import categorical, discriminant
 from entropy_theory.theory._policy import FloatArray
 from entropy_theory.theory.verification.checks import oracle
 from entropy_theory.theory.verification.checks.policies import trial_logits, trial_tokens
-from entropy_theory.theory.verification.evidence import Budget, Evidence
+from entropy_theory.theory.verification.evidence import Budget, Evidence, Kind, check
+
+high_precision = partial(check, Kind.HIGH_PRECISION)
 
 # float64 holds 15.9 digits. A discriminant near its zero, or a sum over tokens of both signs, may lose a few of them;
 # ten is the promise of the package, made for every policy tried here.
@@ -20,6 +23,7 @@ REQUIRED_DIGITS = 10
 STEPS = (1e-8, -1e-8, 1e-4, 0.3, -2.0, 20.0)
 
 
+@high_precision("p_k (e_k − p) against slopes of the softmax", discriminant.grpo_direction)
 def softmax_slopes(budget: Budget) -> Evidence:
     """Lemma 3.1: p_k (e_k − p) against the slopes of the softmax."""
 
@@ -32,6 +36,7 @@ def softmax_slopes(budget: Budget) -> Evidence:
     return compare(budget, errors)
 
 
+@high_precision("S_k against the slope of H", discriminant.discriminant)
 def discriminant_is_slope(budget: Budget) -> Evidence:
     """Theorem 3.2: S_k against −dH/dz_k."""
 
@@ -43,6 +48,7 @@ def discriminant_is_slope(budget: Budget) -> Evidence:
     return compare(budget, errors)
 
 
+@high_precision("S_k − N against the slope of H along e_k − p", discriminant.centered_discriminant)
 def centered_discriminant_is_slope(budget: Budget) -> Evidence:
     """Theorem 3.3: S_k − N against −dH/dα along e_k − p."""
 
@@ -54,6 +60,7 @@ def centered_discriminant_is_slope(budget: Budget) -> Evidence:
     return compare(budget, errors)
 
 
+@high_precision("N against the mean slope of H", discriminant.baseline)
 def baseline_is_mean_slope(budget: Budget) -> Evidence:
     """Corollary 3.4: N against minus the slope of H along p itself, which is E_p[S]."""
 
@@ -65,6 +72,7 @@ def baseline_is_mean_slope(budget: Budget) -> Evidence:
     return compare(budget, errors, tokens_per_policy=1)
 
 
+@high_precision("−Σ S_i d_i against the slope of H along d", discriminant.first_order_change)
 def first_order_is_slope(budget: Budget) -> Evidence:
     """Section B.1: −Σ S_i d_i against dH/dt along random directions."""
     rng = np.random.default_rng(budget.seed)
@@ -78,6 +86,7 @@ def first_order_is_slope(budget: Budget) -> Evidence:
     return compare(budget, errors, tokens_per_policy=1)
 
 
+@high_precision("steps from 1e-8 to 20 against the two entropies", categorical.entropy_change)
 def exact_change(budget: Budget) -> Evidence:
     """Section B.3: the entropy, and its change at steps from 1e-8 to 20 against the two entropies, subtracted."""
     rng = np.random.default_rng(budget.seed)
@@ -115,7 +124,7 @@ def compare(
                         cases += 1
                         if not error <= worst:  # also true of NaN
                             worst, at = error, {"vocab_size": vocab_size, "token": token}
-    digits = floor(-log10(max(worst, 1e-16))) if worst < 1.0 else 0
+    digits = digits_of(worst)
     passed = digits >= REQUIRED_DIGITS
     return Evidence(
         passed,
@@ -130,3 +139,8 @@ def compare(
             f" probabilities down to e^-{largest_gap:g}",
         },
     )
+
+
+def digits_of(error: float) -> int:
+    """Decimal digits that agree at a relative error, at most the 16 that float64 holds."""
+    return floor(-log10(max(error, 1e-16))) if error < 1.0 else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -15,7 +16,9 @@ from entropy_theory.theory.verification.checks.policies import (
     trial_logits,
     trial_tokens,
 )
-from entropy_theory.theory.verification.evidence import Budget, Evidence
+from entropy_theory.theory.verification.evidence import Budget, Evidence, Kind, check
+
+law = partial(check, Kind.PROPERTY)
 
 # Round-off of a sum over V tokens: a few units of 1.1e-16 times the summed size of its terms, with room for the error
 # of each term. A formula that is wrong is wrong by far more.
@@ -25,6 +28,7 @@ Excess = FloatArray
 """How far each case violates its law, in units of the tolerance: a case holds when this is ≤ 1."""
 
 
+@law("Σ S_i = 0", discriminant.discriminant)
 def sum_is_zero(budget: Budget) -> Evidence:
     """Section B.1: Σ S_i = 0."""
 
@@ -35,6 +39,7 @@ def sum_is_zero(budget: Budget) -> Evidence:
     return hold(budget, excess)
 
 
+@law("sign of S_k, and its lower bound", discriminant.discriminant)
 def threshold_and_bound(budget: Budget) -> Evidence:
     """Theorem 3.2 and section B.1: S_k has the sign of p_k − e^{−H}, and S_k ≥ −e^{−(1+H)}."""
 
@@ -52,6 +57,7 @@ def threshold_and_bound(budget: Budget) -> Evidence:
     return hold(budget, excess)
 
 
+@law("the forms of the centred discriminant agree", discriminant.first_order_change)
 def centred_forms_agree(budget: Budget) -> Evidence:
     """Theorem 3.3: the change along e_k − p, −Σ S_i d_i, is −(S_k − N) with N = Σ p S summed plainly."""
 
@@ -62,15 +68,16 @@ def centred_forms_agree(budget: Budget) -> Evidence:
         size = at_least((probs * np.abs(scores)).sum(axis=-1))
         yield np.abs(discriminant.baseline(logits) - plain_baseline) / size
         for tokens in trial_tokens(logits, rng):
-            along = discriminant.first_order_change(logits, discriminant.grpo_direction(logits, tokens), 1.0)
+            change = discriminant.first_order_change(logits, discriminant.grpo_direction(logits, tokens), 1.0)
             at_token = np.take_along_axis(scores, tokens[:, np.newaxis], axis=-1)[:, 0]
             term = at_least(np.abs(scores).sum(axis=-1))  # what the sum over the direction adds up
-            yield np.abs(along + (at_token - plain_baseline)) / term
+            yield np.abs(change + (at_token - plain_baseline)) / term
             yield np.abs(discriminant.centered_discriminant(logits, tokens) - (at_token - plain_baseline)) / term
 
     return hold(budget, excess)
 
 
+@law("Σ p S_c = 0", discriminant.centered_discriminant)
 def centred_mean_is_zero(budget: Budget) -> Evidence:
     """Corollary 3.4: E_{k~p}[S_k − N] = 0."""
 
@@ -83,6 +90,7 @@ def centred_mean_is_zero(budget: Budget) -> Evidence:
     return hold(budget, excess)
 
 
+@law("there and back, and the upper bound", categorical.entropy_change)
 def change_reverses(budget: Budget) -> Evidence:
     """Section B.3: there and back is nothing, and −Σ (q − p) log p is an upper bound because KL ≥ 0."""
 
@@ -105,6 +113,7 @@ def change_reverses(budget: Budget) -> Evidence:
     return hold(budget, excess)
 
 
+@law("signs of the covariance and of the exact expected change", discriminant.centered_discriminant)
 def four_signs(budget: Budget) -> Evidence:
     """Keep tokens with S > τ (or S ≤ τ), with a positive (or negative) advantage: four conditions, four signs.
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from entropy_theory.theory import categorical, curvature, discriminant
 from entropy_theory.theory.verification.checks.policies import plain_entropy, plain_log, plain_softmax
-from entropy_theory.theory.verification.evidence import Budget, Evidence
+from entropy_theory.theory.verification.evidence import Budget, Evidence, Kind, check
+
+drawn = partial(check, Kind.MONTE_CARLO)
 
 POSITIONS, VOCAB_SIZE = 200, 50
 LIMIT = 4.0  # a true statement exceeds it once in 16,000 draws of all seeds
 VARIANCE_TOLERANCE = 0.1  # drawn against exact variance; its own error is about 1 % at 20,000 tokens
 
 
+@drawn("mean of S_c over drawn tokens", discriminant.centered_discriminant)
 def on_policy_mean(budget: Budget) -> Evidence:
     """Corollary 3.5: the mean of S_c over tokens drawn on-policy, in units of √(Σ_t Var_{p_t} S)/n.
 
@@ -61,6 +66,7 @@ def on_policy_mean(budget: Budget) -> Evidence:
     )
 
 
+@drawn("mean exact change under random advantages", curvature.noise_drift)
 def noise_drift(budget: Budget) -> Evidence:
     """Section B.10: the mean exact change of entropy under random advantages, in units of its standard error.
 
@@ -100,6 +106,7 @@ def noise_drift(budget: Budget) -> Evidence:
     )
 
 
+@drawn("mean of S_c under top-p sampling", discriminant.centered_discriminant)
 def off_policy_mean(budget: Budget) -> Evidence:
     """Section B.13: what breaks Corollary 3.5 is seen. Under top-p sampling the mean of S_c is not zero.
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 
-from entropy_theory.theory.verification.evidence import Budget, Evidence
+from entropy_theory.theory.verification.evidence import Budget, Check, Evidence, Kind
+
+_DERIVATIONS = "entropy_theory.theory.derivations"
 
 
-def derivation(name: str, module: str = "paper") -> Callable[[Budget], Evidence]:
-    """Build the check that runs one function of a derivations module."""
+def derivation(path: str, name: str) -> Check:
+    """Build the check that runs one derivation.
+
+    Args:
+        path: Its module in `derivations` and its function, as "paper.theorem_3_3".
+        name: What it derives, in a few words.
+    """
+    module, _, function = path.rpartition(".")
 
     def check(budget: Budget) -> Evidence:
-        result = getattr(import_module(f"entropy_theory.theory.derivations.{module}"), name)()
+        result = getattr(import_module(f"{_DERIVATIONS}.{module}"), function)()
         left_open = [step.text for step in result.open_steps]
         summary = (
             f"{len(result.steps)} steps, each difference exactly 0, for every V"
@@ -30,4 +37,4 @@ def derivation(name: str, module: str = "paper") -> Callable[[Budget], Evidence]
             },
         )
 
-    return check
+    return Check(Kind.SYMBOLIC, name, check, f"{_DERIVATIONS}.{path}")
