@@ -25,7 +25,6 @@ def scores() -> dict[str, dict[str, float]]:
 
 
 def caption() -> str:
-    """What the figure shows."""
     found = scores()
     b, v = found["clip-b(mu=2.5)"], found["clip-v(mu=8.5)"]
     lowest = (b["mean"] + 0.2238716024) / b["std"]
@@ -40,7 +39,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     figure, axes = style.new(columns=2, width=style.PAGE, height=2.5)
     found = scores()
     p, H, inside = style.plane(VOCABULARY)

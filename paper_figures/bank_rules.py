@@ -12,7 +12,6 @@ RERUN = "python simulations/clipping_methods.py"
 
 
 def caption() -> str:
-    """What the figure shows."""
     config = style.read("clipping_methods")["configuration"]
     none = style.read("clipping_methods")["summary"]["bank"]["none"]
     return (
@@ -25,7 +24,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     bank = style.read("clipping_methods")["summary"]["bank"]
     figure, axes = style.new(columns=3, width=style.PAGE, height=4.0)
     rules = sorted((rule for rule in bank if rule != "none"), key=lambda rule: bank[rule]["entropy"]["mean"])

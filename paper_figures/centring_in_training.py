@@ -23,7 +23,6 @@ def means() -> tuple[list[list[float]], list[list[float]], list[float]]:
 
 
 def caption() -> str:
-    """What the figure shows."""
     discriminant, centered, _ = means()
     big, small = float(np.mean(discriminant)), float(np.mean(centered))
     return (
@@ -35,7 +34,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     discriminant, centered, steps = means()
     figure, (axis,) = style.new(width=style.COLUMN, height=2.2)
     for curves, color, label in ((discriminant, style.RED, "mean S"), (centered, style.BLUE, "mean S$_c$")):

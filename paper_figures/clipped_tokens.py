@@ -15,7 +15,6 @@ SIDES = (("high", "A > 0, r > 1.2", style.BLUE), ("low", "A < 0, r < 0.8", style
 
 
 def caption() -> str:
-    """What the figure shows."""
     summary, config = style.read("unified_lens")["summary"], style.read("unified_lens")["configuration"]
 
     def words(place: str) -> str:
@@ -34,7 +33,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     record = style.read("unified_lens")
     figure, axes = style.new(columns=2, width=style.PAGE, height=2.4)
     for axis, field, title in ((axes[0], "policies", "bank"), (axes[1], "prompts", "real model")):

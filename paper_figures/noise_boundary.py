@@ -15,7 +15,6 @@ STARTS = (("gaussian", style.BLUE), ("zipf", style.GREEN), ("forking", style.ORA
 
 
 def caption() -> str:
-    """What the figure shows."""
     record = style.read("noise_drift")
     config, runs = record["configuration"], record["summary"]["runs"]
     words = "; ".join(
@@ -32,7 +31,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     figure, (left, right) = style.new(columns=2, width=style.PAGE, height=2.5)
     record = style.read("noise_drift")
     sizes = np.unique(np.geomspace(2, 10_000, 40).round().astype(int))

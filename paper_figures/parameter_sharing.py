@@ -21,7 +21,6 @@ def rows(arm: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def caption() -> str:
-    """What the figure shows."""
     record = style.read("shared_parameters")
     config, arms = record["configuration"], record["summary"]["arms"]
     words = "; ".join(
@@ -38,7 +37,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     arms = style.read("shared_parameters")["summary"]["arms"]
     figure, axes = style.new(columns=2, width=style.PAGE, height=2.5)
     panels = (("sign_agreement", "share with the predicted sign"), ("r2_fitted", "R², step fitted"))

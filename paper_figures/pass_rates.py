@@ -23,7 +23,6 @@ def policies() -> dict[str, list[dict[str, list[float]]]]:
 
 
 def caption() -> str:
-    """What the figure shows."""
     found = policies()
     words = "; ".join(
         f"{name} {np.mean([one['pass_rate'] for one in several]):.2f} and "
@@ -39,7 +38,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     figure, (left, right) = style.new(columns=2, width=style.PAGE, height=2.4)
     found = policies()
     colors = ("0.6", style.INK, style.BLUE, style.RED)

@@ -13,7 +13,6 @@ SIZES = ((10, style.BLUE, "o"), (1_000, style.GREEN, "^"), (151_936, style.RED, 
 
 
 def caption() -> str:
-    """What the figure shows."""
     record = style.read("first_order_accuracy")
     seeds = len(record["configuration"]["seeds"])
     summary = record["summary"]
@@ -32,7 +31,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     record = style.read("first_order_accuracy")
     figure, (left, right) = style.new(columns=2, width=style.PAGE, height=2.5)
     sizes = record["configuration"]["sizes"]

@@ -17,7 +17,6 @@ PANELS = (
 
 
 def caption() -> str:
-    """What the figure shows."""
     record = style.read("clipping_methods")
     config, real = record["configuration"], record["summary"]["real"]
     words = "; ".join(f"{style.NAMES[rule]} {style.spread(row['entropy'])}" for rule, row in real.items())
@@ -29,7 +28,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     record = style.read("clipping_methods")
     figure, axes = style.new(columns=3, width=style.PAGE, height=2.4)
     colors = (style.INK, style.BLUE, style.RED, style.GREEN, style.PINK, style.ORANGE)

@@ -16,7 +16,6 @@ STEP = "+3"
 
 
 def caption() -> str:
-    """What the figure shows."""
     record = style.read("sign_phase_diagram")
     summary, seeds = record["summary"], len(record["configuration"]["seeds"])
     row = summary["agreement"][STEP]
@@ -32,7 +31,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     figure, (left, right) = style.new(columns=2, width=style.PAGE, height=2.5)
     p, H, inside = style.plane(VOCABULARY, points=220)
     radius = np.full(p.shape, np.nan)

@@ -104,9 +104,6 @@ def order(result: Mapping[str, float]) -> str:
 def official_thresholds(shares: Mapping[str, float]) -> str:
     """State what the official thresholds would have dropped in this run.
 
-    Args:
-        shares: Per rule the share of all tokens of the uncontrolled arm that it would have dropped.
-
     Example:
         >>> official_thresholds({"clip-b": 0.0001, "clip-v": 0.0})
         'At the official thresholds, asked at every step of the GRPO arm, clip-b would have dropped 0.010% of the...'
@@ -124,11 +121,7 @@ def official_thresholds(shares: Mapping[str, float]) -> str:
 
 
 def predictions(results: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """State how well the first order predicts exact changes.
-
-    Args:
-        results: Per title a dict with ``slope``, ``slope_error`` and ``step_size``.
-    """
+    """State how well the first order predicts exact changes."""
     return [
         f"{title}: at a step of {result['step_size']:g} the realised change is {result['slope']:.5f} "
         f"times the predicted one (standard error {result['slope_error']:.0e})."

@@ -1,4 +1,4 @@
-"""Tables for the terminal."""
+"""Tables for the terminal of what `Report`, `SimulationResult.summary`, `LensTable` and `audit` give as plain data."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 
 def verification_table(report: Mapping[str, Any]) -> Table:
-    """Lay out a verification report: a row per check, with the verdict in words that name its kind.
-
-    Args:
-        report: ``Report.to_dict()``.
-    """
+    """Lay out a verification report: a row per check, with the verdict in words that name its kind."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -39,11 +35,7 @@ def verification_table(report: Mapping[str, Any]) -> Table:
 
 
 def verification_summary(report: Mapping[str, Any]) -> Table:
-    """Lay out a verification report in short: a row per statement, with the kinds of check it passed.
-
-    Args:
-        report: ``Report.to_dict()``.
-    """
+    """Lay out a verification report in short: a row per statement, with the kinds of check it passed."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -62,11 +54,7 @@ def verification_summary(report: Mapping[str, Any]) -> Table:
 
 
 def simulation_table(summary: Mapping[str, float]) -> Table:
-    """Lay out a simulation's summary.
-
-    Args:
-        summary: ``SimulationResult.summary``.
-    """
+    """Lay out a simulation's summary."""
     from rich.table import Table
 
     table = Table(show_header=False)
@@ -87,12 +75,7 @@ def simulation_table(summary: Mapping[str, float]) -> Table:
 
 
 def arms_table(finals: Mapping[str, Mapping[str, Interval]], rules: Mapping[str, str]) -> Table:
-    """Lay out how the arms of the demo ended: means over seeds with 95 % t-intervals.
-
-    Args:
-        finals: Per arm and metric the interval over seeds.
-        rules: The rule of each arm.
-    """
+    """Lay out how the arms of the demo ended: means over seeds with 95 % t-intervals."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -117,11 +100,7 @@ def arms_table(finals: Mapping[str, Mapping[str, Interval]], rules: Mapping[str,
 
 
 def lens_table(table: Mapping[str, Any]) -> Table:
-    """Lay out the predicted changes of entropy of all rules on one batch; the data has more than fits a terminal.
-
-    Args:
-        table: ``LensTable.to_dict()``.
-    """
+    """Lay out the predicted changes of entropy of all rules on one batch; the data has more than fits a terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -151,11 +130,7 @@ def lens_table(table: Mapping[str, Any]) -> Table:
 
 
 def audit_table(result: Mapping[str, Any]) -> Table:
-    """Lay out an audit: for each optimizer, how predicted changes of entropy agree with realised ones.
-
-    Args:
-        result: What ``audit.run.audit`` returns.
-    """
+    """Lay out an audit: for each optimizer, how predicted changes of entropy agree with realised ones."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

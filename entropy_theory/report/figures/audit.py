@@ -31,11 +31,7 @@ _REACH = 3.0  # the scatter shows so many root mean squares; the few points beyo
 
 @figure_function
 def audit_figure(result: Mapping[str, Any]) -> Figure:
-    """Draw an audit: two scatters, rank correlations, the parts of the first order, signs by quadrant and entropy.
-
-    Args:
-        result: What ``audit.run.audit`` returns.
-    """
+    """Draw an audit: two scatters, rank correlations, the parts of the first order, signs by quadrant and entropy."""
     arms = result["arms"]
     colours = {arm: COLOURS[1 + index] for index, arm in enumerate(arms)}
     figure, axes = new_figure(columns=3, rows=2, width=3.5, height=2.75)
