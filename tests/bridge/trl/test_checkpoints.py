@@ -226,15 +226,42 @@ def test_a_flipped_bit_is_named(saved: Path, tiny_decoder: Path, tmp_path: Path,
     checkpoints.open_checkpoint(saved)
 
 
-def test_an_edited_number_is_named(saved: Path) -> None:
-    for name, change in (("trainer_state.json", {"global_step": 7}), (checkpoints.MANIFEST, {"generations": 9})):
-        content = (saved / name).read_text()
-        (saved / name).write_text(json.dumps(json.loads(content) | change))
+def test_a_missing_a_longer_and_an_edited_file_are_named(saved: Path) -> None:
+    written = {name: (saved / name).read_bytes() for name in checkpoints.open_checkpoint(saved)["files"]}
+    for name, content in written.items():
+        (saved / name).unlink()
+        with pytest.raises(ValueError, match=rf"expected .*{re.escape(name)} with \d+ bytes, received no such file"):
+            checkpoints.open_checkpoint(saved)
+        (saved / name).write_bytes(content + b"0")
+        with pytest.raises(ValueError, match=rf"{re.escape(name)} with \d+ bytes, received {len(content) + 1} bytes"):
+            checkpoints.open_checkpoint(saved)
+        (saved / name).write_bytes(content)
+    manifest = saved / checkpoints.MANIFEST
+    content = manifest.read_text()
+    for change, message in (
+        ({"generations": 9}, r"entropy_control\.json as it was written, received another content"),
+        ({"version": "0.0.1"}, r"a checkpoint of entropy_theory .*, received .*: 0\.0\.1"),
+        ({"format": 2}, r"a checkpoint of format 3, received .*: 2"),
+    ):
+        manifest.write_text(json.dumps(json.loads(content) | change))
+        with pytest.raises(ValueError, match=message):
+            checkpoints.open_checkpoint(saved)
+    for damaged in (content[:40], "[]", "\udcff"):
+        manifest.write_text(damaged, errors="surrogateescape")
         with pytest.raises(
-            ValueError, match=rf"expected .*{re.escape(name)} (as it was written|with \d+ bytes), received"
+            ValueError, match=r"resume_from_checkpoint: expected a (whole checkpoint|checkpoint of format)"
         ):
             checkpoints.open_checkpoint(saved)
-        (saved / name).write_text(content)
+    manifest.write_text(content)
+
+
+def test_nothing_to_resume_from_is_said(tiny_decoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"resume_from_checkpoint: expected a checkpoint in .*, received none"):
+        controlled(tiny_decoder, tmp_path).train(resume_from_checkpoint=True)
+    with pytest.raises(
+        ValueError, match=r"expected a whole checkpoint, with entropy_control\.json, received .*nowhere"
+    ):
+        controlled(tiny_decoder, tmp_path).train(resume_from_checkpoint=str(tmp_path / "nowhere"))
 
 
 # -- of plain TRL, and of another rule --------------------------------------------------------------------------------
