@@ -34,8 +34,8 @@ class TrainConfig:
         prompts_per_step: Prompts in one generation batch.
         generations: Completions per prompt, the group of GRPO.
         gradient_accumulation: Micro-batches per optimizer step and process; the batch stays the same.
-        num_iterations: Passes over one generation batch (the ratio is clipped from the second on: by TRL, or by a rule
-            of the live ratio such as clip-higher).
+        num_iterations: Passes over one generation batch (the ratio is clipped from the second on: by TRL, or by a
+            ratio-based rule such as clip-higher).
         max_completion_length: Tokens per completion; default: 8 on the sum task, 64 on a --task, else 256.
         learning_rate: Constant rate of AdamW; default: 6e-4 for the small decoder, else 1e-6.
         temperature: Sampling temperature; the statistics are those of the tempered policy.
