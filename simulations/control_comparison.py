@@ -6,7 +6,7 @@
 GRPO on a bank of forking policies, the same policies, right answers and uniforms of the samples for every arm of a
 seed. Arms differ in how fast they earn reward, so entropy is compared where the *reward* curves (means over the last
 steps) first reach the same level: the largest that every arm of a seed reaches, and half of the way to it. Runs are
-kept one by one and taken up again; results and figure are written at the end.
+kept one by one and not repeated; results and figure are written at the end.
 """
 
 from __future__ import annotations

@@ -30,16 +30,16 @@ class GrpoRun:
 
     rule: str
     seed: int
-    steps: int  # 0 only looks at the warmed-up decoder
+    steps: int  # 0 only samples from the warmed-up decoder
     num_iterations: int = 1
     prompts: int = 16
     generations: int = 16
-    samples: int = 64  # completions per sum, with which the trained policy is looked at
+    samples: int = 64  # completions per sum, to measure the trained policy
     tiny: bool = False  # start from a decoder that is warmed up in a second
 
 
 def train(run: GrpoRun) -> dict[str, Any]:
-    """Train, and look at the trained policy.
+    """Train, and measure the trained policy.
 
     Returns:
         ``curves``: means over neighbouring steps, by name; ``final``: means over the last ten steps; ``policy``: pass
@@ -51,7 +51,7 @@ def train(run: GrpoRun) -> dict[str, Any]:
 
     start = warmed_up(run.tiny)
     if run.steps == 0:
-        return {"curves": {}, "final": {}, "policy": look(start, run)}
+        return {"curves": {}, "final": {}, "policy": measure_policy(start, run)}
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
             model=str(start),
@@ -68,7 +68,7 @@ def train(run: GrpoRun) -> dict[str, Any]:
         )
         final = train_with(config)["final"]
         lines = read_lines(config.out / "metrics.jsonl")
-        policy = look(config.out / "model", run)
+        policy = measure_policy(config.out / "model", run)
     curves: dict[str, Any] = {"step": thinned([line["step"] for line in lines])}
     for name, logged in COLUMNS.items():
         values = [line.get(logged) for line in lines]
@@ -133,7 +133,7 @@ def warmed_up(tiny: bool) -> Path:
     return decoder.cached_checkpoint(small if tiny else decoder.WarmupConfig())
 
 
-def look(model: Path, run: GrpoRun) -> dict[str, list[float]]:
+def measure_policy(model: Path, run: GrpoRun) -> dict[str, list[float]]:
     """Sample answers to every sum: the share that is right, and the distinct right answers."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -157,7 +157,7 @@ def look(model: Path, run: GrpoRun) -> dict[str, list[float]]:
 
 
 def final_intervals(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Final numbers by rule, means over seeds with their intervals: bank runs, real runs, real runs of live ratios."""
+    """Final numbers by rule, means over seeds with intervals: bank runs, real runs, real runs of two updates a batch."""
     summary: dict[str, Any] = {}
     for name, belongs in (
         ("bank", lambda task: "policies" in task),

@@ -4,7 +4,7 @@
     python simulations/trl_options.py --no-write # prints it
 
 Every option trains for two steps on each of two generation batches, three times: with plain TRL, with the rule "none",
-and with the rule that is TRL's own surrogate, which then is computed by the live seam.
+and with the rule that is TRL's own surrogate, which then computes its loss at every update.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def agreement(
         realised: y, (n,), nats.
         resampling: Clusters and weights.
         floor: Changes of at most this size have no sign that could agree.
-        where: Positions to look at; default: all.
+        where: Positions to compare; default: all.
 
     Returns:
         ``positions``, and for each of ESTIMATES a dict of ``value``, ``low``, ``high``, the percentile interval; None

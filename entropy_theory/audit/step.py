@@ -1,4 +1,4 @@
-"""One optimizer step of a real model, looked at position by position on the batch that it was made from.
+"""One optimizer step of a real model, measured position by position on the batch that it was made from.
 
 What the step did to the entropy of each position is set beside what the theory says it would do: the tabular theory,
 which lets every token (or every context) have logits of its own, and the first order in the parameters,
@@ -332,7 +332,7 @@ class _View:
     # -- the output matrix --------------------------------------------------------------------------------------------
 
     def _head(self) -> str | None:
-        """Name the output matrix among the trained parameters; None if there is none of its own."""
+        """Name the output matrix among the trained parameters; None if it has none, or shares it."""
         model: Any = self.model
         if not hasattr(model, "get_output_embeddings"):
             return None

@@ -24,7 +24,7 @@ def summarise(config: AuditConfig) -> dict[str, Any]:
         ``predictors``, the `agreement` of each of PREDICTORS and of the second orders ``token_2`` and ``context_2`` at
         the fitted step size; ``quadrants`` and ``deciles``, the same by quadrant of (A, S_c) and by decile of entropy;
         ``pieces``, their `shares` of the first order; ``own_effect``, the agreement of ``token`` and ``context`` with
-        the very part of the first order that they speak of, not with the realised change; ``scatter``, some positions.
+        the part of the first order that they predict, not with the realised change; ``scatter``, some positions.
     """
     rows, arms = [], {}
     for arm in config.arms:
@@ -87,9 +87,9 @@ def _arm(steps: list[dict[str, Array]], floor: float, config: AuditConfig) -> di
     ]
     taken = Resampling.draw([arrays["group"][arrays["chosen"]] for arrays in steps], config.resamples, seed=0)
     pieces = {name: joined(name) for name in PIECES}
-    spoken_of = {"token": pieces["own"], "context": pieces["own"] + pieces["context"]}
+    predicted_part = {"token": pieces["own"], "context": pieces["own"] + pieces["context"]}
     own_effect = {}
-    for name, part in spoken_of.items():
+    for name, part in predicted_part.items():
         x = np.concatenate([arrays[f"{name}_1"][arrays["chosen"]] for arrays in steps])
         own_effect[name] = agreement(x, part, taken)
     some = np.random.default_rng(0).permutation(len(realised))[:SCATTER]
