@@ -24,7 +24,7 @@ def reward_number(value: object) -> float | None:
         >>> reward_number("1")
         Traceback (most recent call last):
         ...
-        entropy_theory.errors.InputError: '1'
+        ValueError: '1'
     """
     if value is None:
         return None
@@ -57,7 +57,7 @@ def checked_rewards(values: Any, count: int) -> list[float | None]:
         >>> checked_rewards({"a": 1.0}, 1)
         Traceback (most recent call last):
         ...
-        entropy_theory.errors.InputError: a dict, not a list of numbers
+        ValueError: a dict, not a list of numbers
     """
     shape = getattr(values, "shape", None)
     if shape is not None and len(shape) != 1:

@@ -340,7 +340,7 @@ class TokenBatch:
             >>> TokenBatch.load("no-such-file.safetensors")
             Traceback (most recent call last):
             ...
-            entropy_theory.errors.InputError: path: expected a TokenBatch file in safetensors format, received no-such-file.safetensors (...)
+            entropy_theory.errors.InputError: path: expected a TokenBatch file in safetensors format, received ...
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file

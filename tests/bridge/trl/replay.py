@@ -2,8 +2,9 @@
 
 python replay.py MODEL FOLDER ACCUMULATION[,ACCUMULATION] RULES.json
 
-RULES.json is a list of specifications. What the policy answers is recorded once, in the folder, by the process that
-comes first. A rule of the live ratio, or with an entropy term, takes two steps on the same batch, any other one.
+RULES.json is a list of specifications, of RLOO's trainer where one begins with "RLOO ". What the policy answers is
+recorded once, in the folder, by the process that comes first. A ratio-based rule, or one with an entropy term, takes
+two steps on the same batch, any other one.
 """
 
 from __future__ import annotations
@@ -15,9 +16,15 @@ from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
+from trl import RLOOTrainer
 from trl_runs import arguments, build, closeness
 
-from entropy_theory.bridge.trl import EntropyControlledGRPOConfig, EntropyControlledGRPOTrainer
+from entropy_theory.bridge.trl import (
+    EntropyControlledGRPOConfig,
+    EntropyControlledGRPOTrainer,
+    EntropyControlledRLOOConfig,
+    EntropyControlledRLOOTrainer,
+)
 from entropy_theory.control import rule as build_rule
 
 PROMPTS, GENERATIONS = 8, 8
@@ -25,6 +32,8 @@ WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def trainer_for(model: str, folder: Path, accumulation: int, rule: str) -> EntropyControlledGRPOTrainer:
+    rloo = rule.startswith("RLOO ")
+    rule = rule.removeprefix("RLOO ")
     parsed = build_rule(rule)
     passes = 2 if parsed.phase == "live" or parsed.entropy_term else 1
     changes = {
@@ -39,8 +48,12 @@ def trainer_for(model: str, folder: Path, accumulation: int, rule: str) -> Entro
         "shuffle_dataset": False,
     }
     changes["save_batches"] = int(rule == "none")
-    args = EntropyControlledGRPOConfig(**arguments(folder / "trainer", **changes))
-    trainer = build(EntropyControlledGRPOTrainer, Path(model), args, rule=rule, reward_funcs=closeness)
+    config, kind = EntropyControlledGRPOConfig, EntropyControlledGRPOTrainer
+    if rloo:
+        config, kind = EntropyControlledRLOOConfig, EntropyControlledRLOOTrainer
+        changes["beta"] = 0.0  # the divergence in the reward would take a reference model per trainer
+    args = config(**arguments(folder / "trainer", **changes))
+    trainer = build(kind, Path(model), args, rule=rule, reward_funcs=closeness)
     trainer.batches_folder = folder / f"batches{WORLD}x{accumulation}"
     return trainer
 
@@ -85,14 +98,14 @@ def replay(model: str, folder: Path, accumulation: int, rules: list[str]) -> Non
         taken: dict[str, int] = {}
 
         def answer(
-            prompt_ids: list[list[int]], *_: object, taken: dict[str, int] = taken
-        ) -> tuple[list[list[int]], None]:
+            prompt_ids: list[list[int]], *_: object, taken: dict[str, int] = taken, trainer: object = trainer
+        ) -> tuple[list[list[int]], None] | list[list[int]]:
             completions = []
             for prompt in prompt_ids:
                 key = json.dumps(list(prompt))
                 completions.append(kept[key][taken.get(key, 0)])
                 taken[key] = taken.get(key, 0) + 1
-            return completions, None
+            return completions if isinstance(trainer, RLOOTrainer) else (completions, None)
 
         trainer._generate_single_turn = answer
         assert trainer.accelerator.num_processes == WORLD

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from trl import GRPOConfig
 
 from entropy_theory import records
-from entropy_theory.bridge import trl as bridge
 from entropy_theory.bridge.trl import checkpoints
 from entropy_theory.cli import main
-from entropy_theory.testbed import decoder, sum_task
 
 SIZE = ["--prompts-per-step", "4", "--generations", "4", "--save-every", "3"]
 
@@ -109,55 +105,6 @@ def test_rule_state_goes_on(tiny_decoder: Path, tmp_path: Path) -> None:
     assert moved == pytest.approx([1.11, 1.12, 1.13, 1.14])  # 1.1 and the rate 0.01 at each step below the target
     manifest = records.read_json(tmp_path / "run" / "trainer" / "checkpoint-3" / checkpoints.MANIFEST)
     assert manifest["rule_state"]["2"]["up"] == pytest.approx(1.13)
-
-
-@pytest.fixture
-def finished(tiny_decoder: Path, tmp_path: Path) -> Path:
-    assert main(words(tiny_decoder, tmp_path / "run", "--steps", "3")) == 0
-    return tmp_path / "run" / "trainer" / "checkpoint-3"
-
-
-def trainer_for(model: Path, out: Path, rule: str) -> bridge.EntropyControlledGRPOTrainer:
-    args = GRPOConfig(output_dir=str(out), use_cpu=True, bf16=False, num_generations=4, per_device_train_batch_size=4)
-    return bridge.EntropyControlledGRPOTrainer(
-        model=str(model),
-        reward_funcs=sum_task.reward,
-        args=args,
-        train_dataset=sum_task.dataset(8, 0),
-        processing_class=decoder.build_tokenizer(),
-        rule=rule,
-    )
-
-
-@pytest.mark.parametrize(
-    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors", "trainer_state.json"]
-)
-def test_an_incomplete_checkpoint_is_refused_by_name(
-    finished: Path, tiny_decoder: Path, tmp_path: Path, name: str
-) -> None:
-    (finished / name).unlink()
-    trainer = trainer_for(tiny_decoder, tmp_path / "t", "none")
-    with pytest.raises(
-        ValueError, match=rf"resume_from_checkpoint: expected .*{name} with \d+ bytes, received no such file"
-    ):
-        trainer.train(resume_from_checkpoint=str(finished))
-
-
-def test_other_refusals(finished: Path, tiny_decoder: Path, tmp_path: Path) -> None:
-    trainer = trainer_for(tiny_decoder, tmp_path / "t", "none")
-    with pytest.raises(
-        ValueError,
-        match=r"rule: expected 'clip-b\(mu=0.5\)\|random-mask.*\|stare.*', the checkpoint's \(.*\), received 'none'",
-    ):
-        trainer.train(resume_from_checkpoint=str(finished))
-    with pytest.raises(ValueError, match="resume_from_checkpoint: expected a checkpoint in"):
-        trainer.train(resume_from_checkpoint=True)
-    shutil.copy(finished / "optimizer.pt", finished / "scheduler.pt")
-    with pytest.raises(ValueError, match=r"scheduler.pt with \d+ bytes, received \d+ bytes"):
-        checkpoints.open_checkpoint(finished)
-    checkpoints.begin(finished)
-    with pytest.raises(ValueError, match=r"a whole checkpoint, received .*, whose writing was interrupted"):
-        trainer.train(resume_from_checkpoint=str(finished))
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:

@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GraniteConfig, GraniteForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 from trl import GRPOConfig, GRPOTrainer
 from trl_runs import arguments, build, closeness, parameters_after
 
@@ -133,7 +144,7 @@ def gemma2(**changes: Any) -> Gemma2ForCausalLM:
     sizes = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
     ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    return Gemma2ForCausalLM(Gemma2Config(**sizes, **heads, **ends, **changes))
+    return Gemma2ForCausalLM(Gemma2Config(**(sizes | heads | ends | changes)))
 
 
 def granite() -> GraniteForCausalLM:
@@ -198,6 +209,126 @@ def test_dropout_is_scored_apart(tmp_path: Path) -> None:
     by_itself = build(Counting, model, GRPOConfig(**arguments(tmp_path, learning_rate=0.0, model_init_kwargs=None)))
     by_itself.train()
     assert by_itself.given is None
+
+
+def llama(**changes: Any) -> LlamaForCausalLM:
+    sizes = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.5}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    kind = MixtralForCausalLM if "num_local_experts" in changes else LlamaForCausalLM
+    return kind((MixtralConfig if kind is MixtralForCausalLM else LlamaConfig)(**sizes, **heads, **ends, **changes))
+
+
+def noisy() -> LlamaForCausalLM:
+    """Noise in training that no option and no module names."""
+    model = llama()
+    model.model.embed_tokens.register_forward_hook(
+        lambda module, _, output: output + 0.3 * torch.randn_like(output) if module.training else output
+    )
+    return model
+
+
+@pytest.mark.parametrize("route", ["old", "one-pass"])
+@pytest.mark.parametrize(
+    ("make", "options", "named"),
+    [
+        (llama, {"neftune_noise_alpha": 5.0}, "neftune_noise_alpha"),
+        (lambda: llama(num_local_experts=2, router_jitter_noise=0.3), {}, "router_jitter_noise"),
+        (noisy, {}, "the training forward is not that of evaluation"),
+    ],
+    ids=["NEFTune", "router jitter", "unnamed"],
+)
+def test_noise_in_the_forward_is_scored_apart(
+    tmp_path: Path, make: Any, options: dict[str, Any], named: str, route: str
+) -> None:
+    torch.manual_seed(0)
+    shared = arguments(tmp_path, learning_rate=0.0, model_init_kwargs=None, **options)
+    trainer = build(Counting, make(), GRPOConfig(**(shared | ROUTES[route])))
+    trainer.train()
+    assert trainer.given is None
+    assert_same(trainer.used, from_logits(trainer), trainer.batch["completion_mask"].bool())
+    config = bridge.EntropyControlledGRPOConfig(**shared, scoring="one-pass")
+    with pytest.raises(ValueError, match=f"scoring: expected 'batch', or a model .*, received 'one-pass' with {named}"):
+        build(Counting, make(), config).train()
+
+
+def test_looking_for_noise_draws_nothing(tiny_decoder: Path, tmp_path: Path) -> None:
+    trainer = build(Counting, tiny_decoder, GRPOConfig(**arguments(tmp_path)))
+    trainer.train()
+    trainer.model.train()
+    before = torch.get_rng_state()
+    trainer._scorer._noise = None
+    assert trainer._scorer.noise(trainer.batch) == ""
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("scale", [1.0, 150.0])
+def test_a_soft_cap_in_16_bit_is_trls(tmp_path: Path, scale: float) -> None:
+    """Old log-probabilities from hidden states are those of TRL's training forward: the first ratio is 1."""
+    torch.manual_seed(0)
+    model = gemma2(vocab_size=scoring.LARGE_VOCABULARY, final_logit_softcapping=30.0).to(torch.bfloat16)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(scale)
+    options = arguments(tmp_path, num_iterations=2, learning_rate=0.0, model_init_kwargs=None, max_steps=1)
+    trainer = build(Counting, model, GRPOConfig(**options))
+    trainer.train()
+    assert trainer.given is not None
+    batch = trainer.batch
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    length = batch["completion_ids"].shape[1]
+    with torch.no_grad():
+        trls = GRPOTrainer._get_per_token_logps_and_entropies(
+            trainer, trainer.model, ids, mask, length, compute_entropy=True
+        )
+    valid = batch["completion_mask"].bool()
+    # Products of the same bf16 numbers, rounded once; sums of 4,096 terms in float32. bf16 has 4e-3.
+    torch.testing.assert_close(batch["old_per_token_logps"][valid], trls[0][valid], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(trainer.used.entropy[valid], trls[1][valid], rtol=1e-5, atol=1e-5)
+
+
+def padded(extra: int) -> LlamaForCausalLM:
+    """A model with entries of the vocabulary that no logit reaches: −inf."""
+    torch.manual_seed(0)
+    model = llama()
+    size = model.config.vocab_size + extra
+    head = torch.nn.Linear(16, size)
+    with torch.no_grad():
+        head.weight.zero_(), head.bias.fill_(-torch.inf)
+        head.weight[:30], head.bias[:30] = model.lm_head.weight, 0.0
+    head.bias.requires_grad_(False)
+    model.lm_head, model.config.vocab_size = head, size
+    return model
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["ppo-clip", "entropy-bonus(coefficient=0.5)", "steer", "clip-higher|entropy-ratio", "clip-b(mu=0.5)|kl-cov",
+     "ppo-clip|clip-v(mu=0.5, max_fraction=None)"],
+)  # fmt: skip
+def test_a_vocabulary_with_infinite_logits(tmp_path: Path, rule: str) -> None:
+    """The updates are those of the model without the entries, where TRL's own entropies are numbers."""
+    recorded: list[list[list[int]]] = []
+    updates = []
+    for extra in (0, 5):
+        options = arguments(tmp_path, num_iterations=2, max_steps=2, model_init_kwargs=None, optim="sgd")
+        options |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 16, "learning_rate": 0.1}
+        trainer = build(Counting, padded(extra), GRPOConfig(**options), rule=rule, reward_funcs=closeness)
+        generate = trainer._generate_single_turn
+
+        def same(*given: Any, generate: Any = generate, extra: int = extra) -> Any:
+            if not extra:
+                recorded.append(generate(*given)[0])
+            return recorded[-1], None
+
+        trainer._generate_single_turn = same
+        start = torch.cat([p.detach().flatten().clone() for p in trainer.model.model.parameters()])
+        trainer.train()
+        updates.append(torch.cat([p.detach().flatten() for p in trainer.model.model.parameters()]) - start)
+    without, with_entries = updates
+    assert torch.linalg.norm(without) > 0
+    # Entropies from another kernel, sums over another number of terms, float32.
+    assert torch.linalg.norm(with_entries - without) < 1e-4 * torch.linalg.norm(without)
 
 
 def test_one_pass_with_an_unreadable_output_layer(tmp_path: Path) -> None:
