@@ -121,8 +121,8 @@ def train_observed(
 def thinned(values: Sequence[Any], points: int = POINTS) -> list[float]:
     """Average neighbouring values, so that at most ``points`` are left."""
     parts = np.array_split(np.array(values, dtype=float), min(points, len(values)))
-    found: list[float] = rounded([float(part.mean()) for part in parts])
-    return found
+    measured: list[float] = rounded([float(part.mean()) for part in parts])
+    return measured
 
 
 def warmed_up(tiny: bool) -> Path:
@@ -142,7 +142,7 @@ def measure_policy(model: Path, run: GrpoRun) -> dict[str, list[float]]:
 
     tokenizer = decoder.build_tokenizer()
     policy = AutoModelForCausalLM.from_pretrained(model, use_safetensors=True, dtype=torch.float32).eval()
-    found: dict[str, list[float]] = {"pass_rate": [], "distinct_right": []}
+    measured: dict[str, list[float]] = {"pass_rate": [], "distinct_right": []}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(run.seed)
         for target in sum_task.TARGETS:
@@ -151,13 +151,13 @@ def measure_policy(model: Path, run: GrpoRun) -> dict[str, list[float]]:
             ids = policy.generate(**prompt, do_sample=True, top_k=0, max_new_tokens=sum_task.ANSWER_LENGTH + 1)
             answers = tokenizer.batch_decode(ids[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
             right = [answer.strip() for answer in answers if sum_task.is_right(target, answer)]
-            found["pass_rate"].append(len(right) / run.samples)
-            found["distinct_right"].append(float(len(set(right))))
-    return found
+            measured["pass_rate"].append(len(right) / run.samples)
+            measured["distinct_right"].append(float(len(set(right))))
+    return measured
 
 
 def final_intervals(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Final numbers by rule, means over seeds with intervals: bank runs, real runs, real runs of two updates a batch."""
+    """Final numbers by rule, means over seeds with intervals: bank runs, real runs, those of two updates a batch."""
     summary: dict[str, Any] = {}
     for name, belongs in (
         ("bank", lambda task: "policies" in task),
@@ -165,16 +165,16 @@ def final_intervals(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ("live", lambda task: task.get("num_iterations", 1) > 1),
     ):
         rules: dict[str, list[dict[str, float]]] = {}
-        for one in results:
-            if "rule" in one["task"] and one["task"]["steps"] and belongs(one["task"]):
-                rules.setdefault(one["task"]["rule"], []).append(one["result"]["final"])
+        for entry in results:
+            if "rule" in entry["task"] and entry["task"]["steps"] and belongs(entry["task"]):
+                rules.setdefault(entry["task"]["rule"], []).append(entry["result"]["final"])
         summary[name] = {
-            rule: {key: interval([one[key] for one in finals]) for key in FINALS} for rule, finals in rules.items()
+            rule: {key: interval([entry[key] for entry in finals]) for key in FINALS} for rule, finals in rules.items()
         }
         base = rules.get("none") or next(iter(rules.values()), [])
         for rule, finals in rules.items():
             if len(finals) == len(base):  # the same seeds, in the same order
-                pairs = [one["entropy"] - other["entropy"] for one, other in zip(finals, base, strict=True)]
+                pairs = [entry["entropy"] - other["entropy"] for entry, other in zip(finals, base, strict=True)]
                 summary[name][rule]["entropy_over_base"] = interval(pairs)
     return summary
 

@@ -105,8 +105,8 @@ def measure(option: Option, model: Path) -> Row:
         raise RuntimeError(f"{option.name}: plain TRL did not move")
 
     def distance(rule: str) -> float:
-        _, found = _train(option, model, rule)
-        return 0.0 if torch.equal(found, plain) else torch.linalg.norm(found - plain).item() / size
+        _, measured = _train(option, model, rule)
+        return 0.0 if torch.equal(measured, plain) else torch.linalg.norm(measured - plain).item() / size
 
     return Row(option, distance("none"), None if option.own is None else distance(option.own))
 

@@ -49,8 +49,8 @@ def _row(arm: str, seed: int, arrays: dict[str, Array], scalars: dict[str, float
     means = {f"mean_{name}": arrays[key].mean() for name, key in PREDICTORS.items()}
     alone, floor = Resampling.draw([arrays["group"]], 1, seed=0), scalars["noise_floor"]
     for name, key in PREDICTORS.items():
-        found = agreement(arrays[key], arrays["realised"], alone, floor=floor)
-        means |= {f"{kind}_{name}": e["value"] for kind in ("sign_agreement", "r2_fitted") if (e := found[kind])}
+        estimated = agreement(arrays[key], arrays["realised"], alone, floor=floor)
+        means |= {f"{kind}_{name}": e["value"] for kind in ("sign_agreement", "r2_fitted") if (e := estimated[kind])}
     whole, chosen = sum(arrays[name] for name in PIECES), arrays["chosen"]
     size = np.abs(arrays["parameters"][chosen]).max()
     checks = {"sum_error": np.abs(whole - arrays["parameters"][chosen]).max() / size}
@@ -75,9 +75,9 @@ def _arm(steps: list[dict[str, Array]], floor: float, config: AuditConfig) -> di
 
     overall = compared()
     for name in ("token", "context"):
-        found = overall[name]["slope"]
-        if found is not None:  # the second order at the step size that the first one was fitted to
-            x = found["value"] * predictions[name] + found["value"] ** 2 * joined(f"{name}_2")
+        estimated = overall[name]["slope"]
+        if estimated is not None:  # the second order at the step size that the first one was fitted to
+            x = estimated["value"] * predictions[name] + estimated["value"] ** 2 * joined(f"{name}_2")
             overall[f"{name}_2"] = agreement(x, realised, resampling, floor=floor)
     edges = np.quantile(entropy, np.linspace(0, 1, 11))
     tenth = np.clip(np.searchsorted(edges, entropy, side="right") - 1, 0, 9)
