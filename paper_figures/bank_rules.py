@@ -30,11 +30,11 @@ def draw() -> Figure:
     metrics = (("entropy", "Δ entropy (nats)"), ("reward", "Δ reward"), ("distinct_right", "Δ distinct right of 64"))
     for axis, (metric, label) in zip(axes, metrics, strict=True):
         for place, rule in enumerate(rules):
-            found = style.difference(bank[rule][metric], bank["none"][metric])
+            measured = style.difference(bank[rule][metric], bank["none"][metric])
             axis.errorbar(
-                [found["mean"]],
+                [measured["mean"]],
                 [place],
-                xerr=[[found["half_width"] or 0.0]],
+                xerr=[[measured["half_width"] or 0.0]],
                 fmt="o",
                 markersize=3,
                 linewidth=0.9,

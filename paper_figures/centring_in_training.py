@@ -14,10 +14,10 @@ RERUN = "python simulations/clipping_methods.py"
 
 def means() -> tuple[list[list[float]], list[list[float]], list[float]]:
     """Curves of the batch means without control, one per seed, and their steps."""
-    curves = [one["curves"] for one in style.runs_of(style.read("clipping_methods"), "none")]
+    curves = [entry["curves"] for entry in style.runs_of(style.read("clipping_methods"), "none")]
     return (
-        [one["mean_discriminant"] for one in curves],
-        [one["mean_centered_discriminant"] for one in curves],
+        [entry["mean_discriminant"] for entry in curves],
+        [entry["mean_centered_discriminant"] for entry in curves],
         curves[0]["step"],
     )
 

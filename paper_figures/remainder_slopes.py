@@ -35,13 +35,13 @@ def draw() -> Figure:
     figure, (left, right) = style.new(columns=2, width=style.PAGE, height=2.5)
     sizes = record["configuration"]["sizes"]
     for size, color, marker in SIZES:
-        found = [
-            one["result"]
-            for one in record["results"]
-            if one["task"]["vocab_size"] == size and one["task"]["start"] == "gaussian"
+        measured = [
+            entry["result"]
+            for entry in record["results"]
+            if entry["task"]["vocab_size"] == size and entry["task"]["start"] == "gaussian"
         ]
         for name, dashes in (("first_order_error", "-"), ("second_order_error", "--")):
-            mean = [sum(values) / len(found) for values in zip(*(one[name] for one in found), strict=True)]
+            mean = [sum(values) / len(measured) for values in zip(*(entry[name] for entry in measured), strict=True)]
             left.plot(sizes, mean, dashes, color=color, marker=marker, markersize=3)
         for start, dashes in (("gaussian", "-"), ("forking", "--")):
             row = record["summary"][f"V={size}, {start}"]

@@ -136,21 +136,21 @@ def audit_table(result: Mapping[str, Any]) -> Table:
 
     from entropy_theory.report.figures.audit import ARMS, PREDICTIONS
 
-    def cell(found: Mapping[str, float] | None, form: str, interval: bool = True) -> str:
-        if found is None:
+    def cell(measured: Mapping[str, float] | None, form: str, interval: bool = True) -> str:
+        if measured is None:
             return "—"
-        value = format(found["value"], form)
-        return f"{value}\n\\[{found['low']:{form}}, {found['high']:{form}}]" if interval else value
+        value = format(measured["value"], form)
+        return f"{value}\n\\[{measured['low']:{form}}, {measured['high']:{form}}]" if interval else value
 
     names = PREDICTIONS | {"token_2": "own token, 2nd order", "context_2": "own context, 2nd order"}
     table = Table(title="predicted against realised ΔH, position by position", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("prediction", max_width=16)
     for name in ("sign right", "slope", "R², fitted", "actual", "rank corr."):
         table.add_column(name, justify="right", no_wrap=True)
-    for arm, found in result["arms"].items():
+    for arm, measured in result["arms"].items():
         table.add_row(f"[bold]{ARMS.get(arm, arm)}[/]")
         for name in ("token", "token_2", "context", "context_2", "parameters"):
-            row = found["predictors"].get(name)
+            row = measured["predictors"].get(name)
             if row is None:
                 continue
             table.add_row(
@@ -162,7 +162,7 @@ def audit_table(result: Mapping[str, Any]) -> Table:
                 cell(row["rank_correlation"], ".2f"),
                 end_section=name == "parameters",
             )
-    positions = ", ".join(f"{ARMS.get(arm, arm)} {found['positions']:,}" for arm, found in result["arms"].items())
+    positions = ", ".join(f"{ARMS.get(arm, arm)} {measured['positions']:,}" for arm, measured in result["arms"].items())
     table.caption = (
         f"positions: {positions}; 95 % intervals resample steps and prompt groups; slope: of the realised change on "
         "the predicted one at the actual step size, the learning rate of SGD or the multiple of the gradient that is "
