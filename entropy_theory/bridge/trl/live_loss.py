@@ -12,13 +12,13 @@ which the rule shrinks its denominator; D the divisor of TRL's loss type; c = âˆ
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from entropy_theory.bridge.trl.carried import ROWS, BatchDecision, old_log_probs, sorted_rows
+from entropy_theory.bridge.trl.carried import CARRIED, ROWS, BatchDecision, old_log_probs, sorted_rows
 from entropy_theory.bridge.trl.generation import GenerationControl, RuleRun
 from entropy_theory.bridge.trl.host import HostTrainer
 from entropy_theory.bridge.trl.scoring import Scorer
@@ -107,6 +107,11 @@ class LiveLoss:
         """
         self.calls += 1
         if ROWS not in inputs:
+            if self._generation.travels:
+                expected = (
+                    f"'none' for {type(self._host).__name__}, which drops the keys of TRL's dictionary that begin "
+                )
+                raise invalid("rule", expected + f"with {CARRIED!r}: carry them with their rows", str(self._run.rule))
             return trl_loss()
         self.call = call = LossCall(inputs, BatchDecision.unpack(inputs))
         try:
@@ -118,6 +123,7 @@ class LiveLoss:
         decision = call.decision
         if decision is None:
             return loss
+        decision = self._with_present_advantages(decision, inputs)
         log_probs, entropy, aux_loss = call.forward
         entropy = self._finite_entropy(call, decision, entropy)
         self._observe(decision, inputs, log_probs.detach(), entropy.detach())
@@ -142,6 +148,16 @@ class LiveLoss:
                 entropy, surrogate.entropy_coefficients, surrogate.counted, surrogate.spans
             )
         return self._with_aux_loss(loss, aux_loss)
+
+    def _with_present_advantages(self, decision: BatchDecision, inputs: dict[str, Any]) -> BatchDecision:
+        """Take up advantages that a class of somebody's own changed since the batch was decided on."""
+        advantages, scored = inputs["advantages"], decision.scored
+        if self._run.live_part is None or torch.equal(advantages, scored.advantages):
+            return decision
+        if decision.decided is not None or self._run.live_needs_step:
+            expected = f"the advantages that {str(self._run.rule)!r} was applied to"
+            raise invalid("advantages", expected, "others, changed after the generation batch was controlled")
+        return replace(decision, scored=replace(scored, advantages=advantages))
 
     def _with_aux_loss(self, loss: Tensor, aux_loss: Tensor | None) -> Tensor:
         """Add the router's loss as TRL does."""
