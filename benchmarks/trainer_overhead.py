@@ -11,7 +11,7 @@ how far off the others may be.
 
 The settings: `old`, two passes over a batch, where TRL computes old log-probabilities anyway; `one-pass`, where the
 training forward serves; `extra`, two micro-batches and one pass over them, where control adds a forward; `live`, two
-passes with a rule of the live ratio, whose loss replaces TRL's.
+passes with a ratio-based rule, whose loss replaces TRL's.
 """
 
 from __future__ import annotations

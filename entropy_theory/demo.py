@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropy_theory import records
-from entropy_theory.errors import LARGEST_INTEGER, at_least, invalid
+from entropy_theory.errors import LARGEST_INTEGER, RunError, at_least, invalid
 from entropy_theory.intervals import Interval, t_interval
 
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ def _run_demo(config: DemoConfig, console: Console, bar: Bar) -> int:
     console.rule("1. The theory, checked")
     with bar(console) as progress:
         report = verify(budget="quick", progress=progress)
-    console.print(tables.verification_summary(report.to_dict()))
     report.save(config.out / "verification.json")
     verification.save_verification_page(report.to_dict(), config.out / "verification.html")
+    console.print(tables.verification_summary(report.to_dict()))
     if not report.passed:
         return 1
 
@@ -117,15 +117,10 @@ def _run_demo(config: DemoConfig, console: Console, bar: Bar) -> int:
         train_arms(config, progress)
     runs = _collect(config)
     finals = summarise_arms(runs)
-    result = {
-        "arms": {
-            arm: {name: {"mean": i.mean, "half_width": i.half_width} for name, i in metrics.items()}
-            for arm, metrics in finals.items()
-        },
-        "runs": [{k: v for k, v in run.items() if k not in ("lines", "seconds")} for run in runs],
-    }
-    records.write_json(config.out / "result.json", result)
-    _write_report(config, report.to_dict(), tabular, runs, finals)
+    bars = {a: {n: {"mean": i.mean, "half_width": i.half_width} for n, i in m.items()} for a, m in finals.items()}
+    kept = [{k: v for k, v in run.items() if k not in ("lines", "seconds")} for run in runs]
+    records.write_json(config.out / "result.json", {"arms": bars, "runs": kept})
+    _write_report(config, report.to_dict(), tabular, runs, finals, bars)
     console.print(tables.arms_table(finals, ARMS))
     for sentence in findings.arms(finals):
         console.print(f"• {sentence}")
@@ -137,8 +132,7 @@ def _once(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Read a part's result, or compute and write it."""
     if not path.exists():
         records.write_json(path, compute())
-    data: dict[str, Any] = records.read_json(path)
-    return data
+    return records.read_record(path, "predictions", "conditions", "centring", "scatter", "order")
 
 
 # -- tabular policies --------------------------------------------------------------------------------------------------
@@ -239,7 +233,7 @@ def train_arms(config: DemoConfig, progress: Progress) -> None:
     """Train all arms, ``processes`` at a time, each in a process of its own on one thread.
 
     Raises:
-        ValueError: A run failed; the message ends with its last line.
+        RunError: A run failed; the message ends with its last line.
     """
     # One thread a process: two single-threaded runs side by side are faster than one after the other on two threads.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -256,7 +250,7 @@ def train_arms(config: DemoConfig, progress: Progress) -> None:
                 command += ["--steps", str(config.steps), "--seed", str(seed), "--save-every", str(SAVE_EVERY)]
                 if ARMS[arm] == "none":
                     command += ["--observe", *OFFICIAL]
-                with (folder / "log.txt").open("w") as log:
+                with (folder / "log.txt").open("wb") as log:
                     running[run] = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
             time.sleep(0.2)
             done = sum(_steps_done(folder) for _, _, folder in _runs(config))
@@ -266,8 +260,9 @@ def train_arms(config: DemoConfig, progress: Progress) -> None:
                     continue
                 del running[run]
                 if process.returncode:
-                    lines = (run[2] / "log.txt").read_text().strip().splitlines() or ["no output"]
-                    raise invalid(f"arm {run[0]}, seed {run[1]}", "a run that ends well", lines[-1])
+                    lines = (run[2] / "log.txt").read_text(errors="replace").strip().splitlines() or ["no output"]
+                    said = lines[-1].removeprefix("entropy-theory: ")
+                    raise RunError(f"arm {run[0]}, seed {run[1]}: {said}", status=2 if process.returncode == 2 else 1)
     finally:
         for process in running.values():
             process.terminate()
@@ -283,7 +278,7 @@ def _steps_done(folder: Path) -> int:
 def _collect(config: DemoConfig) -> list[dict[str, Any]]:
     return [
         {"arm": arm, "seed": seed, "lines": records.read_lines(folder / "metrics.jsonl")}
-        | records.read_json(folder / "result.json")
+        | records.read_record(folder / "result.json", "final", "steps")
         for arm, seed, folder in _runs(config)
     ]
 
@@ -321,13 +316,13 @@ def _write_report(
     tabular: Mapping[str, Any],
     runs: list[dict[str, Any]],
     finals: dict[str, dict[str, Interval]],
+    bars: dict[str, dict[str, Any]],
 ) -> None:
     from entropy_theory.report import figures, findings
     from entropy_theory.report.pages import page
     from entropy_theory.training.config import TrainConfig
     from entropy_theory.training.metrics import LAST
 
-    bars = {a: {n: {"mean": i.mean, "half_width": i.half_width} for n, i in m.items()} for a, m in finals.items()}
     base = [run for run in runs if ARMS[run["arm"]] == "none"]
     lines = [line for run in base for line in run["lines"]]
     observed = {

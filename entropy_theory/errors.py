@@ -134,7 +134,7 @@ class RunError(RuntimeError):
     """A run that began well and cannot continue: what happened, in one line.
 
     Args:
-        message: What happened and where the run can be taken up.
+        message: What happened and where the run resumes.
         status: Exit status of the command line.
 
     Example:

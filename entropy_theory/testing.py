@@ -91,29 +91,13 @@ def logits(
 
 
 def logits_and_token(**options: Any) -> SearchStrategy[tuple[np.ndarray, int]]:
-    """Strategy for the logits of one policy and a token id.
-
-    Args:
-        **options: Those of `logits`.
-
-    Raises:
-        ValueError: As `logits` does.
-        ImportError: Hypothesis is not installed.
-    """
+    """Strategy for the logits of one policy and a token id."""
     st, _ = _hypothesis()
     return logits(**options).flatmap(lambda row: st.tuples(st.just(row), st.integers(0, len(row) - 1)))
 
 
 def logits_and_move(**options: Any) -> SearchStrategy[tuple[np.ndarray, np.ndarray]]:
-    """Strategy for the logits of one policy and a move of them, shapes (V,) and (V,), of sizes from 1e-8 to 30.
-
-    Args:
-        **options: Those of `logits`.
-
-    Raises:
-        ValueError: As `logits` does.
-        ImportError: Hypothesis is not installed.
-    """
+    """Strategy for the logits of one policy and a move of them, shapes (V,) and (V,), of sizes from 1e-8 to 30."""
     st, hnp = _hypothesis()
 
     @st.composite
@@ -127,15 +111,7 @@ def logits_and_move(**options: Any) -> SearchStrategy[tuple[np.ndarray, np.ndarr
 
 
 def policies(**options: Any) -> SearchStrategy[np.ndarray]:
-    """Strategy for the probabilities of one policy, shape (V,), summing to 1 within rounding.
-
-    Args:
-        **options: Those of `logits`.
-
-    Raises:
-        ValueError: As `logits` does.
-        ImportError: Hypothesis is not installed.
-    """
+    """Strategy for the probabilities of one policy, shape (V,), summing to 1 within rounding."""
 
     def softmax(row: np.ndarray) -> np.ndarray:
         weights: np.ndarray = np.exp(row - row.max())
@@ -145,16 +121,7 @@ def policies(**options: Any) -> SearchStrategy[np.ndarray]:
 
 
 def steps(smallest: float = 1e-8, largest: float = 30.0) -> SearchStrategy[float]:
-    """Strategy for a step of either sign, its size spread evenly in the logarithm.
-
-    Args:
-        smallest: Least |step|.
-        largest: Largest |step|.
-
-    Raises:
-        ValueError: Unless 0 < smallest ≤ largest.
-        ImportError: Hypothesis is not installed.
-    """
+    """Strategy for a step of either sign, its size spread evenly in the logarithm."""
     st, _ = _hypothesis()
     if not 0.0 < smallest <= largest < np.inf:
         raise invalid("smallest, largest", "0 < smallest <= largest", f"{smallest}, {largest}")

@@ -16,18 +16,17 @@ CLIP_B, CLIP_V = (0.5, 1.0, 1.5, 2.0, 2.5), (0.5, 1.0, 2.0, 4.0, 8.5)
 
 def scores() -> dict[str, dict[str, float]]:
     """Mean and deviation of the two scores over a recorded batch."""
-    found: dict[str, dict[str, float]] = next(
-        one["result"]["scores"]
-        for one in style.read("hyperparameter_sweep")["results"]
-        if (one["task"].get("tokens"), one["task"]["vocab_size"], one["task"]["seed"]) == (TOKENS, VOCABULARY, 0)
+    measured: dict[str, dict[str, float]] = next(
+        entry["result"]["scores"]
+        for entry in style.read("hyperparameter_sweep")["results"]
+        if (entry["task"].get("tokens"), entry["task"]["vocab_size"], entry["task"]["seed"]) == (TOKENS, VOCABULARY, 0)
     )
-    return found
+    return measured
 
 
 def caption() -> str:
-    """What the figure shows."""
-    found = scores()
-    b, v = found["clip-b(mu=2.5)"], found["clip-v(mu=8.5)"]
+    measured = scores()
+    b, v = measured["clip-b(mu=2.5)"], measured["clip-v(mu=8.5)"]
     lowest = (b["mean"] + 0.2238716024) / b["std"]
     return (
         "Tokens of wrong samples that are dropped: below each line, for (a) Clip_B, S < mean − μσ, and (b) Clip_V, "
@@ -40,12 +39,11 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     figure, axes = style.new(columns=2, width=style.PAGE, height=2.5)
-    found = scores()
+    measured = scores()
     p, H, inside = style.plane(VOCABULARY)
     S, centered = style.even_rest(p, H)
-    b, v = found["clip-b(mu=2.5)"], found["clip-v(mu=8.5)"]
+    b, v = measured["clip-b(mu=2.5)"], measured["clip-v(mu=8.5)"]
     panels = (
         (axes[0], "Clip_B", S, [(mu, b["mean"] - mu * b["std"]) for mu in CLIP_B]),
         (axes[1], "Clip_V", centered, [(mu, -mu * v["std"]) for mu in CLIP_V]),

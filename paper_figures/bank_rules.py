@@ -12,7 +12,6 @@ RERUN = "python simulations/clipping_methods.py"
 
 
 def caption() -> str:
-    """What the figure shows."""
     config = style.read("clipping_methods")["configuration"]
     none = style.read("clipping_methods")["summary"]["bank"]["none"]
     return (
@@ -25,18 +24,17 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     bank = style.read("clipping_methods")["summary"]["bank"]
     figure, axes = style.new(columns=3, width=style.PAGE, height=4.0)
     rules = sorted((rule for rule in bank if rule != "none"), key=lambda rule: bank[rule]["entropy"]["mean"])
     metrics = (("entropy", "Δ entropy (nats)"), ("reward", "Δ reward"), ("distinct_right", "Δ distinct right of 64"))
     for axis, (metric, label) in zip(axes, metrics, strict=True):
         for place, rule in enumerate(rules):
-            found = style.difference(bank[rule][metric], bank["none"][metric])
+            measured = style.difference(bank[rule][metric], bank["none"][metric])
             axis.errorbar(
-                [found["mean"]],
+                [measured["mean"]],
                 [place],
-                xerr=[[found["half_width"] or 0.0]],
+                xerr=[[measured["half_width"] or 0.0]],
                 fmt="o",
                 markersize=3,
                 linewidth=0.9,

@@ -14,16 +14,15 @@ RERUN = "python simulations/clipping_methods.py"
 
 def means() -> tuple[list[list[float]], list[list[float]], list[float]]:
     """Curves of the batch means without control, one per seed, and their steps."""
-    curves = [one["curves"] for one in style.runs_of(style.read("clipping_methods"), "none")]
+    curves = [entry["curves"] for entry in style.runs_of(style.read("clipping_methods"), "none")]
     return (
-        [one["mean_discriminant"] for one in curves],
-        [one["mean_centered_discriminant"] for one in curves],
+        [entry["mean_discriminant"] for entry in curves],
+        [entry["mean_centered_discriminant"] for entry in curves],
         curves[0]["step"],
     )
 
 
 def caption() -> str:
-    """What the figure shows."""
     discriminant, centered, _ = means()
     big, small = float(np.mean(discriminant)), float(np.mean(centered))
     return (
@@ -35,7 +34,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     discriminant, centered, steps = means()
     figure, (axis,) = style.new(width=style.COLUMN, height=2.2)
     for curves, color, label in ((discriminant, style.RED, "mean S"), (centered, style.BLUE, "mean S$_c$")):

@@ -15,7 +15,6 @@ SIDES = (("high", "A > 0, r > 1.2", style.BLUE), ("low", "A < 0, r < 0.8", style
 
 
 def caption() -> str:
-    """What the figure shows."""
     summary, config = style.read("unified_lens")["summary"], style.read("unified_lens")["configuration"]
 
     def words(place: str) -> str:
@@ -34,14 +33,13 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     record = style.read("unified_lens")
     figure, axes = style.new(columns=2, width=style.PAGE, height=2.4)
     for axis, field, title in ((axes[0], "policies", "bank"), (axes[1], "prompts", "real model")):
-        found = [r["result"] for r in record["results"] if field in r["task"] and "rule" not in r["task"]]
+        measured = [r["result"] for r in record["results"] if field in r["task"] and "rule" not in r["task"]]
         for name, label, color in (*SIDES, ("all", "all, A ≠ 0", "0.5")):
-            for index, one in enumerate(found):
-                counts = np.array(one[name]["histogram"])
+            for index, entry in enumerate(measured):
+                counts = np.array(entry[name]["histogram"])
                 if counts.sum():
                     share = np.concatenate([[0.0], counts.cumsum() / counts.sum()])
                     axis.plot(EDGES, share, color=color, linewidth=1.0, label=None if index else label)

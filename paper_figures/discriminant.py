@@ -15,7 +15,6 @@ VOCABULARY = 50_000
 
 
 def caption() -> str:
-    """What the figure shows."""
     return (
         "(a) S = p (H + log p) over all pairs (p, H) that a policy of 50,000 tokens can have. Reinforcing a token "
         "lowers entropy where S > 0 (red) and raises it where S < 0 (blue); the two meet on p = e^(−H). (b) The "
@@ -25,7 +24,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     figure, (left, right) = style.new(columns=2, width=style.PAGE, height=2.5)
     p, H, inside = style.plane(VOCABULARY)
     S = np.where(inside, p * (H + np.log(p)), np.nan)

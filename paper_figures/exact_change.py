@@ -15,7 +15,6 @@ PROBS = (0.6, 0.25, 0.1, 0.04, 0.01)
 
 
 def caption() -> str:
-    """What the figure shows."""
     return (
         "Change of entropy of the policy (.6, .25, .1, .04, .01) along a GRPO step z → z + α (e_k − p), exact and to "
         "first and second order. (a) Reinforcing the likeliest token, S_c > 0: a fall is predicted for α > 0 and falls "
@@ -25,7 +24,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     figure, axes = style.new(columns=2, width=style.PAGE, height=2.3)
     logits, alpha = np.log(PROBS), np.linspace(-3.0, 6.0, 451)
     for axis, token, title in zip(axes, (0, 2), ("k = 1, p = .6", "k = 3, p = .1"), strict=True):

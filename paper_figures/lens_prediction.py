@@ -12,7 +12,6 @@ RERUN = "python simulations/lens_against_realised.py"
 
 
 def caption() -> str:
-    """What the figure shows."""
     record = style.read("lens_against_realised")
     summary, config = record["summary"], record["configuration"]
     return (
@@ -25,7 +24,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     record = style.read("lens_against_realised")
     figure, (axis,) = style.new(width=style.COLUMN, height=2.9)
     seeds = record["configuration"]["seeds"]

@@ -15,7 +15,6 @@ STARTS = (("gaussian", style.BLUE), ("zipf", style.GREEN), ("forking", style.ORA
 
 
 def caption() -> str:
-    """What the figure shows."""
     record = style.read("noise_drift")
     config, runs = record["configuration"], record["summary"]["runs"]
     words = "; ".join(
@@ -32,7 +31,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     figure, (left, right) = style.new(columns=2, width=style.PAGE, height=2.5)
     record = style.read("noise_drift")
     sizes = np.unique(np.geomspace(2, 10_000, 40).round().astype(int))
@@ -46,19 +44,19 @@ def draw() -> Figure:
     left.contourf(x, y, curvature, levels=[-9, 0], colors=[style.FALL], alpha=0.3)
     left.contourf(x, y, curvature, levels=[0, 9], colors=[style.RISE], alpha=0.3)
     left.contour(x, y, curvature, levels=[0], colors="k", linewidths=1.2)
-    found = record["summary"]["largest_falling_prob"]
-    left.plot([int(size) for size in found], list(found.values()), "o", color=style.INK, markersize=3)
+    measured = record["summary"]["largest_falling_prob"]
+    left.plot([int(size) for size in measured], list(measured.values()), "o", color=style.INK, markersize=3)
     left.text(150, 0.85, "noise raises entropy", ha="center", fontsize=7)
     left.text(150, 0.47, "noise lowers entropy", ha="center", fontsize=7)
     left.set(xscale="log", xlabel="vocabulary size V", ylabel="probability p of the likely token", ylim=(0.4, 0.99))
     left.grid(visible=False)
 
     for start, color in STARTS:
-        results = [one["result"] for one in record["results"] if one["task"].get("start") == start]
-        curves = [[h - one["entropy"][0] for h in one["entropy"]] for one in results]
+        results = [entry["result"] for entry in record["results"] if entry["task"].get("start") == start]
+        curves = [[h - entry["entropy"][0] for h in entry["entropy"]] for entry in results]
         steps = np.arange(len(curves[0])) * max(1, record["configuration"]["steps"] // 40)
         style.band(right, steps, curves, color, label=start)
-        mean = np.mean([one["predicted_change"] for one in results], axis=0)
+        mean = np.mean([entry["predicted_change"] for entry in results], axis=0)
         right.plot(steps[: len(mean)], mean, "--", color=color)
     right.axhline(0, color=style.INK, linewidth=0.6)
     right.set(xlabel="GRPO step", ylabel="change of entropy (nats)")

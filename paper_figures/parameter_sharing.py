@@ -21,12 +21,11 @@ def rows(arm: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def caption() -> str:
-    """What the figure shows."""
     record = style.read("shared_parameters")
     config, arms = record["configuration"], record["summary"]["arms"]
     words = "; ".join(
-        f"{name} {found[0]['sign_agreement']['value']:.0%} and {found[1]['sign_agreement']['value']:.0%}"
-        for name, found in ((ARMS[arm], rows(values)) for arm, values in arms.items())
+        f"{name} {measured[0]['sign_agreement']['value']:.0%} and {measured[1]['sign_agreement']['value']:.0%}"
+        for name, measured in ((ARMS[arm], rows(values)) for arm, values in arms.items())
     )
     return (
         "Change of entropy at every position of a GRPO batch after one optimizer step of the small decoder, against "
@@ -38,19 +37,18 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     arms = style.read("shared_parameters")["summary"]["arms"]
     figure, axes = style.new(columns=2, width=style.PAGE, height=2.5)
     panels = (("sign_agreement", "share with the predicted sign"), ("r2_fitted", "R², step fitted"))
     for axis, (metric, label) in zip(axes, panels, strict=True):
         for index, (arm, color) in enumerate(zip(arms, (style.BLUE, style.RED, style.GREEN), strict=False)):
-            found = [row[metric] for row in rows(arms[arm])]
+            measured = [row[metric] for row in rows(arms[arm])]
             axis.errorbar(
                 [place + 0.18 * (index - 1) for place in range(4)],
-                [one["value"] for one in found],
+                [entry["value"] for entry in measured],
                 [
-                    [max(0.0, one["value"] - one["low"]) for one in found],
-                    [max(0.0, one["high"] - one["value"]) for one in found],
+                    [max(0.0, entry["value"] - entry["low"]) for entry in measured],
+                    [max(0.0, entry["high"] - entry["value"]) for entry in measured],
                 ],
                 fmt=style.MARKERS[index],
                 markersize=4,

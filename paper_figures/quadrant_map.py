@@ -14,7 +14,6 @@ VOCABULARY = 50_000
 
 
 def caption() -> str:
-    """What the figure shows."""
     return (
         "What a GRPO step does to entropy, to first order, for (a) right and (b) wrong samples: it falls in Q1 and "
         "Q4 and rises in Q2 and Q3. The border S_c = 0 depends on what surrounds the token: the colours change "
@@ -25,7 +24,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     figure, axes = style.new(columns=2, width=style.PAGE, height=2.5)
     p, H, inside = style.plane(VOCABULARY)
     _, centered = style.even_rest(p, H)

@@ -13,7 +13,6 @@ SIZES = ((10, style.BLUE, "o"), (1_000, style.GREEN, "^"), (151_936, style.RED, 
 
 
 def caption() -> str:
-    """What the figure shows."""
     record = style.read("first_order_accuracy")
     seeds = len(record["configuration"]["seeds"])
     summary = record["summary"]
@@ -32,18 +31,17 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     record = style.read("first_order_accuracy")
     figure, (left, right) = style.new(columns=2, width=style.PAGE, height=2.5)
     sizes = record["configuration"]["sizes"]
     for size, color, marker in SIZES:
-        found = [
-            one["result"]
-            for one in record["results"]
-            if one["task"]["vocab_size"] == size and one["task"]["start"] == "gaussian"
+        measured = [
+            entry["result"]
+            for entry in record["results"]
+            if entry["task"]["vocab_size"] == size and entry["task"]["start"] == "gaussian"
         ]
         for name, dashes in (("first_order_error", "-"), ("second_order_error", "--")):
-            mean = [sum(values) / len(found) for values in zip(*(one[name] for one in found), strict=True)]
+            mean = [sum(values) / len(measured) for values in zip(*(entry[name] for entry in measured), strict=True)]
             left.plot(sizes, mean, dashes, color=color, marker=marker, markersize=3)
         for start, dashes in (("gaussian", "-"), ("forking", "--")):
             row = record["summary"][f"V={size}, {start}"]

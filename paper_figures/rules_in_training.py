@@ -17,7 +17,6 @@ PANELS = (
 
 
 def caption() -> str:
-    """What the figure shows."""
     record = style.read("clipping_methods")
     config, real = record["configuration"], record["summary"]["real"]
     words = "; ".join(f"{style.NAMES[rule]} {style.spread(row['entropy'])}" for rule, row in real.items())
@@ -29,18 +28,17 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     record = style.read("clipping_methods")
     figure, axes = style.new(columns=3, width=style.PAGE, height=2.4)
     colors = (style.INK, style.BLUE, style.RED, style.GREEN, style.PINK, style.ORANGE)
     for index, rule in enumerate(record["configuration"]["real_rules"]):
-        curves = [one["curves"] for one in style.runs_of(record, rule)]
+        curves = [entry["curves"] for entry in style.runs_of(record, rule)]
         for axis, (name, label) in zip(axes, PANELS, strict=True):
             dashes = style.DASHES[index % 4]
             style.band(
                 axis,
                 curves[0]["step"],
-                [one[name] for one in curves],
+                [entry[name] for entry in curves],
                 colors[index],
                 linestyle=dashes,
                 label=style.NAMES[rule],

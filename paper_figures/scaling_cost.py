@@ -13,7 +13,6 @@ IMPLEMENTATIONS = (("amax", "one amax", "0.5"), ("eager", "eager", style.RED), (
 
 
 def caption() -> str:
-    """What the figure shows."""
     config = style.read("scaling")["configuration"]
     return (
         "(a) Processor time of all token statistics per logit, one thread, gaussian logits of deviation 1 to 12, "
@@ -24,7 +23,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     record = style.read("scaling")
     config, summary = record["configuration"], record["summary"]
     figure, (left, right) = style.new(columns=2, width=style.PAGE, height=2.4)

@@ -22,7 +22,6 @@ def weight_rule(weight: float) -> str:
 
 
 def caption() -> str:
-    """What the figure shows."""
     config = style.read("unified_lens")["configuration"]
     return (
         "Final entropy (blue, left axis) and reward (orange, right axis) against (a, b) the share ρ of tokens with "
@@ -34,7 +33,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     record = style.read("unified_lens")
     config, summary = record["configuration"], record["summary"]
     figure, axes = style.new(columns=4, width=style.PAGE, height=2.1)

@@ -16,7 +16,6 @@ STEP = "+3"
 
 
 def caption() -> str:
-    """What the figure shows."""
     record = style.read("sign_phase_diagram")
     summary, seeds = record["summary"], len(record["configuration"]["seeds"])
     row = summary["agreement"][STEP]
@@ -32,7 +31,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     figure, (left, right) = style.new(columns=2, width=style.PAGE, height=2.5)
     p, H, inside = style.plane(VOCABULARY, points=220)
     radius = np.full(p.shape, np.nan)
@@ -47,7 +45,7 @@ def draw() -> Figure:
 
     record = style.read("sign_phase_diagram")
     points = np.array(record["results"][0]["result"]["points"])
-    share = np.mean([one["result"]["grpo"][STEP] for one in record["results"]], axis=0)
+    share = np.mean([entry["result"]["grpo"][STEP] for entry in record["results"]], axis=0)
     dots = right.scatter(points[:, 0], points[:, 1], c=share, cmap="cividis", vmin=0, vmax=1, s=13, linewidths=0)
     bar = figure.colorbar(dots, ax=right, pad=0.02)
     bar.set_label("share with the predicted sign")

@@ -59,8 +59,8 @@ def new(columns: int = 1, rows: int = 1, width: float = COLUMN, height: float = 
 
 def read(name: str) -> dict[str, Any]:
     """Read a recorded result."""
-    found: dict[str, Any] = records.read_json(RESULTS / f"{name}.json")
-    return found
+    measured: dict[str, Any] = records.read_json(RESULTS / f"{name}.json")
+    return measured
 
 
 def letters(axes: Sequence[Axes]) -> None:
@@ -89,9 +89,9 @@ def point(axis: Axes, x: float, y: dict[str, Any], color: str, **mark: Any) -> N
     axis.errorbar([x], [y["mean"]], [[y["half_width"] or 0.0]], color=color, **settings | mark)
 
 
-def difference(found: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+def difference(measured: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     """The difference of two recorded means over the same seeds, seed by seed."""
-    paired = t_interval([a - b for a, b in zip(found["values"], base["values"], strict=True)])
+    paired = t_interval([a - b for a, b in zip(measured["values"], base["values"], strict=True)])
     return {"mean": paired.mean, "half_width": paired.half_width}
 
 
@@ -119,16 +119,16 @@ NAMES = {
 def runs_of(record: dict[str, Any], rule: str, kind: str = "prompts") -> list[dict[str, Any]]:
     """Results of the real runs (kind "prompts") or bank runs ("policies") of a rule, all its seeds."""
     return [
-        one["result"]
-        for one in record["results"]
-        if kind in one["task"] and one["task"].get("rule") == rule and one["task"]["steps"]
+        entry["result"]
+        for entry in record["results"]
+        if kind in entry["task"] and entry["task"].get("rule") == rule and entry["task"]["steps"]
     ]
 
 
-def spread(found: dict[str, Any], digits: int = 2) -> str:
+def spread(measured: dict[str, Any], digits: int = 2) -> str:
     """Write a mean with its interval, for captions."""
-    width = found["half_width"]
-    return f"{found['mean']:.{digits}f}" + ("" if width is None else f" ± {width:.{digits}f}")
+    width = measured["half_width"]
+    return f"{measured['mean']:.{digits}f}" + ("" if width is None else f" ± {width:.{digits}f}")
 
 
 def plane(vocab_size: int, points: int = 400) -> tuple[Any, Any, Any]:

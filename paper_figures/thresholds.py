@@ -17,7 +17,6 @@ VOCABULARY = 100
 
 
 def caption() -> str:
-    """What the figure shows."""
     record = style.read("hyperparameter_sweep")
     config, bank, real = record["configuration"], record["summary"]["bank"], record["summary"]["real"]
     row = record["summary"]["drops"]["V=100, n=102400"]
@@ -33,7 +32,6 @@ def caption() -> str:
 
 
 def draw() -> Figure:
-    """Draw."""
     record = style.read("hyperparameter_sweep")
     config, summary = record["configuration"], record["summary"]
     figure, axes = style.new(columns=3, width=style.PAGE, height=2.4)

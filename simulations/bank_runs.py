@@ -21,7 +21,7 @@ class BankRun:
     step_size: float
     iterations: int = 2  # updates per batch
     correct_share: float = 0.1
-    samples: int = 64  # tokens per policy, with which the trained bank is looked at
+    samples: int = 64  # tokens per policy, to measure the trained bank
 
 
 def simulate(run: BankRun) -> dict[str, Any]:

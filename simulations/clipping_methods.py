@@ -3,8 +3,8 @@
     python simulations/clipping_methods.py --quick
     python simulations/clipping_methods.py --processes 2
 
-Bank: the same policies, right answers and uniforms for every rule of a seed; two updates per batch, so that rules of
-the live ratio have something to cut. Rules with thresholds drop the same share, `drop_fraction`, where they can.
+Bank: the same policies, right answers and uniforms for every rule of a seed; two updates per batch, so that ratio-based
+rules have something to cut. Rules with thresholds drop the same share, `drop_fraction`, where they can.
 Real loop: the small decoder on the sum task, trained by TRL.
 """
 
@@ -68,7 +68,7 @@ class ClippingConfig(sweep.SweepOptions):
         real_rules: Rules in the real loop.
         real_seeds: Seeds of the real loop.
         real_steps: Its optimizer steps.
-        live_rules: Rules of the live ratio in the real loop, with two updates per batch.
+        live_rules: Ratio-based rules in the real loop, with two updates per batch.
         live_steps: Their optimizer steps.
         tiny: Real loop with the decoder that is warmed up in a second.
     """
@@ -112,7 +112,7 @@ def tasks(config: ClippingConfig) -> list[Any]:
 
 
 def real_tasks(config: ClippingConfig) -> list[grpo_runs.GrpoRun]:
-    """The warmed-up decoder untouched, and every rule from every seed; rules of the live ratio take two updates."""
+    """The warmed-up decoder untouched, and every rule from every seed; ratio-based rules take two updates."""
     small = {"prompts": 4, "generations": 4, "samples": 8} if config.tiny else {}
     runs = [grpo_runs.GrpoRun("none", config.real_seeds[0], 0, tiny=config.tiny, **small)]
     runs += [

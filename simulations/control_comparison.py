@@ -6,7 +6,7 @@
 GRPO on a bank of forking policies, the same policies, right answers and uniforms of the samples for every arm of a
 seed. Arms differ in how fast they earn reward, so entropy is compared where the *reward* curves (means over the last
 steps) first reach the same level: the largest that every arm of a seed reaches, and half of the way to it. Runs are
-kept one by one and taken up again; results and figure are written at the end.
+kept one by one and not repeated; results and figure are written at the end.
 """
 
 from __future__ import annotations
@@ -114,13 +114,13 @@ def summarise(curves: dict[str, dict[int, dict[str, list[float]]]]) -> dict[str,
             "final_entropy": sweep.interval([by_seed[s]["entropy"][-1] for s in seeds]),
         }
         for name, level in levels.items():
-            found = [at_reward(by_seed[s], level[s]) for s in seeds]
+            measured = [at_reward(by_seed[s], level[s]) for s in seeds]
             base = [at_reward(curves["none"][s], level[s]) for s in seeds]
-            if all(found) and all(base):
-                row[f"entropy_at_{name}"] = sweep.interval([f[0] for f in found if f])
-                row[f"steps_to_{name}"] = sweep.interval([float(f[1]) for f in found if f])
+            if all(measured) and all(base):
+                row[f"entropy_at_{name}"] = sweep.interval([f[0] for f in measured if f])
+                row[f"steps_to_{name}"] = sweep.interval([float(f[1]) for f in measured if f])
                 row[f"entropy_gained_at_{name}"] = sweep.interval(
-                    [f[0] - b[0] for f, b in zip(found, base, strict=True) if f and b]
+                    [f[0] - b[0] for f, b in zip(measured, base, strict=True) if f and b]
                 )
         summary["arms"][arm] = row
     return summary

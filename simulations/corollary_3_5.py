@@ -87,12 +87,12 @@ def work(task: CenteringRun | CenteringBank) -> dict[str, Any]:
     from entropy_theory.dynamics import SimulationConfig, centering
 
     config = SimulationConfig(policies=task.policies, vocab_size=100, steps=task.steps, step_size=0.02, seed=task.seed)
-    found: dict[str, Any] = {}
-    for name, one in zip((_name(1.0), _name(task.top_p)), centering(config, top_p=task.top_p), strict=True):
-        n = one.tokens_per_step
-        sums = (n * one.mean_discriminant, n * one.mean_centered, (n * one.standard_error) ** 2)
-        found[name] = sweep.rounded([[float(n), *map(float, row)] for row in np.stack(sums, axis=1)], 7)
-    return found
+    measured: dict[str, Any] = {}
+    for name, entry in zip((_name(1.0), _name(task.top_p)), centering(config, top_p=task.top_p), strict=True):
+        n = entry.tokens_per_step
+        sums = (n * entry.mean_discriminant, n * entry.mean_centered, (n * entry.standard_error) ** 2)
+        measured[name] = sweep.rounded([[float(n), *map(float, row)] for row in np.stack(sums, axis=1)], 7)
+    return measured
 
 
 def _name(top_p: float) -> str:
@@ -139,9 +139,9 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over all tokens of all seeds with their standard errors, by kind and sampler."""
     summary: dict[str, Any] = {}
     for kind, key in (("tabular", "policies"), ("real", "generations")):
-        mine = [one["result"] for one in results if key in one["task"]]
-        names = dict.fromkeys(name for one in mine for name in one)
-        summary[kind] = {name: _means([row for one in mine for row in one.get(name, [])]) for name in names}
+        mine = [entry["result"] for entry in results if key in entry["task"]]
+        names = dict.fromkeys(name for entry in mine for name in entry)
+        summary[kind] = {name: _means([row for entry in mine for row in entry.get(name, [])]) for name in names}
     return summary
 
 
@@ -149,7 +149,7 @@ def _means(rows: list[list[float]]) -> dict[str, float]:
     n, discriminant, centered, variance = np.array(rows).T
     tokens, error = float(n.sum()), math.sqrt(float(variance.sum()))
     each = np.abs(centered) / np.sqrt(variance)
-    found = {
+    measured = {
         "tokens": tokens,
         "mean_discriminant": float(discriminant.sum()) / tokens,
         "mean_centered": float(centered.sum()) / tokens,
@@ -157,7 +157,7 @@ def _means(rows: list[list[float]]) -> dict[str, float]:
         "z": float(centered.sum()) / error,
         "steps_beyond_two_errors": float((each > 2).mean()),
     }
-    return {name: float(f"{value:.6g}") for name, value in found.items()}
+    return {name: float(f"{value:.6g}") for name, value in measured.items()}
 
 
 def main(config: CorollaryConfig) -> dict[str, Any] | None:
@@ -170,12 +170,12 @@ def main(config: CorollaryConfig) -> dict[str, Any] | None:
     if record is None:
         return None
     for kind, title in (("tabular", "banks of softmax policies"), ("real", "the decoder, GRPO in TRL")):
-        for name, found in record["summary"][kind].items():
-            verdict = "as good as zero" if abs(found["z"]) < 3 else "not zero"
+        for name, total in record["summary"][kind].items():
+            verdict = "as good as zero" if abs(total["z"]) < 3 else "not zero"
             print(
-                f"{title}, {name}, {found['tokens']:,.0f} tokens: mean S {found['mean_discriminant']:+.2e}, mean S_c "
-                f"{found['mean_centered']:+.2e} ± {found['standard_error']:.0e} (z = {found['z']:+.1f}: {verdict}); "
-                f"{found['steps_beyond_two_errors']:.0%} of the steps beyond two standard errors"
+                f"{title}, {name}, {total['tokens']:,.0f} tokens: mean S {total['mean_discriminant']:+.2e}, mean S_c "
+                f"{total['mean_centered']:+.2e} ± {total['standard_error']:.0e} (z = {total['z']:+.1f}: {verdict}); "
+                f"{total['steps_beyond_two_errors']:.0%} of the steps beyond two standard errors"
             )
     return record
 

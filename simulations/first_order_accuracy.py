@@ -74,7 +74,7 @@ def work(task: AccuracyBank) -> dict[str, Any]:
         else starts.gaussian_logits(*shape, 2.0, task.seed)
     )
     tokens, _ = sample_steps(logits, task.samples, task.seed)
-    found: dict[str, list[Any]] = {
+    measured: dict[str, list[Any]] = {
         name: [] for name in ("change", "first_order_error", "second_order_error", "wrong_falls", "wrong_rises")
     }
     counts = {"falls": 0, "rises": 0}
@@ -90,13 +90,13 @@ def work(task: AccuracyBank) -> dict[str, Any]:
                     orders[place].append(torch.stack(bank.entropy_orders(policy, direction * (side * size))))
     for parts in orders:
         exact, first, second = torch.cat(parts, dim=1)
-        found["change"].append(float(exact.abs().mean()))
-        found["first_order_error"].append(float((exact - first).abs().mean()))
-        found["second_order_error"].append(float((exact - first - second).abs().mean()))
-        found["wrong_falls"].append(int(((first < 0) & (exact >= 0)).sum()))
-        found["wrong_rises"].append(int(((first > 0) & (exact <= 0)).sum()))
+        measured["change"].append(float(exact.abs().mean()))
+        measured["first_order_error"].append(float((exact - first).abs().mean()))
+        measured["second_order_error"].append(float((exact - first - second).abs().mean()))
+        measured["wrong_falls"].append(int(((first < 0) & (exact >= 0)).sum()))
+        measured["wrong_rises"].append(int(((first > 0) & (exact <= 0)).sum()))
         counts = {"falls": int((first < 0).sum()), "rises": int((first > 0).sum())}
-    return {**sweep.rounded(found), "predicted": counts}
+    return {**sweep.rounded(measured), "predicted": counts}
 
 
 def tasks(config: AccuracyConfig) -> list[AccuracyBank]:
@@ -114,27 +114,29 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
     from entropy_theory.dynamics import log_log_slope
 
     groups: dict[str, list[dict[str, Any]]] = {}
-    for one in results:
-        groups.setdefault(f"V={one['task']['vocab_size']}, {one['task']['start']}", []).append(one)
+    for entry in results:
+        groups.setdefault(f"V={entry['task']['vocab_size']}, {entry['task']['start']}", []).append(entry)
     summary: dict[str, Any] = {}
-    for name, found in groups.items():
-        sizes = found[0]["task"]["sizes"]
+    for name, measured in groups.items():
+        sizes = measured[0]["task"]["sizes"]
         small = [i for i, size in enumerate(sizes) if 1e-3 <= size <= 0.1]
 
-        def order(one: dict[str, Any], column: str, sizes: Any = sizes, small: Any = small) -> float:
-            values = one["result"][column]
+        def order(entry: dict[str, Any], column: str, sizes: Any = sizes, small: Any = small) -> float:
+            values = entry["result"][column]
             return log_log_slope([sizes[i] for i in small], [values[i] for i in small])[0]
 
         row: dict[str, Any] = {
-            "first_order": sweep.interval([order(one, "first_order_error") for one in found]),
-            "second_order": sweep.interval([order(one, "second_order_error") for one in found]),
+            "first_order": sweep.interval([order(entry, "first_order_error") for entry in measured]),
+            "second_order": sweep.interval([order(entry, "second_order_error") for entry in measured]),
         }
         for kind in ("falls", "rises"):
-            row[f"predicted_{kind}"] = sum(one["result"]["predicted"][kind] for one in found)
-            row[f"wrong_{kind}"] = [sum(one["result"][f"wrong_{kind}"][i] for one in found) for i in range(len(sizes))]
+            row[f"predicted_{kind}"] = sum(entry["result"]["predicted"][kind] for entry in measured)
+            row[f"wrong_{kind}"] = [
+                sum(entry["result"][f"wrong_{kind}"][i] for entry in measured) for i in range(len(sizes))
+            ]
         row["relative_error"] = [
-            sum(one["result"]["first_order_error"][i] for one in found)
-            / sum(one["result"]["change"][i] for one in found)
+            sum(entry["result"]["first_order_error"][i] for entry in measured)
+            / sum(entry["result"]["change"][i] for entry in measured)
             for i in range(len(sizes))
         ]
         summary[name] = row

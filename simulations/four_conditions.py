@@ -83,8 +83,8 @@ def predicted_sign(samples: str, discriminant: str) -> int:
 def work(task: GrpoRun | TabularConditions) -> dict[str, Any]:
     """Do one task: entropy against the step."""
     if isinstance(task, GrpoRun):
-        found = train(task)
-        return {"curves": {name: found["curves"][name] for name in ("step", "entropy", "reward", "dropped_share")}}
+        measured = train(task)
+        return {"curves": {name: measured["curves"][name] for name in ("step", "entropy", "reward", "dropped_share")}}
     from entropy_theory.dynamics import interventions
 
     conditions = interventions(policies=task.policies, steps=task.steps, seeds=(task.seed,))
@@ -99,29 +99,29 @@ def trend(steps: Any, entropy: Any) -> float:
 
 def condition(slopes: list[float], samples: str, discriminant: str) -> dict[str, Any]:
     """A condition's trend over seeds with its interval, and whether the sign is the predicted one."""
-    found, sign = sweep.interval(slopes), predicted_sign(samples, discriminant)
-    agrees = int(np.sign(found["mean"])) == sign
-    width = found["half_width"]
+    measured, sign = sweep.interval(slopes), predicted_sign(samples, discriminant)
+    agrees = int(np.sign(measured["mean"])) == sign
+    width = measured["half_width"]
     return {
         "samples": samples,
         "discriminant": discriminant,
         "predicted_sign": sign,
-        "trend": sweep.rounded(found),
+        "trend": sweep.rounded(measured),
         "agrees": agrees,
-        "apart_from_zero": width is not None and abs(found["mean"]) > width,
+        "apart_from_zero": width is not None and abs(measured["mean"]) > width,
     }
 
 
 def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
     """The trends of the four conditions, on banks and in the real loop."""
-    banks = [one["result"]["curves"] for one in results if "policies" in one["task"]]
-    runs = [one for one in results if "rule" in one["task"]]
+    banks = [entry["result"]["curves"] for entry in results if "policies" in entry["task"]]
+    runs = [entry for entry in results if "rule" in entry["task"]]
     summary: dict[str, Any] = {"tabular": [], "real": []}
     for samples, discriminant in CONDITIONS:
         curves = [bank[f"{samples} {discriminant}"] for bank in banks]
         slopes = [trend(range(len(curve)), curve) for curve in curves]
         summary["tabular"].append(condition(slopes, samples, discriminant))
-        mine = [one["result"]["curves"] for one in runs if one["task"]["rule"] == rule_of(samples, discriminant)]
+        mine = [entry["result"]["curves"] for entry in runs if entry["task"]["rule"] == rule_of(samples, discriminant)]
         real = condition([trend(c["step"], c["entropy"]) for c in mine], samples, discriminant)
         real["dropped_share"] = float(np.mean([np.mean(c["dropped_share"]) for c in mine]))
         summary["real"].append(real)
@@ -139,12 +139,12 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
             label = f"A {'>' if samples == 'positive' else '<'} 0, S {'>' if discriminant == 'positive' else '<'} 0"
             look: Mapping[str, Any] = {"color": figures.COLOURS[1 + index], "linewidth": 1.1, "alpha": 0.8}
             label = f"{label}: predicted {arrow}"
-            for one in results:
-                curves = one["result"]["curves"]
-                if "policies" in one["task"]:
+            for entry in results:
+                curves = entry["result"]["curves"]
+                if "policies" in entry["task"]:
                     curve = np.array(curves[f"{samples} {discriminant}"])
                     axes[0].plot(curve - curve[0], label=label, **look)
-                elif one["task"]["rule"] == rule_of(samples, discriminant):
+                elif entry["task"]["rule"] == rule_of(samples, discriminant):
                     entropy = np.array(curves["entropy"])
                     axes[1].plot(curves["step"], entropy - entropy[0], label=label, **look)
         for axis, title in zip(axes, ("banks of softmax policies", "the decoder, GRPO in TRL"), strict=True):
@@ -163,7 +163,7 @@ def main(config: FourConditionsConfig) -> dict[str, Any] | None:
     tasks: list[Any] = [TabularConditions(seed, config.policies, config.tabular_steps) for seed in config.seeds]
     size: dict[str, Any] = {"prompts": config.prompts, "generations": config.generations, "tiny": config.tiny}
     tasks += [
-        GrpoRun(rule_of(*one), seed, config.steps, samples=4, **size) for seed in config.seeds for one in CONDITIONS
+        GrpoRun(rule_of(*entry), seed, config.steps, samples=4, **size) for seed in config.seeds for entry in CONDITIONS
     ]
     record = sweep.run("four_conditions", config, tasks, work, summarise)
     if record is None:

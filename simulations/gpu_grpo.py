@@ -133,7 +133,7 @@ def warm_up(config: GpuGrpoConfig, folder: Path, console: Console) -> None:
 
 
 def run_arm(config: GpuGrpoConfig, rule: str, seed: int, warm: Path, prompts: Path, out: Path) -> dict[str, Any]:
-    """Run one arm, or take it up, and return what it wrote."""
+    """Run one arm, or resume it, and return what it wrote."""
     from entropy_theory.training.config import TrainConfig
     from entropy_theory.training.run import train
 

@@ -30,16 +30,16 @@ class GrpoRun:
 
     rule: str
     seed: int
-    steps: int  # 0 only looks at the warmed-up decoder
+    steps: int  # 0 only samples from the warmed-up decoder
     num_iterations: int = 1
     prompts: int = 16
     generations: int = 16
-    samples: int = 64  # completions per sum, with which the trained policy is looked at
+    samples: int = 64  # completions per sum, to measure the trained policy
     tiny: bool = False  # start from a decoder that is warmed up in a second
 
 
 def train(run: GrpoRun) -> dict[str, Any]:
-    """Train, and look at the trained policy.
+    """Train, and measure the trained policy.
 
     Returns:
         ``curves``: means over neighbouring steps, by name; ``final``: means over the last ten steps; ``policy``: pass
@@ -51,7 +51,7 @@ def train(run: GrpoRun) -> dict[str, Any]:
 
     start = warmed_up(run.tiny)
     if run.steps == 0:
-        return {"curves": {}, "final": {}, "policy": look(start, run)}
+        return {"curves": {}, "final": {}, "policy": measure_policy(start, run)}
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
             model=str(start),
@@ -68,7 +68,7 @@ def train(run: GrpoRun) -> dict[str, Any]:
         )
         final = train_with(config)["final"]
         lines = read_lines(config.out / "metrics.jsonl")
-        policy = look(config.out / "model", run)
+        policy = measure_policy(config.out / "model", run)
     curves: dict[str, Any] = {"step": thinned([line["step"] for line in lines])}
     for name, logged in COLUMNS.items():
         values = [line.get(logged) for line in lines]
@@ -121,8 +121,8 @@ def train_observed(
 def thinned(values: Sequence[Any], points: int = POINTS) -> list[float]:
     """Average neighbouring values, so that at most ``points`` are left."""
     parts = np.array_split(np.array(values, dtype=float), min(points, len(values)))
-    found: list[float] = rounded([float(part.mean()) for part in parts])
-    return found
+    measured: list[float] = rounded([float(part.mean()) for part in parts])
+    return measured
 
 
 def warmed_up(tiny: bool) -> Path:
@@ -133,7 +133,7 @@ def warmed_up(tiny: bool) -> Path:
     return decoder.cached_checkpoint(small if tiny else decoder.WarmupConfig())
 
 
-def look(model: Path, run: GrpoRun) -> dict[str, list[float]]:
+def measure_policy(model: Path, run: GrpoRun) -> dict[str, list[float]]:
     """Sample answers to every sum: the share that is right, and the distinct right answers."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -142,7 +142,7 @@ def look(model: Path, run: GrpoRun) -> dict[str, list[float]]:
 
     tokenizer = decoder.build_tokenizer()
     policy = AutoModelForCausalLM.from_pretrained(model, use_safetensors=True, dtype=torch.float32).eval()
-    found: dict[str, list[float]] = {"pass_rate": [], "distinct_right": []}
+    measured: dict[str, list[float]] = {"pass_rate": [], "distinct_right": []}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(run.seed)
         for target in sum_task.TARGETS:
@@ -151,13 +151,13 @@ def look(model: Path, run: GrpoRun) -> dict[str, list[float]]:
             ids = policy.generate(**prompt, do_sample=True, top_k=0, max_new_tokens=sum_task.ANSWER_LENGTH + 1)
             answers = tokenizer.batch_decode(ids[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
             right = [answer.strip() for answer in answers if sum_task.is_right(target, answer)]
-            found["pass_rate"].append(len(right) / run.samples)
-            found["distinct_right"].append(float(len(set(right))))
-    return found
+            measured["pass_rate"].append(len(right) / run.samples)
+            measured["distinct_right"].append(float(len(set(right))))
+    return measured
 
 
 def final_intervals(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Final numbers by rule, means over seeds with their intervals: bank runs, real runs, real runs of live ratios."""
+    """Final numbers by rule, means over seeds with intervals: bank runs, real runs, those of two updates a batch."""
     summary: dict[str, Any] = {}
     for name, belongs in (
         ("bank", lambda task: "policies" in task),
@@ -165,16 +165,16 @@ def final_intervals(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ("live", lambda task: task.get("num_iterations", 1) > 1),
     ):
         rules: dict[str, list[dict[str, float]]] = {}
-        for one in results:
-            if "rule" in one["task"] and one["task"]["steps"] and belongs(one["task"]):
-                rules.setdefault(one["task"]["rule"], []).append(one["result"]["final"])
+        for entry in results:
+            if "rule" in entry["task"] and entry["task"]["steps"] and belongs(entry["task"]):
+                rules.setdefault(entry["task"]["rule"], []).append(entry["result"]["final"])
         summary[name] = {
-            rule: {key: interval([one[key] for one in finals]) for key in FINALS} for rule, finals in rules.items()
+            rule: {key: interval([entry[key] for entry in finals]) for key in FINALS} for rule, finals in rules.items()
         }
         base = rules.get("none") or next(iter(rules.values()), [])
         for rule, finals in rules.items():
             if len(finals) == len(base):  # the same seeds, in the same order
-                pairs = [one["entropy"] - other["entropy"] for one, other in zip(finals, base, strict=True)]
+                pairs = [entry["entropy"] - other["entropy"] for entry, other in zip(finals, base, strict=True)]
                 summary[name][rule]["entropy_over_base"] = interval(pairs)
     return summary
 

@@ -130,7 +130,7 @@ def count_drops(task: BatchDrops) -> dict[str, Any]:
     metrics = {spec: rule(spec).apply(batch).metrics for spec in dict.fromkeys((*rules, *OFFICIAL))}
     return {
         # Clip_V also masks tokens with A = 0, which have no gradient to lose.
-        "dropped": {spec: round(found["dropped_share_negative"] * negative) for spec, found in metrics.items()},
+        "dropped": {spec: round(measured["dropped_share_negative"] * negative) for spec, measured in metrics.items()},
         "negative": negative,
         "scores": {
             spec: sweep.rounded({name: metrics[spec][f"score_{name}"] for name in ("mean", "std")}) for spec in OFFICIAL
@@ -173,12 +173,14 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Final numbers by rule; tokens dropped by batch size and rule, means over seeds."""
     drops: dict[str, dict[str, float]] = {}
     for kind in {(r["task"]["vocab_size"], r["task"]["tokens"]): None for r in results if "tokens" in r["task"]}:
-        found = [
+        measured = [
             r["result"]["dropped"]
             for r in results
             if "tokens" in r["task"] and (r["task"]["vocab_size"], r["task"]["tokens"]) == kind
         ]
-        drops[f"V={kind[0]}, n={kind[1]}"] = {spec: sum(one[spec] for one in found) / len(found) for spec in found[0]}
+        drops[f"V={kind[0]}, n={kind[1]}"] = {
+            spec: sum(entry[spec] for entry in measured) / len(measured) for spec in measured[0]
+        }
     return {"drops": drops, **grpo_runs.final_intervals(results)}
 
 

@@ -120,16 +120,16 @@ def compare(config: LensCheckConfig, seed: int) -> list[dict[str, Any]]:
     )
     table = lens(batch, config.rules, step_size=config.step_size, resamples=2, seed=seed)
     predicted = {row.rule: row.total.value for row in table.rows}
-    found = []
+    measured = []
     for spec in config.rules:
-        one = rule(spec)
-        out = one.apply(batch, generator=torch.Generator().manual_seed(seed))
+        entry = rule(spec)
+        out = entry.apply(batch, generator=torch.Generator().manual_seed(seed))
         scale = grpo.scale_of(config.step_size, int(out.denominator), policies)
         bonus = None if out.entropy_coefficients is None else out.entropy_coefficients.sum(dim=-1)
         move = grpo.move_of_logits(now, tokens, out.coefficients, scale, bonus)
         realised = float(bank.entropy_change(now, move).mean())
-        found.append({"seed": seed, "rule": str(one), "predicted": predicted[str(one)], "realised": realised})
-    return found
+        measured.append({"seed": seed, "rule": str(entry), "predicted": predicted[str(entry)], "realised": realised})
+    return measured
 
 
 def summarise(pairs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -165,14 +165,14 @@ def work(task: Any) -> dict[str, Any]:
 def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Where the sign changes, and realised against predicted change of the runs."""
     boundaries, runs = {}, {}
-    for one in results:
-        if "probs" in one["task"]:
-            falling = [p for p, c in zip(one["task"]["probs"], one["result"]["curvature"], strict=True) if c < 0]
-            boundaries[one["task"]["vocab_size"]] = max(falling) if falling else None
-    for start in {one["task"]["start"]: None for one in results if "start" in one["task"]}:
-        found = [one["result"] for one in results if one["task"].get("start") == start]
-        runs[start] = {name: sweep.interval([one[name] for one in found]) for name in ("change", "predicted")}
-        runs[start]["entropy_before"] = sweep.interval([one["entropy"][0] for one in found])
+    for entry in results:
+        if "probs" in entry["task"]:
+            falling = [p for p, c in zip(entry["task"]["probs"], entry["result"]["curvature"], strict=True) if c < 0]
+            boundaries[entry["task"]["vocab_size"]] = max(falling) if falling else None
+    for start in {entry["task"]["start"]: None for entry in results if "start" in entry["task"]}:
+        found = [entry["result"] for entry in results if entry["task"].get("start") == start]
+        runs[start] = {name: sweep.interval([entry[name] for entry in found]) for name in ("change", "predicted")}
+        runs[start]["entropy_before"] = sweep.interval([entry["entropy"][0] for entry in found])
     return {"largest_falling_prob": boundaries, "runs": runs}
 
 

@@ -92,11 +92,11 @@ def work(task: ScalingPoint) -> dict[str, Any]:
     floor = fastest(lambda: logits.amax(dim=-1), task.repeats)
     result: dict[str, Any] = {"amax": {"ns_per_logit": floor * 1e9 / logits.numel()}}
     for impl in task.implementations:
-        found = token_statistics(logits, tokens, impl=impl)
+        measured = token_statistics(logits, tokens, impl=impl)
         error = {
             name: float(
                 (
-                    (getattr(found, name).double() - getattr(exact, name)).abs()
+                    (getattr(measured, name).double() - getattr(exact, name)).abs()
                     / getattr(exact, name).abs().clamp(min=ZERO)
                 ).max()
             )
@@ -122,21 +122,21 @@ def tasks(config: ScalingConfig) -> list[ScalingPoint]:
 def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Cost and worst error of S_c by size, precision and implementation, over seeds."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    for one in results:
-        task = one["task"]
-        groups.setdefault(f"V={task['vocab_size']}, B={task['tokens']}, {task['dtype']}", []).append(one)
+    for entry in results:
+        task = entry["task"]
+        groups.setdefault(f"V={task['vocab_size']}, B={task['tokens']}, {task['dtype']}", []).append(entry)
     return {
         name: {
             impl: {
-                "ns_per_logit": sweep.interval([one["result"][impl]["ns_per_logit"] for one in found]),
+                "ns_per_logit": sweep.interval([entry["result"][impl]["ns_per_logit"] for entry in measured]),
                 "worst_error": max(
-                    one["result"][impl].get("error", {"centered_discriminant": 0.0})["centered_discriminant"]
-                    for one in found
+                    entry["result"][impl].get("error", {"centered_discriminant": 0.0})["centered_discriminant"]
+                    for entry in measured
                 ),
             }
-            for impl in ("amax", *found[0]["task"]["implementations"])
+            for impl in ("amax", *measured[0]["task"]["implementations"])
         }
-        for name, found in groups.items()
+        for name, measured in groups.items()
     }
 
 

@@ -103,15 +103,15 @@ def main(config: SharedParametersConfig) -> dict[str, Any] | None:
     tasks = [AuditRun(arm, seed, *shape, folder) for arm in config.arms for seed in config.seeds]
 
     def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-        found = summarise(audit_config(tasks[0], config))
-        return {"findings": findings.audit(found), "arms": found["arms"]}
+        measured = summarise(audit_config(tasks[0], config))
+        return {"findings": findings.audit(measured), "arms": measured["arms"]}
 
     record = sweep.run("shared_parameters", config, tasks, work, summary)
     if record is None:
         return None
     result = {
         "arms": record["summary"]["arms"],
-        "steps": [s for one in record["results"] for s in one["result"]["steps"]],
+        "steps": [s for entry in record["results"] for s in entry["result"]["steps"]],
     }
     console = Console()
     console.print(audit_table(result))

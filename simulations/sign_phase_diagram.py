@@ -132,11 +132,11 @@ def work(task: PhasePoints) -> dict[str, Any]:
     single, grpo = [], []
     centered = np.asarray(discriminant.centered_discriminant(logits, 0))
     direction = discriminant.grpo_direction(logits, np.zeros(logits.shape[:2], dtype=int))
-    one = np.zeros_like(logits)
-    one[..., 0] = 1.0
+    entry = np.zeros_like(logits)
+    entry[..., 0] = 1.0
     for size in task.sizes:
         for side in (1.0, -1.0):
-            true = np.asarray(et.entropy_change(logits, side * size * one))
+            true = np.asarray(et.entropy_change(logits, side * size * entry))
             single.append((np.sign(true) == -np.sign(side * S)[:, np.newaxis]).mean(axis=1))
             true = np.asarray(et.entropy_change(logits, side * size * direction))
             grpo.append((np.sign(true) == -np.sign(side * centered)).mean(axis=1))
@@ -170,22 +170,22 @@ def tasks(config: PhaseConfig) -> list[PhasePoints]:
 
 def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Agreement of the signs by step and by what was predicted; the error of the flip radius."""
-    found = [one["result"] for one in results]
+    found = [entry["result"] for entry in results]
     points = np.array(found[0]["points"])
     predicted_fall = {side: side * (points[:, 1] + np.log(points[:, 0])) > 0 for side in (1.0, -1.0)}
     agreement: dict[str, Any] = {}
     for name in found[0]["single"]:
         fall = predicted_fall[1.0 if name[0] == "+" else -1.0]
         agreement[name] = {
-            "single_falls": sweep.interval([float(np.mean(np.array(one["single"][name])[fall])) for one in found]),
-            "single_rises": sweep.interval([float(np.mean(np.array(one["single"][name])[~fall])) for one in found]),
-            "grpo": sweep.interval([float(np.mean(one["grpo"][name])) for one in found]),
+            "single_falls": sweep.interval([float(np.mean(np.array(entry["single"][name])[fall])) for entry in found]),
+            "single_rises": sweep.interval([float(np.mean(np.array(entry["single"][name])[~fall])) for entry in found]),
+            "grpo": sweep.interval([float(np.mean(entry["grpo"][name])) for entry in found]),
         }
     return {
         "points": len(points),
         "agreement": agreement,
-        "flips": sum(one["flips"] for one in found),
-        "largest_relative_error_of_flip": max(one["largest_relative_error_of_flip"] for one in found),
+        "flips": sum(entry["flips"] for entry in found),
+        "largest_relative_error_of_flip": max(entry["largest_relative_error_of_flip"] for entry in found),
     }
 
 

@@ -127,30 +127,30 @@ def share(tasks: Sequence[Any], which: str | None) -> list[Any]:
     """Choose the tasks of a share ``i/n``, every n-th from the i-th on; all of them for None."""
     if which is None:
         return list(tasks)
-    found = re.fullmatch(r"(\d+)/(\d+)", which)
-    if not found or not int(found[1]) < int(found[2]):
+    measured = re.fullmatch(r"(\d+)/(\d+)", which)
+    if not measured or not int(measured[1]) < int(measured[2]):
         raise invalid("task", "i/n with 0 <= i < n, such as 0/4", repr(which))
-    return list(tasks[int(found[1]) :: int(found[2])])
+    return list(tasks[int(measured[1]) :: int(measured[2])])
 
 
 def read(name: str) -> dict[str, Any]:
     """Read a recorded sweep."""
-    found: dict[str, Any] = records.read_json(RESULTS / f"{name}.json")
-    return found
+    measured: dict[str, Any] = records.read_json(RESULTS / f"{name}.json")
+    return measured
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
     """Mean over seeds, half-width of the 95 % t-interval (None for one seed) and the seeds' values, as data."""
     from entropy_theory.intervals import t_interval
 
-    found = t_interval([float(value) for value in values])
-    return {"mean": found.mean, "half_width": found.half_width, "values": list(found.values)}
+    measured = t_interval([float(value) for value in values])
+    return {"mean": measured.mean, "half_width": measured.half_width, "values": list(measured.values)}
 
 
-def shown(found: Mapping[str, Any], digits: int = 3) -> str:
+def shown(measured: Mapping[str, Any], digits: int = 3) -> str:
     """Print an interval of `interval`."""
-    width = found["half_width"]
-    return f"{found['mean']:.{digits}f}" + ("" if width is None else f" ± {width:.{digits}f}")
+    width = measured["half_width"]
+    return f"{measured['mean']:.{digits}f}" + ("" if width is None else f" ± {width:.{digits}f}")
 
 
 def rounded(values: Any, digits: int = 5) -> Any:

@@ -4,7 +4,7 @@
     python simulations/trl_options.py --no-write # prints it
 
 Every option trains for two steps on each of two generation batches, three times: with plain TRL, with the rule "none",
-and with the rule that is TRL's own surrogate, which then is computed by the live seam.
+and with the rule that is TRL's own surrogate, which then computes its loss at every update.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def measure(option: Option, model: Path) -> Row:
         raise RuntimeError(f"{option.name}: plain TRL did not move")
 
     def distance(rule: str) -> float:
-        _, found = _train(option, model, rule)
-        return 0.0 if torch.equal(found, plain) else torch.linalg.norm(found - plain).item() / size
+        _, measured = _train(option, model, rule)
+        return 0.0 if torch.equal(measured, plain) else torch.linalg.norm(measured - plain).item() / size
 
     return Row(option, distance("none"), None if option.own is None else distance(option.own))
 

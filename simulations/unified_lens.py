@@ -116,25 +116,25 @@ class Cut:
         columns = [np.asarray(x, dtype=np.float64).ravel() for x in (probs, ratio, advantages, centered)]
         _, r, A, _ = columns
         self.tokens += r.size
-        found = np.stack([columns[0], columns[3], -r * A * columns[3]])  # p, S_c, predicted effect but for η/n
+        measured = np.stack([columns[0], columns[3], -r * A * columns[3]])  # p, S_c, predicted effect but for η/n
         for name, which in (
             ("high", (A > 0) & (r > 1 + HIGH)),
             ("low", (A < 0) & (r < 1 - LOW)),
             ("back", (A > 0) & (r > 1 + HIGH) & (r <= 1 + HIGHER)),
             ("all", A != 0),
         ):
-            self.parts[name].append(found[:, which])
+            self.parts[name].append(measured[:, which])
 
     def result(self) -> dict[str, Any]:
         """Number, probabilities and signs of the tokens of each kind."""
-        found: dict[str, Any] = {"tokens": self.tokens}
+        measured: dict[str, Any] = {"tokens": self.tokens}
         parts = {name: np.concatenate(several, axis=1) for name, several in self.parts.items()}
         parts["cut"] = np.concatenate([parts["high"], parts["low"]], axis=1)
         for name, (p, centered, effect) in parts.items():
-            found[name] = {"count": p.size, "histogram": np.histogram(p, BINS)[0].tolist()}
+            measured[name] = {"count": p.size, "histogram": np.histogram(p, BINS)[0].tolist()}
             if p.size:
                 q50, q90, q99 = (float(q) for q in np.quantile(p, (0.5, 0.9, 0.99)))
-                found[name] |= sweep.rounded(
+                measured[name] |= sweep.rounded(
                     {
                         "median_p": q50,
                         "p90": q90,
@@ -146,7 +146,7 @@ class Cut:
                         "rising_share_of_effect": float(effect[effect > 0].sum() / np.abs(effect).sum()),
                     }
                 )
-        return found
+        return measured
 
 
 def clipped_in_bank(task: ClippedInBank) -> dict[str, Any]:
@@ -290,15 +290,17 @@ def work(task: Any) -> dict[str, Any]:
 def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
     """The numbers of each observation, means over seeds."""
 
-    def cut_tokens(found: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        seen = list(found)
+    def cut_tokens(measured: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        seen = list(measured)
         table: dict[str, Any] = {}
         for kind in ("all", "cut", "high", "low", "back"):
-            counted = [one for one in seen if one[kind]["count"]]
+            counted = [entry for entry in seen if entry[kind]["count"]]
             if counted:
                 names = [name for name in counted[0][kind] if name not in ("histogram", "count")]
-                table[kind] = {name: sweep.interval([one[kind][name] for one in counted]) for name in names}
-                table[kind]["share_of_tokens"] = sweep.interval([one[kind]["count"] / one["tokens"] for one in counted])
+                table[kind] = {name: sweep.interval([entry[kind][name] for entry in counted]) for name in names}
+                table[kind]["share_of_tokens"] = sweep.interval(
+                    [entry[kind]["count"] / entry["tokens"] for entry in counted]
+                )
         return table
 
     def of(**fields: Any) -> list[dict[str, Any]]:
@@ -331,7 +333,7 @@ def main(config: LensConfig) -> dict[str, Any] | None:
         for place in ("bank", "model"):
             print(f"\n(1) and (2): tokens outside PPO's band, {place}; means over seeds ± 95 % t-intervals")
             for kind, row in summary[f"cut_in_{place}"].items():
-                words = ", ".join(f"{name.replace('_', ' ')} {sweep.shown(found)}" for name, found in row.items())
+                words = ", ".join(f"{name.replace('_', ' ')} {sweep.shown(measured)}" for name, measured in row.items())
                 print(f"{kind:5}{words}")
         print(f"\n(2): ratio clipping on the bank, {config.iterations} updates per batch")
         for rule, row in summary["ratio_clipping"].items():

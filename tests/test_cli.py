@@ -14,6 +14,8 @@ import pytest
 from entropy_theory import cli
 from entropy_theory.theory import discriminant
 
+BATCH = Path(__file__).parent / "control" / "grpo_batch.safetensors"
+
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
@@ -39,10 +41,14 @@ def test_help_of_a_command_explains_every_option(name: str, capsys: pytest.Captu
         (["verify", "--fast"], "fast"),
         (["simulate", "toy", "--vocab-size", "1"], "vocab_size: expected an integer >= 2, received 1"),
         (["simulate", "toy", "--rule", "clip-bb"], "did you mean 'clip-b'"),
+        (["lens", "no-such.safetensors"], "expected a TokenBatch file"),
+        (["lens", str(BATCH), "--rules", "clip-bb"], "did you mean 'clip-b'"),
+        (["lens", str(BATCH), "--step-size", "-1"], "step_size: expected a finite number > 0"),
+        (["lens"], "lens:"),
         (["demo", "--steps", "0"], "steps: expected an integer >= 1"),
         (["demo", "--seeds", "1", "1"], "seeds: expected one or more different integers"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
 )
 def test_wrong_arguments(words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     before = Path.cwd()
@@ -70,19 +76,8 @@ def test_a_failed_check_ends_with_status_1(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_simulate_toy_ends_with_a_table_and_a_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
-        "simulate",
-        "toy",
-        "--policies",
-        "20",
-        "--vocab-size",
-        "10",
-        "--steps",
-        "5",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    assert cli.main(words) == 0
+    words = ["simulate", "toy", "--policies", "20", "--vocab-size", "10", "--steps", "5"]
+    assert cli.main([*words, "--out", str(tmp_path / "run")]) == 0
     assert "realised on predicted, slope" in capsys.readouterr().out
     assert (tmp_path / "run" / "simulation.png").stat().st_size > 1000
 
@@ -94,6 +89,26 @@ def test_simulate_vocab_is_the_same_at_another_size(tmp_path: Path, capsys: pyte
     configuration = json.loads((tmp_path / "config.json").read_text())["configuration"]
     assert (configuration["dtype"], configuration["initialisation"]) == ("float32", "forking")
     assert (tmp_path / "simulation.png").stat().st_size > 1000
+
+
+def test_lens_prints_and_plots_all_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["lens", str(BATCH), "--resamples", "50", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("clip-b", "entropy-budget", "vs none", "random", "groups resampled"))
+    table = json.loads((tmp_path / "lens.json").read_text())
+    assert table["tokens"] == 511
+    assert {"none", "clip-v", "stare", "w-reinforce"} <= {row["rule"] for row in table["rows"]}
+    assert (tmp_path / "lens.png").stat().st_size > 5000
+
+
+def test_lens_of_chosen_rules(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    words = ["--rules", "clip-b(mu=0.5)", "clip-v(drop_fraction=0.02)|ppo-clip", "--resamples", "20"]
+    assert cli.main(["lens", str(BATCH), *words]) == 0
+    out = capsys.readouterr().out
+    assert "clip-b(mu=0.5)" in out
+    assert "entropy-budget" not in out
 
 
 def test_a_part_ends_with_the_process_that_started_it() -> None:

@@ -41,7 +41,7 @@ def agreement(
         realised: y, (n,), nats.
         resampling: Clusters and weights.
         floor: Changes of at most this size have no sign that could agree.
-        where: Positions to look at; default: all.
+        where: Positions to compare; default: all.
 
     Returns:
         ``positions``, and for each of ESTIMATES a dict of ``value``, ``low``, ``high``, the percentile interval; None
@@ -50,8 +50,8 @@ def agreement(
 
     Example:
         >>> x = np.array([1.0, -1.0, 2.0])
-        >>> found = agreement(x, 3 * x, Resampling.draw([np.array([0, 1, 2])], 10, 0))
-        >>> [round(found[name]["value"], 6) for name in ESTIMATES]
+        >>> estimates = agreement(x, 3 * x, Resampling.draw([np.array([0, 1, 2])], 10, 0))
+        >>> [round(estimates[name]["value"], 6) for name in ESTIMATES]
         [1.0, 3.0, 1.0, 0.555556, 1.0, 1.0]
     """
     from scipy.stats import rankdata
@@ -88,8 +88,8 @@ def shares(pieces: Mapping[str, Array], resampling: Resampling) -> dict[str, Any
 
     Example:
         >>> pieces = {"a": np.array([1.0, 2.0]), "b": np.array([-3.0, 2.0])}
-        >>> found = shares(pieces, Resampling.draw([np.array([0, 1])], 5, 0))
-        >>> found["a"]["value"], found["b"]["value"]
+        >>> estimates = shares(pieces, Resampling.draw([np.array([0, 1])], 5, 0))
+        >>> estimates["a"]["value"], estimates["b"]["value"]
         (0.375, 0.625)
     """
     whole = np.sum([np.abs(piece) for piece in pieces.values()], axis=0)

@@ -1,4 +1,4 @@
-"""One optimizer step of a real model, looked at position by position on the batch that it was made from.
+"""One optimizer step of a real model, measured position by position on the batch that it was made from.
 
 What the step did to the entropy of each position is set beside what the theory says it would do: the tabular theory,
 which lets every token (or every context) have logits of its own, and the first order in the parameters,
@@ -210,8 +210,8 @@ class _View:
         """Rows that one forward may hold, and where their positions are among all."""
         if self._rows is None:
             with torch.no_grad():
-                one = self._logits(self.start, slice(0, 1))
-            self._rows = max(1, LOGITS_BUDGET // (one.numel() * one.element_size()))
+                first = self._logits(self.start, slice(0, 1))
+            self._rows = max(1, LOGITS_BUDGET // (first.numel() * first.element_size()))
         done = 0
         for start in range(0, self.ids.shape[0], self._rows):
             rows = slice(start, start + self._rows)
@@ -231,7 +231,7 @@ class _View:
     def everywhere(self, delta: Parameters) -> dict[str, Tensor]:
         """Everything that all positions get; the tabular orders for a step of 1."""
         names = ("entropy", "parameters", "token_1", "token_2", "quadrant")
-        found: dict[str, list[Tensor]] = {name: [] for name in names}
+        collected: dict[str, list[Tensor]] = {name: [] for name in names}
         shared = torch.bincount(self.contexts)[self.contexts] > 1
         of_shared: dict[int, Tensor] = {}  # logits of the contexts with several tokens; the vocabulary may be large
         for rows, here in self._blocks():
@@ -249,10 +249,10 @@ class _View:
             first, second = -c * statistics.centered_discriminant, 0.5 * c.square() * statistics.grpo_curvature
             quadrant = _quadrants(statistics, c)
             for name, value in zip(names, (entropy, slope, first, second, quadrant), strict=True):
-                found[name].append(value)
+                collected[name].append(value)
             for place in shared[here].nonzero()[:, 0].tolist():
                 of_shared.setdefault(int(self.contexts[here][place]), logits[place].clone())
-        arrays = {name: torch.cat(parts) for name, parts in found.items()}
+        arrays = {name: torch.cat(parts) for name, parts in collected.items()}
         sums = torch.zeros(int(self.contexts.max()) + 1, dtype=arrays["token_1"].dtype, device=self.contexts.device)
         arrays["context_1"] = sums.index_add(0, self.contexts, arrays["token_1"])[self.contexts]
         arrays["context_2"] = arrays["token_2"].clone()
@@ -298,7 +298,7 @@ class _View:
         chosen = order[:positions].sort().values.to(self.mask.device)
         where = self.mask.nonzero()[chosen].tolist()
         head = self._head()
-        found: dict[str, list[float]] = {name: [] for name in PIECES}
+        collected: dict[str, list[float]] = {name: [] for name in PIECES}
         through_head = []
         for place, (row, time) in zip(chosen.tolist(), where, strict=True):
             leaves = {name: value.clone().requires_grad_() for name, value in self.start.items()}
@@ -313,14 +313,14 @@ class _View:
             total = _dot(slope, directions["gradient"])
             mine = scale * _dot(slope, _gradient(own, leaves))
             all_here = scale * _dot(slope, _gradient(context, leaves))
-            found["own"].append(mine)
-            found["context"].append(all_here - mine)
-            found["sharing"].append(total - all_here)
+            collected["own"].append(mine)
+            collected["context"].append(all_here - mine)
+            collected["sharing"].append(total - all_here)
             for name in ("rest", "preconditioning", "momentum"):
-                found[name].append(_dot(slope, directions[name]))
+                collected[name].append(_dot(slope, directions[name]))
             if head is not None:
                 through_head.append(float((slope[head] * directions["gradient"][head]).sum()))
-        tensor = {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
+        tensor = {name: torch.tensor(values, dtype=torch.float64) for name, values in collected.items()}
         tensor["chosen"] = chosen
         if head is not None:
             tensor["output"] = torch.tensor(through_head, dtype=torch.float64)
@@ -332,7 +332,7 @@ class _View:
     # -- the output matrix --------------------------------------------------------------------------------------------
 
     def _head(self) -> str | None:
-        """Name the output matrix among the trained parameters; None if there is none of its own."""
+        """Name the output matrix among the trained parameters; None if it has none, or shares it."""
         model: Any = self.model
         if not hasattr(model, "get_output_embeddings"):
             return None

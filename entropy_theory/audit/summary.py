@@ -24,7 +24,7 @@ def summarise(config: AuditConfig) -> dict[str, Any]:
         ``predictors``, the `agreement` of each of PREDICTORS and of the second orders ``token_2`` and ``context_2`` at
         the fitted step size; ``quadrants`` and ``deciles``, the same by quadrant of (A, S_c) and by decile of entropy;
         ``pieces``, their `shares` of the first order; ``own_effect``, the agreement of ``token`` and ``context`` with
-        the very part of the first order that they speak of, not with the realised change; ``scatter``, some positions.
+        the part of the first order that they predict, not with the realised change; ``scatter``, some positions.
     """
     rows, arms = [], {}
     for arm in config.arms:
@@ -49,8 +49,8 @@ def _row(arm: str, seed: int, arrays: dict[str, Array], scalars: dict[str, float
     means = {f"mean_{name}": arrays[key].mean() for name, key in PREDICTORS.items()}
     alone, floor = Resampling.draw([arrays["group"]], 1, seed=0), scalars["noise_floor"]
     for name, key in PREDICTORS.items():
-        found = agreement(arrays[key], arrays["realised"], alone, floor=floor)
-        means |= {f"{kind}_{name}": e["value"] for kind in ("sign_agreement", "r2_fitted") if (e := found[kind])}
+        estimated = agreement(arrays[key], arrays["realised"], alone, floor=floor)
+        means |= {f"{kind}_{name}": e["value"] for kind in ("sign_agreement", "r2_fitted") if (e := estimated[kind])}
     whole, chosen = sum(arrays[name] for name in PIECES), arrays["chosen"]
     size = np.abs(arrays["parameters"][chosen]).max()
     checks = {"sum_error": np.abs(whole - arrays["parameters"][chosen]).max() / size}
@@ -75,9 +75,9 @@ def _arm(steps: list[dict[str, Array]], floor: float, config: AuditConfig) -> di
 
     overall = compared()
     for name in ("token", "context"):
-        found = overall[name]["slope"]
-        if found is not None:  # the second order at the step size that the first one was fitted to
-            x = found["value"] * predictions[name] + found["value"] ** 2 * joined(f"{name}_2")
+        estimated = overall[name]["slope"]
+        if estimated is not None:  # the second order at the step size that the first one was fitted to
+            x = estimated["value"] * predictions[name] + estimated["value"] ** 2 * joined(f"{name}_2")
             overall[f"{name}_2"] = agreement(x, realised, resampling, floor=floor)
     edges = np.quantile(entropy, np.linspace(0, 1, 11))
     tenth = np.clip(np.searchsorted(edges, entropy, side="right") - 1, 0, 9)
@@ -87,9 +87,9 @@ def _arm(steps: list[dict[str, Array]], floor: float, config: AuditConfig) -> di
     ]
     taken = Resampling.draw([arrays["group"][arrays["chosen"]] for arrays in steps], config.resamples, seed=0)
     pieces = {name: joined(name) for name in PIECES}
-    spoken_of = {"token": pieces["own"], "context": pieces["own"] + pieces["context"]}
+    predicted_part = {"token": pieces["own"], "context": pieces["own"] + pieces["context"]}
     own_effect = {}
-    for name, part in spoken_of.items():
+    for name, part in predicted_part.items():
         x = np.concatenate([arrays[f"{name}_1"][arrays["chosen"]] for arrays in steps])
         own_effect[name] = agreement(x, part, taken)
     some = np.random.default_rng(0).permutation(len(realised))[:SCATTER]

@@ -267,7 +267,7 @@ class TokenBatch:
             >>> TokenBatch(x, x, x, x + 1).require("rewards", by="w-reinforce")
             Traceback (most recent call last):
             ...
-            ValueError: rewards: expected a tensor, which w-reinforce needs (...), received None
+            entropy_theory.errors.InputError: rewards: expected a tensor, which w-reinforce needs (...), received None
         """
         for name in names:
             if not self.available(name):
@@ -340,7 +340,7 @@ class TokenBatch:
             >>> TokenBatch.load("no-such-file.safetensors")
             Traceback (most recent call last):
             ...
-            ValueError: path: expected a TokenBatch file in safetensors format, received no-such-file.safetensors (...)
+            entropy_theory.errors.InputError: path: expected a TokenBatch file in safetensors format, received ...
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file

@@ -67,7 +67,7 @@ class Context:
             >>> rule("random-mask(fraction=0.5)").apply(TokenBatch(x, -x, torch.tensor([1.0]), torch.ones(1, 2)))
             Traceback (most recent call last):
             ...
-            ValueError: generator: expected a torch.Generator, ... for random-mask(fraction=0.5), received None
+            entropy_theory.errors.InputError: generator: expected a torch.Generator, ... for ...
         """
         if self.generator is None:
             raise invalid("generator", f"a torch.Generator, in the same state on every rank, for {rule}", None)

@@ -99,7 +99,7 @@ class DistributedReducer:
         >>> DistributedReducer()
         Traceback (most recent call last):
         ...
-        ValueError: group: expected an initialised process group (torch.distributed.init_process_group), received None
+        entropy_theory.errors.InputError: group: expected an initialised process group ...
     """
 
     group: Any = None

@@ -81,7 +81,7 @@ def rule(spec: str | Rule, **params: object) -> Rule:
         >>> rule("clip-bb")
         Traceback (most recent call last):
         ...
-        ValueError: rule: expected one of ..., received 'clip-bb'; did you mean 'clip-b'?
+        entropy_theory.errors.InputError: rule: expected one of ..., received 'clip-bb'; did you mean 'clip-b'?
     """
     if isinstance(spec, Rule):
         if params:

@@ -59,7 +59,7 @@ class Rollouts:
         items: The rollouts, in file order.
         source: The file.
         grouped_by: "group", the recorded field, or "prompt": equal prompts make a group.
-        rewards: The columns whose weighted sum is the reward, and what speaks for them.
+        rewards: The columns whose weighted sum is the reward, and the evidence for them.
         sampling: What the log says about the sampling.
         left_out: Why some rollouts of the file are not among the items, with counts.
     """

@@ -104,9 +104,6 @@ def order(result: Mapping[str, float]) -> str:
 def official_thresholds(shares: Mapping[str, float]) -> str:
     """State what the official thresholds would have dropped in this run.
 
-    Args:
-        shares: Per rule the share of all tokens of the uncontrolled arm that it would have dropped.
-
     Example:
         >>> official_thresholds({"clip-b": 0.0001, "clip-v": 0.0})
         'At the official thresholds, asked at every step of the GRPO arm, clip-b would have dropped 0.010% of the...'
@@ -124,11 +121,7 @@ def official_thresholds(shares: Mapping[str, float]) -> str:
 
 
 def predictions(results: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """State how well the first order predicts exact changes.
-
-    Args:
-        results: Per title a dict with ``slope``, ``slope_error`` and ``step_size``.
-    """
+    """State how well the first order predicts exact changes."""
     return [
         f"{title}: at a step of {result['step_size']:g} the realised change is {result['slope']:.5f} "
         f"times the predicted one (standard error {result['slope_error']:.0e})."
@@ -163,22 +156,22 @@ def audit(result: Mapping[str, Any]) -> list[str]:
     """
     from entropy_theory.report.figures.audit import ARMS
 
-    return [f"{ARMS.get(arm, arm)}: {_audited(found, result, arm)}" for arm, found in result["arms"].items()]
+    return [f"{ARMS.get(arm, arm)}: {_audited(measured, result, arm)}" for arm, measured in result["arms"].items()]
 
 
-def _audited(found: Mapping[str, Any], result: Mapping[str, Any], arm: str) -> str:
+def _audited(measured: Mapping[str, Any], result: Mapping[str, Any], arm: str) -> str:
     def shown(name: str, kind: str, where: str = "predictors", form: str = ".0%") -> str:
-        numbers = found[where][name] if kind == "share" else found[where][name][kind]
+        numbers = measured[where][name] if kind == "share" else measured[where][name][kind]
         if numbers is None:
             return "none"
         return f"{numbers['value']:{form}} [{numbers['low']:{form}}, {numbers['high']:{form}}]"
 
-    sign = found["predictors"]["token"]["sign_agreement"]
+    sign = measured["predictors"]["token"]["sign_agreement"]
     if sign is None:
         return "no position had both a prediction and a change."
     chance = ", no better than chance" if sign["low"] <= 0.5 <= sign["high"] else ""
-    parts = {name.upper(): rows["token"]["sign_agreement"] for name, rows in found["quadrants"].items()}
-    parts |= {f"H from {d['low']:.2g} to {d['high']:.2g}": d["token"]["sign_agreement"] for d in found["deciles"]}
+    parts = {name.upper(): rows["token"]["sign_agreement"] for name, rows in measured["quadrants"].items()}
+    parts |= {f"H from {d['low']:.2g} to {d['high']:.2g}": d["token"]["sign_agreement"] for d in measured["deciles"]}
     ranked = sorted((e["value"], name) for name, e in parts.items() if e is not None and name != "NONE")
     (low, worst), (high, best) = ranked[0], ranked[-1]
     rows = [row for row in result["steps"] if row["arm"] == arm]

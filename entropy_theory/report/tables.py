@@ -1,4 +1,4 @@
-"""Tables for the terminal."""
+"""Tables for the terminal of what `Report`, `SimulationResult.summary`, `LensTable` and `audit` give as plain data."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 
 def verification_table(report: Mapping[str, Any]) -> Table:
-    """Lay out a verification report: a row per check, with the verdict in words that name its kind.
-
-    Args:
-        report: ``Report.to_dict()``.
-    """
+    """Lay out a verification report: a row per check, with the verdict in words that name its kind."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -39,11 +35,7 @@ def verification_table(report: Mapping[str, Any]) -> Table:
 
 
 def verification_summary(report: Mapping[str, Any]) -> Table:
-    """Lay out a verification report in short: a row per statement, with the kinds of check it passed.
-
-    Args:
-        report: ``Report.to_dict()``.
-    """
+    """Lay out a verification report in short: a row per statement, with the kinds of check it passed."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -62,11 +54,7 @@ def verification_summary(report: Mapping[str, Any]) -> Table:
 
 
 def simulation_table(summary: Mapping[str, float]) -> Table:
-    """Lay out a simulation's summary.
-
-    Args:
-        summary: ``SimulationResult.summary``.
-    """
+    """Lay out a simulation's summary."""
     from rich.table import Table
 
     table = Table(show_header=False)
@@ -87,12 +75,7 @@ def simulation_table(summary: Mapping[str, float]) -> Table:
 
 
 def arms_table(finals: Mapping[str, Mapping[str, Interval]], rules: Mapping[str, str]) -> Table:
-    """Lay out how the arms of the demo ended: means over seeds with 95 % t-intervals.
-
-    Args:
-        finals: Per arm and metric the interval over seeds.
-        rules: The rule of each arm.
-    """
+    """Lay out how the arms of the demo ended: means over seeds with 95 % t-intervals."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -117,11 +100,7 @@ def arms_table(finals: Mapping[str, Mapping[str, Interval]], rules: Mapping[str,
 
 
 def lens_table(table: Mapping[str, Any]) -> Table:
-    """Lay out the predicted changes of entropy of all rules on one batch; the data has more than fits a terminal.
-
-    Args:
-        table: ``LensTable.to_dict()``.
-    """
+    """Lay out the predicted changes of entropy of all rules on one batch; the data has more than fits a terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -151,31 +130,27 @@ def lens_table(table: Mapping[str, Any]) -> Table:
 
 
 def audit_table(result: Mapping[str, Any]) -> Table:
-    """Lay out an audit: for each optimizer, how predicted changes of entropy agree with realised ones.
-
-    Args:
-        result: What ``audit.run.audit`` returns.
-    """
+    """Lay out an audit: for each optimizer, how predicted changes of entropy agree with realised ones."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from entropy_theory.report.figures.audit import ARMS, PREDICTIONS
 
-    def cell(found: Mapping[str, float] | None, form: str, interval: bool = True) -> str:
-        if found is None:
+    def cell(measured: Mapping[str, float] | None, form: str, interval: bool = True) -> str:
+        if measured is None:
             return "—"
-        value = format(found["value"], form)
-        return f"{value}\n\\[{found['low']:{form}}, {found['high']:{form}}]" if interval else value
+        value = format(measured["value"], form)
+        return f"{value}\n\\[{measured['low']:{form}}, {measured['high']:{form}}]" if interval else value
 
     names = PREDICTIONS | {"token_2": "own token, 2nd order", "context_2": "own context, 2nd order"}
     table = Table(title="predicted against realised ΔH, position by position", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("prediction", max_width=16)
     for name in ("sign right", "slope", "R², fitted", "actual", "rank corr."):
         table.add_column(name, justify="right", no_wrap=True)
-    for arm, found in result["arms"].items():
+    for arm, measured in result["arms"].items():
         table.add_row(f"[bold]{ARMS.get(arm, arm)}[/]")
         for name in ("token", "token_2", "context", "context_2", "parameters"):
-            row = found["predictors"].get(name)
+            row = measured["predictors"].get(name)
             if row is None:
                 continue
             table.add_row(
@@ -187,7 +162,7 @@ def audit_table(result: Mapping[str, Any]) -> Table:
                 cell(row["rank_correlation"], ".2f"),
                 end_section=name == "parameters",
             )
-    positions = ", ".join(f"{ARMS.get(arm, arm)} {found['positions']:,}" for arm, found in result["arms"].items())
+    positions = ", ".join(f"{ARMS.get(arm, arm)} {measured['positions']:,}" for arm, measured in result["arms"].items())
     table.caption = (
         f"positions: {positions}; 95 % intervals resample steps and prompt groups; slope: of the realised change on "
         "the predicted one at the actual step size, the learning rate of SGD or the multiple of the gradient that is "

@@ -109,11 +109,6 @@ def reward(completions: Sequence[str], expression: Sequence[str], **extra: Any) 
 def draw(generator: np.random.Generator, numbers: int = 5, largest: int = 20) -> str:
     """Draw an expression.
 
-    Args:
-        generator: The source of randomness.
-        numbers: How many numbers it has.
-        largest: The largest of them; factors of a product are at most 9.
-
     Example:
         >>> draw(np.random.default_rng(2), numbers=4)
         '17-4*6+18'
@@ -132,12 +127,7 @@ def draw(generator: np.random.Generator, numbers: int = 5, largest: int = 20) ->
 
 
 def derive(expression: str, generator: np.random.Generator, wrong: bool = False) -> str:
-    """Write an answer that takes one operation at a time, in a random order.
-
-    Args:
-        expression: What to reduce.
-        generator: The source of randomness.
-        wrong: Whether one operation gives a number that is off by 1 to 9.
+    """Write an answer that takes one operation at a time, in a random order; if `wrong`, one of them is off by 1 to 9.
 
     Example:
         >>> derive("3+4*5-6", np.random.default_rng(0))
@@ -170,18 +160,7 @@ def derive(expression: str, generator: np.random.Generator, wrong: bool = False)
 def demonstrations(
     count: int, wrong_share: float, generator: np.random.Generator, numbers: int = 5, largest: int = 20
 ) -> list[tuple[str, str]]:
-    """Draw prompts with answers for the supervised warm-up, some of them wrong on purpose.
-
-    Args:
-        count: How many.
-        wrong_share: Probability in [0, 1] that one step of an answer is wrong.
-        generator: The source of randomness.
-        numbers: Numbers per expression.
-        largest: The largest of them.
-
-    Returns:
-        Pairs of prompt and answer.
-    """
+    """Draw prompts with answers for the supervised warm-up, some of them wrong on purpose."""
     if not 0 <= wrong_share <= 1:
         raise invalid("wrong_share", "a probability in [0, 1]", wrong_share)
     pairs = []
@@ -192,14 +171,7 @@ def demonstrations(
 
 
 def dataset(count: int, seed: int, numbers: int = 5, largest: int = 20) -> Dataset:
-    """Build the prompts for GRPO: columns ``prompt`` and ``expression``.
-
-    Args:
-        count: Number of rows.
-        seed: Seed of the draw.
-        numbers: Numbers per expression.
-        largest: The largest of them.
-    """
+    """Build the prompts for GRPO: columns ``prompt`` and ``expression``."""
     from datasets import Dataset
 
     generator = np.random.default_rng(seed)

@@ -60,15 +60,7 @@ def is_right(target: int, answer: str) -> bool:
 
 
 def reward(completions: Sequence[str], target: Sequence[int], **_: object) -> list[float]:
-    """Reward function in TRL's form: 1.0 for a right answer, 0.0 otherwise.
-
-    Args:
-        completions: The texts that the policy wrote.
-        target: The asked sums, a column of the dataset.
-
-    Returns:
-        One reward per completion.
-    """
+    """Reward function in TRL's form: 1.0 for a right answer, 0.0 otherwise."""
     return [float(is_right(t, c)) for t, c in zip(target, completions, strict=True)]
 
 
@@ -102,14 +94,6 @@ def demonstrations(count: int, wrong_share: float, generator: np.random.Generato
 
     Right answers are uniform over all right answers of a uniform target; wrong ones are four uniform digits. The wrong
     share leaves the policy room to improve, so that reinforcement learning has something to do.
-
-    Args:
-        count: Number of texts.
-        wrong_share: Probability in [0, 1] that an answer ignores the target.
-        generator: The source of randomness.
-
-    Returns:
-        The texts, prompt and answer together.
     """
     if not 0 <= wrong_share <= 1:
         raise invalid("wrong_share", "a probability in [0, 1]", wrong_share)
@@ -126,15 +110,7 @@ def demonstrations(count: int, wrong_share: float, generator: np.random.Generato
 
 
 def dataset(count: int, seed: int) -> Dataset:
-    """Build the prompts for GRPO: columns ``prompt`` and ``target``, targets uniform.
-
-    Args:
-        count: Number of rows.
-        seed: Seed of the draw.
-
-    Returns:
-        A ``datasets.Dataset`` as TRL takes it.
-    """
+    """Build the prompts for GRPO: columns ``prompt`` and ``target``, targets uniform."""
     from datasets import Dataset
 
     targets = np.random.default_rng(seed).integers(TARGETS.start, TARGETS.stop, count).tolist()

@@ -29,13 +29,13 @@ class TrainConfig:
         dataset_split: Split of the dataset.
         reward: Reward function in TRL's form as module:function; needed with --dataset.
         rule: Entropy-control rule, such as clip-b, "clip-b(mu=1)", "clip-b|clip-higher" or none.
-        observe: Further rules that are asked at every step what they would drop, and change nothing.
+        observe: Further rules whose metrics are recorded at every step; they change nothing.
         steps: Optimizer steps.
         prompts_per_step: Prompts in one generation batch.
         generations: Completions per prompt, the group of GRPO.
         gradient_accumulation: Micro-batches per optimizer step and process; the batch stays the same.
-        num_iterations: Passes over one generation batch (the ratio is clipped from the second on: by TRL, or by a rule
-            of the live ratio such as clip-higher).
+        num_iterations: Optimizer passes over one generation batch. From the second on the importance ratio is no
+            longer 1 and is clipped: by TRL, or by a ratio-based rule (one evaluated at every update) as clip-higher.
         max_completion_length: Tokens per completion; default: 8 on the sum task, 64 on a --task, else 256.
         learning_rate: Constant rate of AdamW; default: 6e-4 for the small decoder, else 1e-6.
         temperature: Sampling temperature; the statistics are those of the tempered policy.
@@ -44,7 +44,8 @@ class TrainConfig:
         bf16: Mixed precision with bfloat16.
         gradient_checkpointing: Recompute activations in the backward pass.
         realised_every: Measure the realised entropy change on the same tokens every k generations; 0: never.
-        scoring: "auto" scores inside the training forward where that is exact; "batch" never, "one-pass" always.
+        scoring: Where token statistics are computed: "auto", inside the training forward where that is exact; "batch",
+            in a forward of their own; "one-pass", always inside the training forward.
         save_batches: Save the token statistics of every k-th generation batch to OUT/batches, for the lens; 0: never.
         save_every: Steps between checkpoints; a run that was killed resumes from the last one and ends with the same
             numbers. Rounded up to whole generation batches.

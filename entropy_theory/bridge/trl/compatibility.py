@@ -29,7 +29,7 @@ def check_trl_version(installed: str) -> None:
         >>> check_trl_version("0.29.0")
         Traceback (most recent call last):
         ...
-        ValueError: trl: expected a release in >=1.0,<2,!=1.15.*, received 0.29.0
+        entropy_theory.errors.InputError: trl: expected a release in >=1.0,<2,!=1.15.*, received 0.29.0
     """
     release = Version(installed)
     # Compared by hand: SpecifierSet would reject the pre-releases and dev builds of a supported release.

@@ -338,7 +338,7 @@ def attach(trainer: Any, rule: str | Rule | None = None, **options: Any) -> Any:
         >>> attach("a trainer", "clip-b")
         Traceback (most recent call last):
         ...
-        ValueError: trainer: expected a GRPOTrainer or RLOOTrainer, received str
+        entropy_theory.errors.InputError: trainer: expected a GRPOTrainer or RLOOTrainer, received str
     """
     check_trl_version(version("trl"))
     if not isinstance(trainer, GRPOTrainer | RLOOTrainer):

@@ -78,7 +78,7 @@ def check_batch_rule(rule: Rule) -> None:
         >>> check_batch_rule(build_rule("clip-b|ppo-clip"))
         Traceback (most recent call last):
         ...
-        ValueError: rule: expected a rule that is fixed once per batch (the ratio-based part 'ppo-clip' belongs into
+        entropy_theory.errors.InputError: rule: expected a rule that is fixed once per batch (the ratio-based ...
         the policy loss), received 'clip-b|ppo-clip'
     """
     if rule.entropy_term:

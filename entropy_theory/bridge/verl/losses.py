@@ -38,7 +38,7 @@ def check_live_rule(rule: Rule, *, entropy: bool = False, micro_batch_statistics
         >>> check_live_rule(build_rule("kl-cov"))
         Traceback (most recent call last):
         ...
-        ValueError: rule: expected a rule of single tokens or rows (verl calls its losses per micro-batch; to accept
+        entropy_theory.errors.InputError: rule: expected a rule of single tokens or rows (verl calls its losses ...
         statistics of that, write 'kl-cov@micro-batch'), received 'kl-cov', which has statistics over the batch
     """
     spec, members = str(rule), rule.rules if isinstance(rule, Pipe) else (rule,)

@@ -31,11 +31,7 @@ _REACH = 3.0  # the scatter shows so many root mean squares; the few points beyo
 
 @figure_function
 def audit_figure(result: Mapping[str, Any]) -> Figure:
-    """Draw an audit: two scatters, rank correlations, the parts of the first order, signs by quadrant and entropy.
-
-    Args:
-        result: What ``audit.run.audit`` returns.
-    """
+    """Draw an audit: two scatters, rank correlations, the parts of the first order, signs by quadrant and entropy."""
     arms = result["arms"]
     colours = {arm: COLOURS[1 + index] for index, arm in enumerate(arms)}
     figure, axes = new_figure(columns=3, rows=2, width=3.5, height=2.75)
@@ -59,16 +55,16 @@ def audit_figure(result: Mapping[str, Any]) -> Figure:
 
 def _scatter(axis: Axes, arms: Mapping[str, Any], prediction: str, colours: Mapping[str, str]) -> None:
     axis.axline((0, 0), slope=1, color=COLOURS[0], linewidth=0.8, alpha=0.6, zorder=1)
-    for arm, found in arms.items():
-        x, y = (_in_units_of_rms(found["scatter"][name]) for name in (prediction, "realised"))
+    for arm, measured in arms.items():
+        x, y = (_in_units_of_rms(measured["scatter"][name]) for name in (prediction, "realised"))
         axis.scatter(x, y, s=6, alpha=0.45, color=colours[arm], linewidths=0, zorder=2)
     axis.set(xlim=(-_REACH, _REACH), ylim=(-_REACH, _REACH))
     axis.set(xlabel=f"{PREDICTIONS[prediction]} (r.m.s.)", ylabel="realised ΔH (r.m.s.)")
 
 
 def _ranks(axis: Axes, arms: Mapping[str, Any], colours: Mapping[str, str]) -> None:
-    for index, (arm, found) in enumerate(arms.items()):
-        rows = [found["own_effect"]["token"], *(found["predictors"][prediction] for prediction in PREDICTIONS)]
+    for index, (arm, measured) in enumerate(arms.items()):
+        rows = [measured["own_effect"]["token"], *(measured["predictors"][prediction] for prediction in PREDICTIONS)]
         for place, row in enumerate(rows):
             _interval(axis, place + _aside(index, arms), row, "rank_correlation", colours[arm], "token")
     axis.axvline(0.5, color=COLOURS[0], linewidth=0.7)
@@ -79,10 +75,10 @@ def _ranks(axis: Axes, arms: Mapping[str, Any], colours: Mapping[str, str]) -> N
 
 
 def _pieces(axis: Axes, arms: Mapping[str, Any]) -> None:
-    for place, found in enumerate(arms.values()):
+    for place, measured in enumerate(arms.values()):
         end = 0.0
         for name, (colour, alpha) in zip(PIECES, _SHADES, strict=True):
-            value = (found["pieces"][name] or {"value": 0.0})["value"]
+            value = (measured["pieces"][name] or {"value": 0.0})["value"]
             axis.barh(-place, value, left=end, height=0.6, color=colour, alpha=alpha)
             end += value
     handles = [axis.barh([0], [0], color=colour, alpha=alpha)[0] for colour, alpha in _SHADES]
@@ -92,18 +88,18 @@ def _pieces(axis: Axes, arms: Mapping[str, Any]) -> None:
 
 
 def _by_quadrant(axis: Axes, arms: Mapping[str, Any], colours: Mapping[str, str]) -> None:
-    for index, (arm, found) in enumerate(arms.items()):
+    for index, (arm, measured) in enumerate(arms.items()):
         for place, quadrant in enumerate(("q1", "q2", "q3", "q4")):
             for prediction in _MARKS:
-                row = found["quadrants"][quadrant][prediction]
+                row = measured["quadrants"][quadrant][prediction]
                 _interval(axis, place + _aside(index, arms), row, "sign_agreement", colours[arm], prediction)
     axis.set_xticks(range(4), ["Q1\nA>0, S_c>0", "Q2\nA>0, S_c<0", "Q3\nA<0, S_c>0", "Q4\nA<0, S_c<0"], fontsize=7)
     _chance(axis)
 
 
 def _by_entropy(axis: Axes, arms: Mapping[str, Any], colours: Mapping[str, str]) -> None:
-    for index, (arm, found) in enumerate(arms.items()):
-        for place, row in enumerate(found["deciles"], start=1):
+    for index, (arm, measured) in enumerate(arms.items()):
+        for place, row in enumerate(measured["deciles"], start=1):
             for prediction in _MARKS:
                 where = place + 1.2 * _aside(index, arms)
                 _interval(axis, where, row[prediction], "sign_agreement", colours[arm], prediction)
@@ -120,11 +116,13 @@ def _chance(axis: Axes) -> None:
 def _interval(
     axis: Axes, place: float, row: Mapping[str, Any], name: str, colour: str, prediction: str = "parameters"
 ) -> None:
-    found = row[name]
-    if found is None:
+    measured = row[name]
+    if measured is None:
         return
-    axis.plot([place, place], [found["low"], found["high"]], color=colour, linewidth=1.2, alpha=0.7)
-    axis.plot([place], [found["value"]], _MARKS[prediction], color=colour, markersize=3.4, fillstyle=_fill(prediction))
+    axis.plot([place, place], [measured["low"], measured["high"]], color=colour, linewidth=1.2, alpha=0.7)
+    axis.plot(
+        [place], [measured["value"]], _MARKS[prediction], color=colour, markersize=3.4, fillstyle=_fill(prediction)
+    )
 
 
 def _fill(prediction: str) -> Any:

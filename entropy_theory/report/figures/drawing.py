@@ -136,11 +136,7 @@ def training_curves(runs: Sequence[Mapping[str, Any]], finals: Mapping[str, Mapp
 
 @figure_function
 def prediction_scatter(panels: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw realised against predicted change of entropy with the line y = x.
-
-    Args:
-        panels: Dicts with ``title``, ``predicted`` and ``realised``, sequences of one length.
-    """
+    """Draw realised against predicted change of entropy with the line y = x."""
     figure, axes = new_figure(columns=len(panels), width=3.6, height=3.2)
     for axis, panel in zip(axes, panels, strict=True):
         predicted, realised = list(panel["predicted"]), list(panel["realised"])
@@ -181,11 +177,7 @@ def simulation(steps: Mapping[str, Sequence[float]], pairs: Mapping[str, Sequenc
 
 @figure_function
 def four_conditions(conditions: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the entropy of the four interventions against the step, relative to the start.
-
-    Args:
-        conditions: Dicts with ``name``, ``predicted_sign`` (±1) and ``entropy``, the mean over policies at each step.
-    """
+    """Draw the entropy of the four interventions against the step, relative to the start."""
     figure, axes = new_figure(width=4.6, height=3.0)
     for index, condition in enumerate(conditions):
         start = condition["entropy"][0]
@@ -204,11 +196,7 @@ def four_conditions(conditions: Sequence[Mapping[str, Any]]) -> Figure:
 
 @figure_function
 def centring(runs: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the batch means of S and of S_c through training, one faint line per run.
-
-    Args:
-        runs: Dicts with ``lines``, the records of ``metrics.jsonl``.
-    """
+    """Draw the batch means of S and of S_c through training, one faint line per run."""
     figure, axes = new_figure(width=4.6, height=2.8)
     for name, label, colour in (
         ("entropy_control/mean_discriminant", "mean S", COLOURS[2]),

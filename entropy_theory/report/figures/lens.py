@@ -15,11 +15,7 @@ _QUADRANTS = (("q1", COLOURS[2]), ("q2", COLOURS[1]), ("q3", COLOURS[5]), ("q4",
 
 @figure_function
 def lens_figure(table: Mapping[str, Any]) -> Figure:
-    """Draw, for every rule, the predicted total with its interval, and its split over the quadrants.
-
-    Args:
-        table: ``LensTable.to_dict()``.
-    """
+    """Draw, for every rule, the predicted total with its interval, and its split over the quadrants."""
     rows = table["rows"]
     places = list(range(len(rows)))[::-1]
     figure, axes = new_figure(columns=2, width=4.2, height=1.2 + 0.2 * len(rows))

@@ -1,4 +1,4 @@
-"""Rollouts as one page: every token coloured by what it does to entropy, the rule and its threshold switched live.
+"""Rollouts as one page: every token coloured by what it does to entropy, the rule and its threshold switched there.
 
 The data travel in two inert blocks: JSON, with what could end the block escaped, and the columns of numbers, one after
 the other as little-endian arrays, compressed. The page runs one script, known to its content policy by its hash;

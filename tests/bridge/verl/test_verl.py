@@ -529,7 +529,6 @@ def test_a_checkpoint_without_our_state_or_of_another_rule_is_refused(external, 
         external.read_rule_state(tmp_path, rule("clip-b", mu=1))
 
 
-@pytest.mark.slow
 def test_a_step_of_the_v1_trainer_runs_on_two_ranks(core_algos, tmp_path: Path) -> None:
     pytest.importorskip("transfer_queue", reason="TransferQueue is not installed (extra 'verl')")
     script = Path(__file__).with_name("verl_step.py")
