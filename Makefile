@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format slow browser docs figures figures-full trl-matrix clean
+.PHONY: help demo test proofs lint format slow browser docs figures figures-full trl-matrix clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -32,6 +32,9 @@ demo: $(STAMP)-train  ## verify the theory, then watch entropy collapse and be p
 # Two processes of one thread each; a file of tests stays in one process, which shares its fixtures.
 test: lint  ## lint, then the default tests, doctests and coverage (under 7 minutes on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+
+proofs:  ## compile the Coq proofs and check them with coqchk; needs coqc and Coquelicot, installs nothing
+	@sh proofs/check.sh
 
 slow: $(STAMP)-dev  ## the tests marked slow
 	$(BIN)/python -m pytest -m slow

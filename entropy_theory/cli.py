@@ -51,7 +51,7 @@ class VerifyConfig:
         thorough: Budgets ten times the default.
         certify: Add the certificates by ball arithmetic (needs the extra certify).
         kernel: Compile the Coq proofs again (needs a checkout, Coq and Coquelicot); default: read their record.
-        out: Folder for verification.json, verification.html and the figure of the sign theorem.
+        out: Folder for verification.json, verification.html and the page's pictures.
     """
 
     only: tuple[str, ...] = ()
@@ -77,16 +77,24 @@ def _verify(config: VerifyConfig, console: Console) -> int:
         )
     if config.out is not None:
         from entropy_theory.report import figures
-        from entropy_theory.report.figures.theory import one_sided_sign_theorem
+        from entropy_theory.report.figures import theory
         from entropy_theory.report.pages.verification import save_verification_page
-        from entropy_theory.theory.verification.rays import sample_rays
+        from entropy_theory.theory.verification import pictures, rays
 
+        drawn = {
+            "one-sided-sign-theorem": (theory.one_sided_sign_theorem, rays.sample_rays()),
+            "step-bound": (theory.step_bound, pictures.bounded_rays()),
+            "two-valued-directions": (theory.pass_rate_entropy, pictures.pass_rate_curves()),
+            "state-shift": (theory.state_shift, pictures.shifted_contexts()),
+        }
         report.save(config.out / "verification.json")
-        save_verification_page(report.to_dict(), config.out / "verification.html")
-        figures.save(one_sided_sign_theorem(sample_rays()), config.out / "one_sided_sign_theorem.png")
+        save_verification_page(report.to_dict(), config.out / "verification.html", drawn)
+        for draw, data in drawn.values():
+            figures.save(draw(data), config.out / f"{draw.__name__}.png")
     console.print(verification_table(report.to_dict()))
     if config.out is not None:
-        console.print(f"written: {config.out}/verification.json, verification.html, one_sided_sign_theorem.png")
+        files = ", ".join(f"{draw.__name__}.png" for draw, _ in drawn.values())
+        console.print(f"written: {config.out}/verification.json, verification.html, {files}")
     return 0 if report.passed else 1
 
 

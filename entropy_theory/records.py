@@ -358,7 +358,7 @@ def array_digest(arrays: Mapping[str, Any], content: object = None) -> str:
     for name in sorted(arrays):
         values = arrays[name]
         digest.update(f"{name} {values.dtype} {values.shape} ".encode())
-        digest.update(np.ascontiguousarray(values))
+        digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
 
 

@@ -6,7 +6,6 @@ accumulators of its rows before the next one overwrites it. The backward pass co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,16 +13,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from entropy_theory.errors import invalid
-from entropy_theory.vocab.accumulators import columns, empty, finish, gradient_coefficients
+from entropy_theory.errors import invalid, number_in
+from entropy_theory.vocab.accumulators import empty, gradient_coefficients
+from entropy_theory.vocab.implementations import Implementation, kernels, resolve
 from entropy_theory.vocab.statistics import (
-    Implementation,
+    TEMPERATURES,
     TokenStatistics,
     as_statistics,
     assemble,
-    check_temperature,
+    check_token_range,
     check_tokens,
-    resolve,
+    fake_statistics,
+    keep_for_gradient,
+    once,
 )
 
 # Memory of one tile of logits on a CPU, and on a GPU, where only a larger product fills the device.
@@ -31,6 +33,9 @@ TILE_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
 
 # Rows of a tile at most: beyond it a tile would be too narrow for a good matrix product.
 TILE_ROWS = {"cpu": 2048, "cuda": 1 << 14}
+
+SOFTCAPS = (1e-6, 1e6)
+"""Beyond these, κ tanh(z/κ) leaves the numbers of float32."""
 
 
 def token_statistics_from_hidden(
@@ -50,16 +55,16 @@ def token_statistics_from_hidden(
 
         z = h Wᵀ + b,    then z ← κ tanh(z/κ) if there is a soft cap
 
-    computed in the dtype of ``hidden``, as the model itself would. Extra memory is a tile of logits and a few numbers
-    per token, whatever V is.
+    the product and b in the dtype of ``hidden``, the cap in float32 or wider, as TRL computes them. Extra memory is a
+    tile of logits and a few numbers per token, whatever V is.
 
     Args:
         hidden: h, shape (..., d), any floating dtype and device.
         output_matrix: W, shape (V, d), of the same dtype and device (``lm_head.weight``).
         tokens: y, integer ids of shape (...).
         bias: b, shape (V,), of the same dtype and device.
-        softcap: κ > 0, the final soft cap of the logits, as in Gemma 2.
-        temperature: T > 0, the temperature the tokens were sampled at; it divides the capped logits.
+        softcap: κ in [1e-6, 1e6], the final soft cap of the logits, as in Gemma 2.
+        temperature: T in [1e-6, 1e6], the temperature the tokens were sampled at; it divides the capped logits.
         second_order: Also return Σ S² and the curvature of the GRPO direction.
         impl: What reads the tiles, as in ``token_statistics``.
 
@@ -68,8 +73,8 @@ def token_statistics_from_hidden(
         entropy carry it, once.
 
     Raises:
-        ValueError: The shapes, dtypes or devices do not fit, a token id is out of range, T or κ is not a positive
-            finite number, or the implementation is unknown or cannot run here.
+        ValueError: The shapes, dtypes or devices do not fit, a token id, T or κ is out of range, or the implementation
+            is unknown or cannot run here.
         ImportError: The implementation needs a package that is not installed.
 
     Example:
@@ -82,78 +87,143 @@ def token_statistics_from_hidden(
         >>> torch.equal(stats.entropy, token_statistics(hidden @ matrix.T, torch.tensor([0, 2])).entropy)
         True
     """
-    _check(hidden, output_matrix, tokens, bias, softcap)
-    check_temperature(temperature)
+    _check(hidden, output_matrix, bias)
+    check_tokens(tokens, hidden.shape[:-1], hidden.device, "that of hidden without d")
+    temperature = number_in("temperature", temperature, *TEMPERATURES)
+    softcap = None if softcap is None else number_in("softcap", softcap, *SOFTCAPS)
     count = hidden.shape[:-1].numel() * output_matrix.shape[0]
-    name, module = resolve(impl, hidden.device, hidden.dtype, count)
-    options = (softcap, float(temperature), second_order, module)
-    return as_statistics(_FromHidden.apply(hidden, output_matrix, bias, tokens, options), name)
+    name = resolve(impl, hidden.device, _tile_dtype(hidden.dtype, softcap), count)
+    values = _statistics(hidden, output_matrix, bias, tokens, softcap, temperature, second_order, name)
+    return as_statistics(values, name)
 
 
-class _FromHidden(torch.autograd.Function):
-    """Tile by tile forward; backward the tiles again, each turned into its gradient and multiplied on the spot."""
+def _tile_dtype(dtype: torch.dtype, softcap: float | None) -> torch.dtype:
+    return dtype if softcap is None else torch.promote_types(dtype, torch.float32)
 
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, matrix: Tensor, bias: Tensor | None, tokens: Tensor, options: tuple[Any, ...]
-    ) -> Any:
-        softcap, temperature, second_order, module = options
-        flat = hidden.detach().reshape(-1, hidden.shape[-1])
-        ids = tokens.reshape(-1).long()
-        sums = empty(flat.shape[0], second_order, flat.device)
-        token_logits = torch.zeros(flat.shape[0], dtype=torch.promote_types(flat.dtype, torch.float32)).to(flat.device)
-        tiles = _Tiles(flat, matrix.detach(), bias if bias is None else bias.detach(), softcap)
-        for rows, start, logits in tiles:
-            part = sums[rows]
-            before = part if start else None  # the first tile of a row has nothing to be merged with
-            result = module.accumulate(logits, temperature, second_order, into=before)
-            if result is not part:
-                part.copy_(result)
-            local = ids[rows] - start
-            inside = (local >= 0) & (local < logits.shape[-1])
-            found = logits.gather(-1, torch.where(inside, local, 0).unsqueeze(-1)).squeeze(-1)
-            token_logits[rows] = torch.where(inside, found.to(token_logits.dtype), token_logits[rows])
-        out = assemble(finish(sums, token_logits, temperature, second_order), tokens.shape, hidden.dtype)
-        ctx.mark_non_differentiable(*(v for v in out[2:] if v is not None))
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(hidden, matrix, bias, ids, sums[:, : columns(False)].contiguous(), token_logits)
-        ctx.softcap, ctx.temperature, ctx.module = softcap, temperature, module
-        return out
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        hidden, matrix, bias, ids, sums, token_logits = ctx.saved_tensors
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        given = (None if g is None else g.reshape(-1) for g in gradients[:2])
-        top, level, slope, at_token = gradient_coefficients(sums, token_logits, ctx.temperature, *given)
-        wide = torch.promote_types(flat.dtype, torch.float32)  # sums over many tiles, in more than 16 bits
-        for_hidden, for_matrix, for_bias = (
-            torch.zeros(shape, dtype=dtype, device=flat.device) if needed else None
-            for needed, shape, dtype in zip(
-                ctx.needs_input_grad,
-                (flat.shape, matrix.shape, matrix.shape[:1]),
-                (wide, matrix.dtype, wide),
-                strict=False,
-            )
+@torch.library.custom_op(
+    "entropy_theory::token_statistics_from_hidden",
+    mutates_args=(),
+    schema="(Tensor hidden, Tensor matrix, Tensor? bias, Tensor tokens, float? softcap, float temperature, "
+    "bool second_order, str impl) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _statistics(
+    hidden: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    tokens: Tensor,
+    softcap: float | None,
+    temperature: float,
+    second_order: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Tile by tile: log p_y, H, the other fields stacked, and for the gradient the accumulators and z_y."""
+    check_token_range(tokens, matrix.shape[0])
+    module = kernels(impl)
+    flat, ids = hidden.detach().reshape(-1, hidden.shape[-1]), tokens.reshape(-1).long()
+    sums = empty(flat.shape[0], second_order, flat.device)
+    token_logits = torch.zeros(flat.shape[0], dtype=torch.promote_types(flat.dtype, torch.float32), device=flat.device)
+    for rows, start, logits in _Tiles(flat, matrix.detach(), None if bias is None else bias.detach(), softcap):
+        part = sums[rows]
+        before = part if start else None  # the first tile of a row has nothing to be merged with
+        result = module.accumulate(logits, temperature, second_order, into=before)
+        if result is not part:
+            part.copy_(result)
+        local = ids[rows] - start
+        inside = (local >= 0) & (local < logits.shape[-1])
+        own = logits.gather(-1, torch.where(inside, local, 0).unsqueeze(-1)).squeeze(-1)
+        token_logits[rows] = torch.where(inside, own.to(token_logits.dtype), token_logits[rows])
+    return assemble(sums, token_logits, temperature, second_order, tokens.shape, hidden.dtype)
+
+
+@_statistics.register_fake
+def _(
+    hidden: Tensor,
+    matrix: Tensor,
+    bias: Any,
+    tokens: Tensor,
+    softcap: Any,
+    temperature: float,
+    second_order: bool,
+    _: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return fake_statistics(hidden, tokens, second_order, torch.promote_types(hidden.dtype, torch.float32))
+
+
+@torch.library.custom_op(
+    "entropy_theory::token_statistics_from_hidden_gradient",
+    mutates_args=(),
+    schema="(Tensor hidden, Tensor matrix, Tensor? bias, Tensor tokens, Tensor sums, Tensor token_logits, "
+    "Tensor? log_prob_grad, Tensor? entropy_grad, bool[] needed, float? softcap, float temperature, str impl) -> "
+    "Tensor[]",
+)
+def _gradient(
+    hidden: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    tokens: Tensor,
+    sums: Tensor,
+    token_logits: Tensor,
+    log_prob_grad: Tensor | None,
+    entropy_grad: Tensor | None,
+    needed: list[bool],
+    softcap: float | None,
+    temperature: float,
+    impl: str,
+) -> list[Tensor]:
+    """The tiles again, each turned into its gradient and multiplied on the spot; those of the three that are needed."""
+    module = kernels(impl)
+    flat, matrix, ids = hidden.detach().reshape(-1, hidden.shape[-1]), matrix.detach(), tokens.reshape(-1).long()
+    given = (None if g is None else g.reshape(-1) for g in (log_prob_grad, entropy_grad))
+    top, level, slope, at_token = gradient_coefficients(sums, token_logits, temperature, *given)
+    wide = torch.promote_types(flat.dtype, torch.float32)  # sums over many tiles, in more than 16 bits
+    for_hidden, for_matrix, for_bias = (
+        torch.zeros(shape, dtype=dtype, device=flat.device) if want else None
+        for want, shape, dtype in zip(
+            needed, (flat.shape, matrix.shape, matrix.shape[:1]), (wide, matrix.dtype, wide), strict=True
         )
-        for rows, start, logits in _Tiles(flat, matrix, bias, ctx.softcap):
-            gradient = ctx.module.gradient(logits, ctx.temperature, top[rows], level[rows], slope[rows])
-            local = ids[rows] - start
-            where = ((local >= 0) & (local < logits.shape[-1])).nonzero().squeeze(-1)
-            gradient[where, local[where]] = at_token[rows][where].to(gradient.dtype)
-            if ctx.softcap is not None:  # the cap's own derivative is 1 − (z/κ)²
-                gradient *= 1 - (logits / ctx.softcap) ** 2
-            words = slice(start, start + logits.shape[-1])
-            if for_hidden is not None:
-                for_hidden[rows] += gradient @ matrix[words]
-            if for_matrix is not None:
-                for_matrix[words].addmm_(gradient.T, flat[rows])
-            if for_bias is not None:
-                for_bias[words] += gradient.sum(0, dtype=wide)
+    )
+    for rows, start, logits in _Tiles(flat, matrix, None if bias is None else bias.detach(), softcap):
+        gradient = module.gradient(logits, temperature, top[rows], level[rows], slope[rows])
+        local = ids[rows] - start
+        where = ((local >= 0) & (local < logits.shape[-1])).nonzero().squeeze(-1)
+        gradient[where, local[where]] = at_token[rows][where].to(gradient.dtype)
+        if softcap is not None:  # the cap's own derivative is 1 − (z/κ)²
+            gradient *= 1 - (logits / softcap) ** 2
+        gradient = gradient.to(flat.dtype)
+        words = slice(start, start + logits.shape[-1])
         if for_hidden is not None:
-            for_hidden = for_hidden.to(hidden.dtype).reshape(hidden.shape)
-        return for_hidden, for_matrix, None if for_bias is None else for_bias.to(bias.dtype), None, None
+            for_hidden[rows] += gradient @ matrix[words]
+        if for_matrix is not None:
+            for_matrix[words].addmm_(gradient.T, flat[rows])
+        if for_bias is not None:
+            for_bias[words] += gradient.sum(0, dtype=wide)
+    found = [None if for_hidden is None else for_hidden.to(hidden.dtype).reshape(hidden.shape), for_matrix]
+    found.append(None if for_bias is None else for_bias.to(hidden.dtype))
+    return [gradient for gradient in found if gradient is not None]
+
+
+@_gradient.register_fake
+def _(hidden: Tensor, matrix: Tensor, bias: Any, tokens: Tensor, *arguments: Any) -> list[Tensor]:
+    shapes = (hidden.shape, matrix.shape, matrix.shape[:1])
+    return [hidden.new_empty(shape) for want, shape in zip(arguments[4], shapes, strict=True) if want]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, matrix, bias, tokens, softcap, temperature, _, impl = inputs
+    keep_for_gradient(ctx, output, hidden, matrix, bias, tokens)
+    ctx.softcap, ctx.temperature, ctx.impl = softcap, temperature, impl
+
+
+def _backward(ctx: Any, log_prob_grad: Tensor | None, entropy_grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    saved, needed = ctx.saved_tensors, list(ctx.needs_input_grad[:3])
+    tensors = (None if tensor is None else tensor.detach() for tensor in (*saved, log_prob_grad, entropy_grad))
+    gradients = iter(_gradient(*tensors, needed, ctx.softcap, ctx.temperature, ctx.impl))
+    leaf = next(tensor for tensor, want in zip(saved, needed, strict=False) if want)
+    return (*(once(next(gradients), leaf) if want else None for want in needed), *[None] * 5)
+
+
+_statistics.register_autograd(_backward, setup_context=_setup)
 
 
 class _Tiles:
@@ -180,11 +250,12 @@ class _Tiles:
                 if self.bias is not None:
                     logits += self.bias[words]
                 if self.softcap is not None:
+                    logits = logits.to(_tile_dtype(logits.dtype, self.softcap))  # 16 bits would round the cap itself
                     logits.div_(self.softcap).tanh_().mul_(self.softcap)
                 yield rows, start, logits
 
 
-def _check(hidden: object, matrix: object, tokens: object, bias: object, softcap: object) -> None:
+def _check(hidden: object, matrix: object, bias: object) -> None:
     if not isinstance(hidden, Tensor) or not hidden.is_floating_point() or hidden.ndim < 1:
         raise invalid("hidden", "a floating-point tensor (..., d)", getattr(hidden, "dtype", type(hidden).__name__))
     if not isinstance(matrix, Tensor) or matrix.ndim != 2 or matrix.shape[0] < 2 or matrix.shape[1] != hidden.shape[-1]:
@@ -196,10 +267,3 @@ def _check(hidden: object, matrix: object, tokens: object, bias: object, softcap
     if bias is not None and (not isinstance(bias, Tensor) or bias.shape != matrix.shape[:1]):
         received = tuple(bias.shape) if isinstance(bias, Tensor) else type(bias).__name__
         raise invalid("bias", f"shape ({matrix.shape[0]},)", received)
-    if softcap is not None and (
-        isinstance(softcap, bool)
-        or not isinstance(softcap, int | float)
-        or not (softcap > 0 and math.isfinite(softcap))
-    ):
-        raise invalid("softcap", "a finite number > 0", softcap)
-    check_tokens(tokens, hidden.shape[:-1], matrix.shape[0], hidden.device, "that of hidden without d")

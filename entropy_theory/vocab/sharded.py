@@ -9,26 +9,46 @@ every rank the same parts in the same order, so that all ranks get the same bits
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from entropy_theory.errors import invalid
-from entropy_theory.vocab.accumulators import columns, finish, gradient_coefficients, merge
+from entropy_theory.errors import invalid, number_in
+from entropy_theory.vocab.accumulators import columns, gradient_coefficients, merge
+from entropy_theory.vocab.implementations import Implementation, kernels, resolve
 from entropy_theory.vocab.statistics import (
-    Implementation,
+    TEMPERATURES,
     TokenStatistics,
     as_statistics,
     assemble,
-    check_temperature,
+    check_token_range,
     check_tokens,
-    resolve,
+    keep_for_gradient,
+    once,
 )
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
+
+def _untraced(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a compiled program call a function as it is: traced collectives would wait for ranks that are not there."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **kwargs)  # at import it would load the compiler
+        return function(*args, **kwargs)
+
+    return call
+
+
+@_untraced
 def token_statistics_sharded(
     local_logits: Float[Tensor, "*batch V_local"],
     tokens: Int[Tensor, "*batch"],
@@ -52,7 +72,7 @@ def token_statistics_sharded(
         local_logits: This rank's logits, shape (..., V_local); V_local may differ between ranks.
         tokens: y, ids in the whole vocabulary, shape (...), the same on every rank.
         group: The ranks that share the vocabulary, in the order of its parts; None for all ranks.
-        temperature: T > 0.
+        temperature: T in [1e-6, 1e6].
         second_order: Also return Σ S² and the curvature of the GRPO direction.
         impl: What reads the local logits, as in ``token_statistics``.
         vocab_start: The first token of this rank. If omitted, the ranks tell each other their sizes, in one more
@@ -85,12 +105,17 @@ def token_statistics_sharded(
     size = local_logits.shape[-1]
     if size < 1:
         raise invalid("local_logits", "at least one token of the vocabulary on every rank", 0)
-    check_temperature(temperature)
-    name, module = resolve(impl, local_logits.device, local_logits.dtype, local_logits.numel())
-    start, end = (vocab_start, None) if vocab_start is not None else _place(size, local_logits.device, group)
-    limit = torch.iinfo(torch.int64).max if end is None else end
-    check_tokens(tokens, local_logits.shape[:-1], limit, local_logits.device, "the logits' without V_local")
-    options = (start, float(temperature), second_order, module, group)
+    temperature = number_in("temperature", temperature, *TEMPERATURES)
+    name = resolve(impl, local_logits.device, local_logits.dtype, local_logits.numel())
+    check_tokens(tokens, local_logits.shape[:-1], local_logits.device, "the logits' without V_local")
+    if vocab_start is None:
+        vocab_start, whole = _place(size, local_logits.device, group)
+    elif isinstance(vocab_start, bool) or not isinstance(vocab_start, int) or vocab_start < 0:
+        raise invalid("vocab_start", "an integer >= 0", repr(vocab_start))
+    else:
+        whole = torch.iinfo(torch.int64).max
+    check_token_range(tokens, whole)
+    options = (vocab_start, temperature, second_order, kernels(name), group)
     return as_statistics(_Sharded.apply(local_logits, tokens, options), name)
 
 
@@ -127,22 +152,19 @@ class _Sharded(torch.autograd.Function):
         owner = parts[..., -1].argmax(0, keepdim=True)
         token_logits = parts[..., -2].gather(0, owner).squeeze(0)
         sums = merge(parts[..., : columns(second_order)], temperature)
-        out = assemble(finish(sums, token_logits, temperature, second_order), tokens.shape, logits.dtype)
-        ctx.mark_non_differentiable(*(v for v in out[2:] if v is not None))
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(local_logits, local, inside, sums[:, : columns(False)].contiguous(), token_logits)
+        out = assemble(sums, token_logits, temperature, second_order, tokens.shape, logits.dtype)
+        keep_for_gradient(ctx, out, local_logits, local, inside)
         ctx.temperature, ctx.module = temperature, module
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         logits, local, inside, sums, token_logits = ctx.saved_tensors
-        flat = (None if g is None else g.reshape(-1) for g in gradients[:2])
+        flat = (None if g is None else g.detach().reshape(-1) for g in gradients[:2])
         top, level, slope, at_token = gradient_coefficients(sums, token_logits, ctx.temperature, *flat)
-        gradient = ctx.module.gradient(logits, ctx.temperature, top, level, slope)
+        gradient = ctx.module.gradient(logits.detach(), ctx.temperature, top, level, slope)
         own = inside.reshape(-1)
         part = gradient.view(-1, gradient.shape[-1])
         rows = own.nonzero().squeeze(-1)
         part[rows, local.reshape(-1)[rows]] = at_token[rows].to(part.dtype)
-        return gradient, None, None
+        return once(gradient, logits), None, None

@@ -1,21 +1,21 @@
-"""What the theory needs to know about each sampled token, and the one dispatcher that computes it."""
+"""What the theory needs to know about each sampled token, from the logits of the whole vocabulary.
+
+The statistics are a custom operator of torch, so that ``torch.compile`` and ``torch.export`` take a call as one opaque
+step and the compiled loops run inside it as they do outside. Its gradient is a second operator.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import math
-import os
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from entropy_theory.errors import invalid, missing_extra
-from entropy_theory.vocab.accumulators import finish, gradient_coefficients, put_at_tokens
-
-Implementation = Literal["auto", "eager", "fused-cpu", "triton"]
+from entropy_theory.errors import invalid, number_in
+from entropy_theory.vocab.accumulators import columns, finish, gradient_coefficients, put_at_tokens
+from entropy_theory.vocab.implementations import Implementation, kernels, resolve
 
 FIELDS = ("log_probs", "entropy", "discriminant", "baseline", "centered_discriminant")
 """The statistics that are always computed, as `TokenStatistics` and `TokenBatch` name them."""
@@ -23,13 +23,8 @@ FIELDS = ("log_probs", "entropy", "discriminant", "baseline", "centered_discrimi
 SECOND_ORDER_FIELDS = ("sum_squared_discriminant", "grpo_curvature")
 """Those that are computed on request."""
 
-_ALL_FIELDS = FIELDS + SECOND_ORDER_FIELDS
-_MODULES = {"eager": "eager", "fused-cpu": "fused_cpu", "triton": "fused_triton"}
-_FUSED_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-# Below this many logits the milliseconds saved do not pay for loading the compiled loops.
-SMALL = 1 << 20
+TEMPERATURES = (1e-6, 1e6)
+"""Beyond these, 1/T² or T² times a gradient leaves the numbers of float32."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +76,7 @@ def token_statistics(
     Args:
         logits: z, shape (..., V), any floating dtype and device. −inf logits are tokens of probability zero.
         tokens: y, integer ids of shape (...).
-        temperature: T > 0, the temperature the tokens were sampled at.
+        temperature: T in [1e-6, 1e6], the temperature the tokens were sampled at.
         second_order: Also return Σ S² and the curvature of the GRPO direction.
         impl: ``"eager"`` is plain torch, a block of rows at a time; ``"fused-cpu"`` and ``"triton"`` read the logits
             once, on the CPU and on an NVIDIA GPU; ``"auto"`` is the fastest that runs here (``choose_implementation``).
@@ -95,9 +90,10 @@ def token_statistics(
         and a zero gradient.
 
     Raises:
-        ValueError: The shapes, dtypes or devices do not fit, a token id is out of range, T is not a positive finite
-            number, or the implementation is unknown or cannot run on these logits.
+        ValueError: The shapes, dtypes or devices do not fit, a token id or T is out of range, or the implementation is
+            unknown or cannot run on these logits.
         ImportError: The implementation needs a package that is not installed.
+        RuntimeError: From autograd, when the gradient is differentiated again.
 
     Example:
         >>> import torch
@@ -108,126 +104,149 @@ def token_statistics(
         >>> stats.centered_discriminant  # zero on a uniform policy
         tensor([0.1418, 0.0000])
     """
-    _check(logits, tokens, temperature)
-    name, module = resolve(impl, logits.device, logits.dtype, logits.numel())
-    return as_statistics(_Statistics.apply(logits, tokens, float(temperature), second_order, module), name)
-
-
-def choose_implementation(logits: Tensor) -> tuple[str, str]:
-    """Say which implementation ``impl="auto"`` takes for these logits, and why.
-
-    Args:
-        logits: z, shape (..., V).
-
-    Returns:
-        The name and the reason.
-
-    Example:
-        >>> import torch
-        >>> choose_implementation(torch.zeros(2, 5))
-        ('eager', '10 logits: too few to pay for loading the compiled loops')
-    """
-    return choose_for(logits.device, logits.dtype, logits.numel())
-
-
-def choose_for(device: torch.device, dtype: torch.dtype, count: int) -> tuple[str, str]:
-    """Choose for logits that need not exist yet: ``count`` of them of this type, there."""
-    if device.type == "cuda":
-        reason = _cannot_run("triton", device, dtype)
-        return ("triton", "one read of the logits on the GPU") if reason is None else ("eager", str(reason))
-    reason = _cannot_run("fused-cpu", device, dtype)
-    if reason is not None:
-        return "eager", str(reason)
-    if count < SMALL:
-        return "eager", f"{count} logits: too few to pay for loading the compiled loops"
-    return "fused-cpu", "one read of the logits on the CPU"
-
-
-def resolve(impl: str, device: torch.device, dtype: torch.dtype, count: int) -> tuple[str, Any]:
-    """Return the name and the module of an implementation; a request that cannot run fails with the reason.
-
-    Raises:
-        ValueError: The name is unknown, or not for this device or type.
-        ImportError: The implementation needs a package that is not installed.
-    """
-    if impl not in get_args(Implementation):
-        raise invalid("impl", f"one of {', '.join(get_args(Implementation))}", repr(impl))
-    name = choose_for(device, dtype, count)[0] if impl == "auto" else impl
-    reason = _cannot_run(name, device, dtype)
-    if reason is not None:
-        raise reason
-    return name, importlib.import_module(f"entropy_theory.vocab.kernels.{_MODULES[name]}")
-
-
-def _cannot_run(name: str, device: torch.device, dtype: torch.dtype) -> Exception | None:
-    """Return why an implementation cannot take such logits, as the error to raise."""
-    if name == "fused-cpu":
-        if device.type != "cpu":
-            return invalid("impl", f"an implementation for {device.type}", repr(name))
-        if dtype not in _FUSED_CPU_DTYPES:
-            return invalid("impl", f"an implementation for {dtype}", repr(name))
-    elif name == "triton":
-        if importlib.util.find_spec("triton") is None:
-            return missing_extra("triton", "gpu")
-        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            return invalid("impl", f"an implementation for {device.type}", repr(name))
-        if dtype not in _TRITON_DTYPES:
-            return invalid("impl", f"an implementation for {dtype}", repr(name))
-    return None
-
-
-def assemble(values: dict[str, Tensor | None], shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
-    """Give the finished fields their shape and their type: float32, or float64 for float64 logits."""
-    dtype = torch.promote_types(dtype, torch.float32)
-    return tuple(None if (v := values[name]) is None else v.to(dtype).reshape(shape) for name in _ALL_FIELDS)
-
-
-def as_statistics(values: tuple[Tensor | None, ...], name: str) -> TokenStatistics:
-    """Build the result from all fields in order."""
-    return TokenStatistics(**dict(zip(_ALL_FIELDS, values, strict=True)), impl=name)  # type: ignore[arg-type]
-
-
-class _Statistics(torch.autograd.Function):
-    """The statistics over any implementation: its read forward, its write backward, the formulas of accumulators."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float, second_order: bool, module: Any) -> Any:
-        logits = logits.detach()
-        ids = tokens.long().unsqueeze(-1)
-        sums = module.accumulate(logits, temperature, second_order)
-        token_logits = logits.gather(-1, ids).reshape(-1)
-        out = assemble(finish(sums, token_logits, temperature, second_order), tokens.shape, logits.dtype)
-        ctx.mark_non_differentiable(*(v for v in out[2:] if v is not None))
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, ids, sums, token_logits)
-        ctx.temperature, ctx.module = temperature, module
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        logits, ids, sums, token_logits = ctx.saved_tensors
-        flat = (None if g is None else g.reshape(-1) for g in gradients[:2])
-        top, level, slope, at_token = gradient_coefficients(sums, token_logits, ctx.temperature, *flat)
-        gradient = ctx.module.gradient(logits, ctx.temperature, top, level, slope)
-        put_at_tokens(gradient, ids.reshape(-1), at_token)
-        return gradient, None, None, None, None
-
-
-def _check(logits: object, tokens: object, temperature: object) -> None:
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         raise invalid("logits", "a floating-point tensor (..., V)", getattr(logits, "dtype", type(logits).__name__))
     if logits.ndim < 1 or logits.shape[-1] < 2:
         raise invalid("logits", "a last dimension V of at least 2", f"shape {tuple(logits.shape)}")
-    check_tokens(tokens, logits.shape[:-1], logits.shape[-1], logits.device, "the logits' without V")
-    check_temperature(temperature)
+    check_tokens(tokens, logits.shape[:-1], logits.device, "the logits' without V")
+    temperature = number_in("temperature", temperature, *TEMPERATURES)
+    name = resolve(impl, logits.device, logits.dtype, logits.numel())
+    return as_statistics(_statistics(logits, tokens, temperature, second_order, name), name)
 
 
-def check_tokens(tokens: object, shape: torch.Size, vocab_size: int, device: torch.device, whose: str) -> None:
-    """Refuse token ids of the wrong type, shape, device or range.
+# Schemas are written out: torch reads annotations only where no run-time type checker has wrapped the function.
+@torch.library.custom_op(
+    "entropy_theory::token_statistics",
+    mutates_args=(),
+    schema="(Tensor logits, Tensor tokens, float temperature, bool second_order, str impl) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _statistics(
+    logits: Tensor, tokens: Tensor, temperature: float, second_order: bool, impl: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Log p_y, H, the other fields stacked, and for the gradient the accumulators and z_y."""
+    check_token_range(tokens, logits.shape[-1])
+    logits = logits.detach()
+    sums = kernels(impl).accumulate(logits, temperature, second_order)
+    token_logits = logits.gather(-1, tokens.long().unsqueeze(-1)).reshape(-1)
+    return assemble(sums, token_logits, temperature, second_order, tokens.shape, logits.dtype)
+
+
+@_statistics.register_fake
+def _(
+    logits: Tensor, tokens: Tensor, temperature: float, second_order: bool, impl: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return fake_statistics(logits, tokens, second_order, logits.dtype)
+
+
+@torch.library.custom_op(
+    "entropy_theory::token_statistics_gradient",
+    mutates_args=(),
+    schema="(Tensor logits, Tensor tokens, Tensor sums, Tensor token_logits, Tensor? log_prob_grad, "
+    "Tensor? entropy_grad, float temperature, str impl) -> Tensor",
+)
+def _gradient(
+    logits: Tensor,
+    tokens: Tensor,
+    sums: Tensor,
+    token_logits: Tensor,
+    log_prob_grad: Tensor | None,
+    entropy_grad: Tensor | None,
+    temperature: float,
+    impl: str,
+) -> Tensor:
+    """The gradient of the logits for the gradients of log p_y and H."""
+    flat = (None if g is None else g.reshape(-1) for g in (log_prob_grad, entropy_grad))
+    top, level, slope, at_token = gradient_coefficients(sums, token_logits, temperature, *flat)
+    gradient: Tensor = kernels(impl).gradient(logits.detach(), temperature, top, level, slope)
+    put_at_tokens(gradient, tokens.reshape(-1).long(), at_token)
+    return gradient
+
+
+@_gradient.register_fake
+def _(logits: Tensor, *arguments: Any) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, tokens, temperature, _, impl = inputs
+    keep_for_gradient(ctx, output, logits, tokens)
+    ctx.temperature, ctx.impl = temperature, impl
+
+
+def _backward(ctx: Any, log_prob_grad: Tensor | None, entropy_grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    logits, tokens, sums, token_logits = ctx.saved_tensors
+    gradients = (None if g is None else g.detach() for g in (log_prob_grad, entropy_grad))
+    gradient = _gradient(logits.detach(), tokens, sums, token_logits, *gradients, ctx.temperature, ctx.impl)
+    return once(gradient, logits), None, None, None, None
+
+
+_statistics.register_autograd(_backward, setup_context=_setup)
+
+
+# -- what the relatives of `token_statistics` share -------------------------------------------------------------------
+
+
+def assemble(
+    sums: Tensor, token_logits: Tensor, temperature: float, second_order: bool, shape: torch.Size, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Finish accumulators: log p_y, H and the other fields stacked, in float32 or wider; then sums and z_y as given."""
+    dtype = torch.promote_types(dtype, torch.float32)
+    fields = finish(sums, token_logits, temperature, second_order)
+    log_probs, entropy, *others = (value.to(dtype).reshape(shape) for value in fields.values() if value is not None)
+    return log_probs, entropy, torch.stack(others), sums, token_logits
+
+
+def fake_statistics(
+    like: Tensor, tokens: Tensor, second_order: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Tensors of the shapes and types of `assemble`, for tracing."""
+    wide = torch.promote_types(dtype, torch.float32)
+    others = len(FIELDS) - 2 + (len(SECOND_ORDER_FIELDS) if second_order else 0)
+    return (
+        like.new_empty(tokens.shape, dtype=wide),
+        like.new_empty(tokens.shape, dtype=wide),
+        like.new_empty((others, *tokens.shape), dtype=wide),
+        like.new_empty((tokens.numel(), columns(second_order)), dtype=torch.float64),
+        like.new_empty((tokens.numel(),), dtype=dtype),
+    )
+
+
+def as_statistics(values: tuple[Tensor, ...], name: str) -> TokenStatistics:
+    """Build the result from log p_y, H and the other fields stacked."""
+    log_probs, entropy, others = values[:3]
+    fields: dict[str, Any] = dict.fromkeys((*FIELDS, *SECOND_ORDER_FIELDS))
+    fields.update(zip(fields, (log_probs, entropy, *others.unbind(0)), strict=False))
+    return TokenStatistics(**fields, impl=name)
+
+
+def keep_for_gradient(ctx: Any, output: tuple[Tensor, ...], *inputs: Tensor | None) -> None:
+    """Save what the gradient needs; of the outputs only log p_y and H are differentiable."""
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs, *output[3:])
+
+
+def once(gradient: Tensor, leaf: Tensor) -> Tensor:
+    """Tie a gradient that may be differentiated again to an error: left alone, it would count as a constant."""
+    return _Once.apply(gradient, leaf) if torch.is_grad_enabled() else gradient
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, leaf: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise RuntimeError("token statistics are differentiable once; their second derivative is not implemented")
+
+
+def check_tokens(tokens: object, shape: torch.Size, device: torch.device, whose: str) -> None:
+    """Check the type, shape and device of token ids.
 
     Raises:
-        ValueError: As said.
+        ValueError: One of them does not fit.
     """
     if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8):
         raise invalid("tokens", "an integer tensor (...)", getattr(tokens, "dtype", type(tokens).__name__))
@@ -235,21 +254,15 @@ def check_tokens(tokens: object, shape: torch.Size, vocab_size: int, device: tor
         raise invalid("tokens", f"shape {tuple(shape)}, {whose}", tuple(tokens.shape))
     if tokens.device != device:
         raise invalid("tokens", f"the logits' device {device}", tokens.device)
+
+
+def check_token_range(tokens: Tensor, vocab_size: int) -> None:
+    """Check that token ids lie in the vocabulary; this looks at their values, so it runs inside the operators.
+
+    Raises:
+        ValueError: One of them does not.
+    """
     if tokens.numel():
         low, high = (int(x) for x in torch.aminmax(tokens))
         if low < 0 or high >= vocab_size:
             raise invalid("tokens", f"ids in [0, {vocab_size})", low if low < 0 else high)
-
-
-def check_temperature(temperature: object) -> None:
-    """Refuse a temperature that is not a positive finite number.
-
-    Raises:
-        ValueError: As said.
-    """
-    if (
-        isinstance(temperature, bool)
-        or not isinstance(temperature, int | float)
-        or not (temperature > 0 and math.isfinite(temperature))
-    ):
-        raise invalid("temperature", "a finite number > 0", temperature)

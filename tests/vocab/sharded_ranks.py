@@ -66,6 +66,8 @@ def refuse() -> None:
     for start in (None, 5 * dist.get_rank()):
         with pytest.raises(ValueError, match="tokens: expected ids"):
             token_statistics_sharded(logits, tokens, group=None, vocab_start=start)
+    with pytest.raises(ValueError, match="vocab_start: expected an integer >= 0, received -1"):
+        token_statistics_sharded(logits, tokens, group=None, vocab_start=-1)
 
 
 def main() -> None:

@@ -187,9 +187,7 @@ def test_empty_input_and_no_leading_dimension(impl: str) -> None:
         ({"tokens": torch.zeros(2)}, "tokens: expected an integer tensor"),
         ({"tokens": torch.tensor([0, 3])}, r"tokens: expected ids in \[0, 3\), received 3"),
         ({"tokens": torch.tensor([-1, 2])}, "received -1"),
-        ({"temperature": 0.0}, "temperature: expected a finite number > 0, received 0.0"),
         ({"temperature": math.inf}, "temperature"),
-        ({"temperature": math.nan}, "temperature"),
         ({"impl": "fastest"}, "impl: expected one of auto, eager, fused-cpu, triton, received 'fastest'"),
     ],
 )
@@ -214,6 +212,6 @@ def test_a_request_that_cannot_run_fails(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises((ValueError, ImportError), match=r"impl: expected an implementation for cpu|extra"):
         token_statistics(torch.zeros(2, 5), torch.tensor([0, 1]), impl="triton")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("entropy_theory.vocab.implementations.HAS_TRITON", False)
     with pytest.raises(ImportError, match=r"entropy-theory\[gpu\]"):
         token_statistics(torch.zeros(2, 5), torch.tensor([0, 1]), impl="triton")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import html
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from entropy_theory.report.pages.page import write_page
+from entropy_theory.report.pages.page import picture, write_page
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _KINDS = {
     "kernel": "proved in Coq and checked by its kernel, for every finite vocabulary",
@@ -20,6 +23,16 @@ _KINDS = {
     "certificate": "enclosed by ball arithmetic for every real number of the region",
     "monte-carlo": "a mean of draws compared with its standard error",
     "counterexample-search": "an optimiser with restarts looked for an exception",
+}
+_CAPTIONS = {
+    "one-sided-sign-theorem": "Random policies, both signs of the step: predicted falls all fall, predicted rises can"
+    " turn into falls.",
+    "step-bound": "The exact change of entropy and its bound, for steps of either sign on the first token of three"
+    " policies. Where the other tokens share one probability the two agree.",
+    "two-valued-directions": "Entropy of a policy that is sharpened on right answers, over the pass rate. It rises up"
+    " to the marked pass rate, which depends on how varied right and wrong answers are.",
+    "state-shift": "Left: one step in a constructed example, on fixed contexts and with the contexts that it shifts."
+    " Right: the slopes of both in random policies over seven contexts.",
 }
 # Figures that the verdict and the summary already carry, or that are too long for a page.
 _HIDDEN = {
@@ -37,13 +50,18 @@ _HIDDEN = {
 }
 
 
-def save_verification_page(report: Mapping[str, Any], path: Path) -> None:
+def save_verification_page(
+    report: Mapping[str, Any], path: Path, drawn: Mapping[str, tuple[Callable[..., Figure], Any]] | None = None
+) -> None:
     """Write a verification report as a page, whole or not at all.
 
     Args:
         report: ``Report.to_dict()``.
         path: The file. Tests are linked relative to it in a checkout; an installed package has none to link to.
+        drawn: For the identifiers of the statements that have a picture: a function of ``report.figures`` and what it
+            draws.
     """
+    shown = {result["identifier"] for result in report["results"]} & set(drawn or ())
     root = Path(__file__).resolve().parents[3]
     tests = os.path.relpath(root, path.resolve().parent) + "/" if (root / "tests").is_dir() else ""
     checks = [check for result in report["results"] for check in result["checks"]]
@@ -56,6 +74,8 @@ def save_verification_page(report: Mapping[str, Any], path: Path) -> None:
             "failed": sum(not check["passed"] for check in checks),
             "kinds": {kind: words for kind, words in _KINDS.items() if any(c["kind"] == kind for c in checks)},
             "repository": tests,
+            "captions": _CAPTIONS,
+            "pictures": {name: picture(*(drawn or {})[name], alt=_CAPTIONS[name]) for name in sorted(shown)},
         },
         filters={"inline": _inline, "figures": _figures, "seconds": lambda value: f"{value:.2g} s"},
     )

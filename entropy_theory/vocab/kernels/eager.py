@@ -28,7 +28,7 @@ def gradient(logits: Tensor, temperature: float, top: Tensor, level: Tensor, slo
         block = flat[rows].to(torch.promote_types(logits.dtype, torch.float32))
         x = block - top[rows, None].to(block.dtype)
         e = (x / temperature).exp()
-        x = torch.where(x == -torch.inf, 0.0, x)  # 0 · −inf is NaN
+        x = torch.where(e == 0, 0.0, x)  # slope · x may be infinite, and 0 · ∞ is NaN
         out[rows] = (e * (level[rows, None].to(block.dtype) + slope[rows, None].to(block.dtype) * x)).to(out.dtype)
     return out.reshape(logits.shape)
 

@@ -69,6 +69,7 @@ def assert_same(found: TokenStatistics, expected: TokenStatistics, mask: torch.T
 
 # Where TRL scores the batch itself; where its training forward serves; where control needs a forward of its own.
 ROUTES = {"old": {"num_iterations": 2}, "one-pass": {}, "extra": {"gradient_accumulation_steps": 2}}
+APART = {"num_iterations": 2, "scoring": "batch"}  # asked for, where TRL's forward would do
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["small vocabulary", "large vocabulary"])
@@ -115,11 +116,11 @@ class Logging(GRPOTrainer):
 
 @pytest.mark.parametrize(
     ("kind", "route", "more"),
-    [(Counting, "old", 0), (Counting, "one-pass", 0), (Counting, "extra", 1), (Mixed, "one-pass", 0),
-     (Logging, "one-pass", 0)],
+    [(Counting, "old", 0), (Counting, "one-pass", 0), (Counting, "extra", 1), (Counting, "apart", 1),
+     (Mixed, "one-pass", 0), (Logging, "one-pass", 0)],
 )  # fmt: skip
 def test_forwards_of_the_policy(tiny_decoder: Path, tmp_path: Path, kind: type, route: str, more: int) -> None:
-    options = GRPOConfig(**arguments(tmp_path, **ROUTES[route]))
+    options = bridge.EntropyControlledGRPOConfig(**arguments(tmp_path, **(ROUTES | {"apart": APART})[route]))
     plain = build(GRPOTrainer, tiny_decoder, options, reward_funcs=closeness)
     trainer = build(kind, tiny_decoder, options, reward_funcs=closeness)
     trainer = bridge.attach(trainer) if kind is Logging else trainer

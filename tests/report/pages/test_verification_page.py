@@ -10,10 +10,10 @@ import pytest
 
 from entropy_theory.cli import main
 from entropy_theory.report import figures
-from entropy_theory.report.figures.theory import one_sided_sign_theorem
+from entropy_theory.report.figures import theory
 from entropy_theory.report.pages.page import mathml
 from entropy_theory.report.pages.verification import save_verification_page
-from entropy_theory.theory.verification import verify
+from entropy_theory.theory.verification import pictures, verify
 from entropy_theory.theory.verification.catalogue import STATEMENTS
 from entropy_theory.theory.verification.rays import sample_rays
 
@@ -105,8 +105,42 @@ def test_the_picture_is_drawn_from_the_rays(tmp_path):
     assert (outcomes.rises[:, 0] > 0).mean() > 0.9
     assert (outcomes.rises[:, -1] < 0).mean() > 0.9
     assert np.array_equal(outcomes.rises, sample_rays(count=30).rises)
-    figures.save(one_sided_sign_theorem(outcomes), tmp_path / "picture.png")
+    figures.save(theory.one_sided_sign_theorem(outcomes), tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_pictures_show_the_exact_change_under_its_bound():
+    for ray in pictures.bounded_rays():
+        assert (ray.change <= ray.bound + 1e-12).all()  # round-off where the bound is attained
+        assert (ray.change[ray.score * ray.steps > 0] < 0).all()
+    assert not any(np.allclose(ray.change, ray.bound) for ray in pictures.bounded_rays()[:2])
+
+
+def test_pictures_mark_the_largest_entropy_of_the_pass_rate():
+    for curve in pictures.pass_rate_curves():
+        assert curve.rates[curve.entropy.argmax()] == pytest.approx(curve.peak, abs=1 / 200)  # the grid
+        assert curve.entropy.max() <= curve.peak_entropy == pytest.approx(curve.entropy.max(), abs=1e-4)
+
+
+def test_pictures_of_the_state_shift_have_both_signs():
+    shift = pictures.shifted_contexts(count=50)
+    for values, slope in ((shift.fixed, shift.fixed_slope), (shift.total, shift.total_slope)):
+        assert np.gradient(values, shift.steps)[60] == pytest.approx(slope, abs=1e-3)  # second order of the grid
+    assert shift.fixed.max() <= 0.0 < shift.total.max()
+    assert (shift.fixed_slopes * shift.total_slopes < 0).any()
+
+
+def test_a_statement_shows_its_picture_on_the_page(report, tmp_path):
+    name = "one-sided-sign-theorem"
+    save_verification_page(
+        report, tmp_path / "page.html", {name: (theory.pass_rate_entropy, pictures.pass_rate_curves())}
+    )
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    parser = _Links()
+    parser.feed(page)
+    assert parser.tags.count("img") == 1
+    assert not [link for link in parser.links if re.match(r"(?!data:)[a-z]+:|//", link)]
+    assert page.index(f'id="{name}"') < page.index("<img") < page.index('id="unimodal-rise"')
 
 
 def test_the_command_writes_all_of_it(tmp_path, capsys):
@@ -114,7 +148,8 @@ def test_the_command_writes_all_of_it(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "verification.json",
         "verification.html",
-        "one_sided_sign_theorem.png",
+        *(f"{name}.png" for name in ("one_sided_sign_theorem", "step_bound", "pass_rate_entropy", "state_shift")),
     }
+    assert "<img" not in (tmp_path / "out" / "verification.html").read_text(encoding="utf-8")  # of other statements
     assert main(["verify", "--quick", "--only", "no-such-statement"]) == 2
     assert "received 'no-such-statement'" in capsys.readouterr().err

@@ -1,9 +1,10 @@
-"""What a proof kernel has checked is reported with its digests, and an edited file is noticed without Coq."""
+"""The proofs compile, a planted error breaks them, and an edited file is noticed without Coq."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from entropy_theory.cli import main
 from entropy_theory.theory.verification import kernel, verify
 from entropy_theory.theory.verification.catalogue import identifiers
 from entropy_theory.theory.verification.evidence import BUDGETS, verdict
+
+PLANTED = json.loads((kernel.FOLDER / "planted_errors.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -109,3 +112,53 @@ def test_the_report_carries_it():
     assert report["kernel"] is False
     assert json.dumps(bound["checks"][-1]["evidence"]["data"])
     assert Path(bound["checks"][-1]["subject"].split(", ")[0]).suffix == ".v"
+
+
+@pytest.fixture(scope="module")
+def checked():
+    """What the kernel says of the proofs as they stand."""
+    try:
+        return kernel.check_again()
+    except ValueError as error:  # its message is the install line
+        pytest.skip(str(error))
+
+
+def test_the_kernel_accepts_the_proofs(checked):
+    assert checked.proved, checked.message
+    assert checked.message.startswith("coqchk: clean")
+
+
+def coqc(folder, name):
+    command = ["coqc", "-q", "-Q", ".", "EntropyTheory", "-w", "-ambiguous-paths", name]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory, checked):
+    """A copy of the proofs with every file compiled, in the order of _CoqProject."""
+    folder = tmp_path_factory.mktemp("compiled") / "proofs"
+    shutil.copytree(kernel.FOLDER, folder)
+    for name in (folder / "_CoqProject").read_text(encoding="utf-8").split():
+        if name.endswith(".v"):
+            done = coqc(folder, name)
+            assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: f"{planted['file']}: {planted['error']}")
+def test_a_planted_error_changes_one_place(planted):
+    assert (kernel.FOLDER / planted["file"]).read_text(encoding="utf-8").count(planted["old"]) == 1
+    assert planted["new"] != planted["old"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: f"{planted['file']}: {planted['error']}")
+def test_a_planted_error_does_not_compile(planted, compiled, tmp_path):
+    folder = tmp_path / "proofs"
+    shutil.copytree(compiled, folder)
+    path = folder / planted["file"]
+    path.write_text(path.read_text(encoding="utf-8").replace(planted["old"], planted["new"]), encoding="utf-8")
+    done = coqc(folder, planted["file"])
+    assert done.returncode == 1
+    assert "Error:" in done.stderr
+    assert "Syntax error" not in done.stderr  # it is the proof that fails
