@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,10 +31,11 @@ def reward_number(value: object) -> float | None:
         return None
     shape = getattr(value, "shape", ())
     try:
-        if isinstance(value, str | bytes) or tuple(shape):
+        unreal = isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real)
+        if unreal or isinstance(value, str | bytes) or tuple(shape):  # NumPy would drop an imaginary part
             raise TypeError
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         text = f"an array of shape {tuple(shape)}" if shape else repr(value)
         raise ValueError(text if len(text) <= 40 else text[:39] + "…") from None
     if not abs(number) <= LARGEST_REWARD:  # NaN compares false
@@ -62,7 +64,7 @@ def checked_rewards(values: Any, count: int) -> list[float | None]:
     shape = getattr(values, "shape", None)
     if shape is not None and len(shape) != 1:
         raise ValueError(f"an array of shape {tuple(shape)} for {count} completions")
-    if shape is None and (isinstance(values, str | bytes) or not isinstance(values, Sequence)):
+    if shape is None and (isinstance(values, str | bytes | bytearray | memoryview) or not isinstance(values, Sequence)):
         raise ValueError(f"a {type(values).__name__}, not a list of numbers")
     if len(values) != count:
         raise ValueError(f"{len(values)} rewards for {count} completions")

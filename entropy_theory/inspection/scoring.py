@@ -91,7 +91,10 @@ def load_policy(name: str, tokenizer: str | None = None, dtype: str = "float32")
     model = model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
     ends = getattr(model.generation_config, "eos_token_id", None)
     ends = [ends] if isinstance(ends, int) else list(ends or ())
-    known = dict.fromkeys(end for end in (tokens.eos_token_id, *ends) if end is not None and end < vocab_size)
+    for end in ends:
+        if type(end) is not int:
+            raise invalid("model", "a generation configuration whose eos_token_id is an id or ids", f"{name}: {end!r}")
+    known = dict.fromkeys(end for end in (tokens.eos_token_id, *ends) if end is not None and 0 <= end < vocab_size)
     layer, ids = OutputLayer(model), torch.arange(min(4, vocab_size), device=model.device).unsqueeze(0)
     with reading("model", "a causal language model that runs", name), torch.no_grad():
         obstacle = layer.obstacle(lambda: model(input_ids=ids, use_cache=False).logits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,15 @@ def several_ends(byte_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     model.generation_config.eos_token_id = [17, 90, 0]
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize("end", ["x", [2.5]])
+def test_end_tokens_that_are_no_ids(byte_model: Path, tmp_path: Path, end: Any) -> None:
+    folder = shutil.copytree(byte_model, tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    lines = [{"prompt": "sum", "completion": text, "reward": n % 2} for n, text in enumerate(WORDS)]
+    with pytest.raises(ValueError, match="model: expected a generation configuration whose eos_token_id is an id"):
+        opened(jsonl(tmp_path, lines), folder, tmp_path)
 
 
 @pytest.mark.parametrize("budget", [1 << 28, 0], ids=["logits", "hidden"])

@@ -154,6 +154,9 @@ REWARDS: dict[str, Any] = {
     "a generator": (r for r in (1.0, 0.0)),
     "nan": [float("nan"), 1.0],
     "complex": [1j, 0.0],
+    "complex of NumPy": np.array([1 + 2j, 3]),
+    "complex of torch": torch.tensor([1 + 2j, 3]),
+    "bytes": bytearray(b"ab"),
     "rows": [[1.0], [0.0]],
     "one too few": [1.0],
 }

@@ -34,6 +34,7 @@ else:
 
 _LOSS = ("_compute_loss", "compute_loss")
 _GENERATION = "_generate_and_score_completions"
+_MICRO_BATCH = "_prepare_inputs"
 
 
 class Core(_Trainer):
@@ -159,7 +160,7 @@ def own_methods(trainer: type, ours: tuple[type, ...]) -> list[tuple[type, str]]
         >>> own_methods(Mine, ()), own_methods(GRPOTrainer, ())
         ([(<class '...Mine'>, '_compute_loss')], [])
     """
-    names = (_GENERATION, "_get_per_token_logps_and_entropies", *_LOSS)
+    names = (_GENERATION, _MICRO_BATCH, "_get_per_token_logps_and_entropies", *_LOSS)
     return [
         (cls, name)
         for cls in trainer.__mro__
@@ -198,7 +199,7 @@ def check_derived(trainer: type, rule: Rule, ours: tuple[type, ...]) -> None:
         if name in _LOSS and not does and not _mentions(method, _LOSS):
             expected = f"'none' for {named} does not call TRL's: call super().{name} in it{way_out}"
             raise invalid("rule", expected, repr(str(rule)))
-        meets = writes and (name in _LOSS or (name == _GENERATION and cls in after_control))
+        meets = writes and (name in (*_LOSS, _MICRO_BATCH) or (name == _GENERATION and cls in after_control))
         if meets and not declared and _mentions(method, ("advantages",)):
             expected = (
                 f"'none' for {named} handles the advantages itself: do that in {_GENERATION} of a class that the "

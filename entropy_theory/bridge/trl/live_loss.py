@@ -158,7 +158,8 @@ class LiveLoss:
     def _with_present_advantages(self, decision: BatchDecision, inputs: dict[str, Any]) -> BatchDecision:
         """Take up advantages that a class of somebody's own changed since the batch was decided on."""
         advantages, scored = inputs["advantages"], decision.scored
-        if self._run.live_part is None or torch.equal(advantages, scored.advantages):
+        replaces = self._run.live_part is not None or decision.coefficients is not None
+        if not replaces or torch.equal(advantages, scored.advantages):
             return decision
         if decision.decided is not None or self._run.live_needs_step:
             expected = f"the advantages that {str(self._run.rule)!r} was applied to"

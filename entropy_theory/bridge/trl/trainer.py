@@ -174,6 +174,7 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
             return output
         if self._live.one_pass and self._one_pass_is_exact(output):
             rows = len(output["completion_ids"])
+            self._generation.travels = acts(self.rule)
             return output | {ROWS: torch.arange(rows, device=output["completion_ids"].device)}
         # A trainer of somebody's own may have dropped or replaced rows since: then nothing captured is theirs.
         old = old_log_probs(output)

@@ -183,6 +183,61 @@ def test_advantages_that_a_class_changes(tiny_decoder: Path, tmp_path: Path) -> 
         build(WeightingAbove, tmp_path / "nowhere", options, rule=MASK)
 
 
+class WeightingMicroBatches(GRPOTrainer):
+    """The same where a micro-batch is taken from the generation batch."""
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(generation_batch)
+        return inputs | {"advantages": inputs["advantages"] * torch.linspace(0.5, 1.5, len(inputs["advantages"]))}
+
+
+class HidesTheNames(RLOOTrainer):
+    """Changes what its code does not name."""
+
+    changed = "advantages"
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(generation_batch)
+        return inputs | {self.changed: inputs[self.changed] / 2}
+
+
+def test_advantages_that_change_between_generation_and_loss(tiny_decoder: Path, tmp_path: Path) -> None:
+    options = GRPOConfig(**arguments(tmp_path, **REUSE))
+    plain = update(build(WeightingMicroBatches, tiny_decoder, options, reward_funcs=closeness))
+    ours = bridge.attach(build(WeightingMicroBatches, tiny_decoder, options, reward_funcs=closeness), RATIO)
+    assert torch.equal(update(ours), plain)
+    refused = "'none' for WeightingMicroBatches, whose _prepare_inputs handles the advantages itself"
+    with pytest.raises(ValueError, match=refused):
+        bridge.attach(build(WeightingMicroBatches, tiny_decoder, options), MASK)
+    rloo = build(HidesTheNames, tiny_decoder, RLOOConfig(**arguments(tmp_path)), reward_funcs=closeness)
+    rloo = bridge.attach(rloo, MASK)
+    with pytest.raises(ValueError, match=r"advantages: expected the advantages that .* was applied to"):
+        rloo.train()
+
+
+class CopyingMicroBatches(GRPOTrainer):
+    """Hands on the keys of TRL's micro-batches and no others."""
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(generation_batch)
+        return {name: value for name, value in inputs.items() if not name.startswith("entropy_control_")}
+
+
+def test_micro_batches_that_lose_what_travels(tiny_decoder: Path, tmp_path: Path) -> None:
+    """A mask rule is in TRL's own advantages by then, unless it is to be applied in the training forward."""
+    options = GRPOConfig(**arguments(tmp_path, optim="sgd", max_grad_norm=0.0, learning_rate=0.1))
+    ours = build(bridge.EntropyControlledGRPOTrainer, tiny_decoder, options, rule=MASK, reward_funcs=closeness)
+    expected = update(ours)
+    copying = bridge.attach(build(CopyingMicroBatches, tiny_decoder, options, reward_funcs=closeness), MASK)
+    # The coefficients are from a forward of another shape in float32.
+    assert torch.linalg.norm(update(copying) - expected) < 1e-5 * torch.linalg.norm(expected)
+    for rule, chosen in ((RATIO, {}), ("entropy-bonus(coefficient=0.2)", {}), (MASK, {"scoring": "one-pass"})):
+        trainer = build(CopyingMicroBatches, tiny_decoder, options, reward_funcs=closeness)
+        trainer = bridge.attach(trainer, rule, **chosen)
+        with pytest.raises(ValueError, match=r"'none' for .*CopyingMicroBatches, which drops the keys"):
+            trainer.train()
+
+
 class DropsKeys(bridge.EntropyControlledGRPOTrainer):
     """Hands on the keys that it knows, after the generation batch was controlled."""
 
