@@ -95,9 +95,10 @@ class SimulationConfig:
             *("checkpoint_every", "block_elements", "seed"),
         ):
             value, low = getattr(self, name), least.get(name, 1)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= LARGEST_INTEGER:
-                limit = f"<= {LARGEST_INTEGER}" if isinstance(value, int) and value > low else f">= {low}"
-                raise invalid(name, f"an integer {limit}", repr(value))
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise invalid(name, f"an integer >= {low}", repr(value))
+            if value > LARGEST_INTEGER:
+                raise invalid(name, f"an integer <= {LARGEST_INTEGER}", repr(value))
         for name, bottom, top, above in (
             ("step_size", 0.0, 1e9, True),
             ("logit_scale", 0.0, 1e6, False),

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from vocab_oracles import FIELDS, llm_like
 
+from entropy_theory.ranks import leave_ranks
 from entropy_theory.vocab import token_statistics, token_statistics_sharded
 
 
@@ -91,7 +92,7 @@ def main() -> None:
         tokens = torch.tensor([0, 24, 39])
         stats = token_statistics_sharded(half, tokens, group=groups[mine])
         torch.testing.assert_close(stats.baseline, token_statistics(logits, tokens).baseline, rtol=2e-6, atol=0)
-    dist.destroy_process_group()
+    leave_ranks()
 
 
 if __name__ == "__main__":

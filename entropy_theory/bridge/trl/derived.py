@@ -139,6 +139,8 @@ def with_core(cls: type) -> type:
     """Put a core between a controlled trainer's class and TRL's, where it has none yet."""
     if issubclass(cls, Core):
         return cls
+    if not issubclass(cls, GRPOTrainer | RLOOTrainer):
+        raise invalid("trainer", "a class derived from GRPOTrainer or RLOOTrainer", cls.__name__)
     core = RLOOCore if issubclass(cls, RLOOTrainer) else GRPOCore
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     return type(cls.__name__, (cls, core), names)
@@ -172,40 +174,65 @@ def own_methods(trainer: type, ours: tuple[type, ...]) -> list[tuple[type, str]]
 def check_derived(trainer: type, rule: Rule, ours: tuple[type, ...]) -> None:
     """Check that a rule acts in a trainer of somebody's own, before any work.
 
-    A class that replaces TRL's loss, and does not call it, would train without the rule. A class that replaces the
-    generation of a batch, and does not call TRL's, loses the rewards of its rows.
+    Read from the code of its methods: a loss that does not call TRL's would train without the rule; one that handles
+    the advantages would meet advantages of another shape; a generation that does not call TRL's loses the rewards of
+    its rows. What the code does not show, training does: it stops before the first update.
+
+    Args:
+        trainer: The trainer's class.
+        rule: The rule.
+        ours: The classes of this package, the mixin first.
 
     Raises:
-        ValueError: It would; the message names the class and the way out.
+        ValueError: The rule would not act as it should; the message names the class and the way out.
     """
     if not acts(rule):
         return
-    batch_part, live_part = rule.split()
-    reads = getattr(trainer, "loss_reads_token_advantages", False) and live_part is None and not rule.entropy_term
+    live, declared = rule.split()[1] is not None, getattr(trainer, "loss_reads_token_advantages", False)
+    writes = not live and any(not member.entropy_term and member.name != "none" for member in members(rule))
+    after_control = trainer.__mro__[: trainer.__mro__.index(ours[0])]
+    way_out = ", or set loss_reads_token_advantages = True on the class if it takes advantages (B, T)" * writes
     for cls, name in own_methods(trainer, ours):
-        if name in _LOSS and not reads and not _mentions(vars(cls)[name], _LOSS):
-            expected = f"'none' for {cls.__name__}, whose {name} does not call TRL's: call super().{name} in it"
-            if batch_part is not None and live_part is None and not rule.entropy_term:
-                expected += ", or set loss_reads_token_advantages = True on the class if it reads advantages (B, T)"
+        named, method = f"{cls.__name__}, whose {name}", vars(cls)[name]
+        does = declared and not live and not rule.entropy_term
+        if name in _LOSS and not does and not _mentions(method, _LOSS):
+            expected = f"'none' for {named} does not call TRL's: call super().{name} in it{way_out}"
+            raise invalid("rule", expected, repr(str(rule)))
+        meets = writes and (name in _LOSS or (name == _GENERATION and cls in after_control))
+        if meets and not declared and _mentions(method, ("advantages",)):
+            expected = (
+                f"'none' for {named} handles the advantages itself: do that in {_GENERATION} of a class that the "
+            )
+            expected += f"mixin is put before{way_out}"
             raise invalid("rule", expected, repr(str(rule)))
         needed = [field for field in ("rewards", "group_ids") if field in rule.needs]
-        if name == _GENERATION and needed and not _mentions(vars(cls)[name], (name,)):
-            expected = f"one that does not read {' and '.join(needed)} for {cls.__name__}, whose {name} does not call "
-            raise invalid("rule", expected + f"TRL's: call super().{name} in it", repr(str(rule)))
+        if name == _GENERATION and needed and not _mentions(method, (name,)):
+            expected = f"one that does not read {' and '.join(needed)} for {named} does not call TRL's: call "
+            raise invalid("rule", expected + f"super().{name} in it", repr(str(rule)))
+
+
+def loss_owner(trainer: type, ours: tuple[type, ...]) -> str:
+    """Name the class whose loss it is."""
+    return next((cls.__name__ for cls, name in own_methods(trainer, ours) if name in _LOSS), trainer.__name__)
+
+
+def members(rule: Rule) -> tuple[Rule, ...]:
+    """List the rules of a pipe, or the rule itself."""
+    return getattr(rule, "rules", (rule,))
 
 
 def acts(rule: Rule) -> bool:
     """Whether a rule can change an update at all."""
-    return any(member.name != "none" for member in getattr(rule, "rules", (rule,)))
+    return any(member.name != "none" for member in members(rule))
 
 
 def _mentions(method: Any, names: tuple[str, ...]) -> bool:
-    """Whether a method's code has any of the names, as a call of the method that it replaces does."""
+    """Whether a method's code has any of the names, as an attribute or a text; True for code that is not Python's."""
     code = getattr(inspect.unwrap(method), "__code__", None)
     codes: list[CodeType] = [] if code is None else [code]
-    for one in codes:
-        codes += [constant for constant in one.co_consts if isinstance(constant, CodeType)]
-    return code is None or any(name in one.co_names for one in codes for name in names)
+    for inner in codes:
+        codes += [constant for constant in inner.co_consts if isinstance(constant, CodeType)]
+    return code is None or any(name in (*inner.co_names, *inner.co_consts) for inner in codes for name in names)
 
 
 def find_config(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -121,6 +121,7 @@ class GenerationControl:
         self.count = 0  # generation batches so far
         self.scored_at = -1  # the optimizer step at which the last batch's statistics were the present policy's
         self.just_sampled = True  # whether that policy sampled all rows, too
+        self.travels = False  # whether the rule needs what travels with the rows of the last batch
         self._before_update: tuple[dict[str, Tensor], Tensor, Tensor] | None = None
 
     @property
@@ -144,6 +145,7 @@ class GenerationControl:
             What to write into TRL's dictionary.
         """
         host, run, reducer = self._host, self._run, self._run.reducer()
+        self.travels = False
         mask = valid_tokens(output) & output.get(JUDGED, True)
         if not reducer.sum(mask.sum().double()) > 0:
             # Nothing to learn from and nothing to control: TRL's loss is zero on this batch.
@@ -173,6 +175,7 @@ class GenerationControl:
                 decision, acts_at_updates = replace(decision, coefficients=coefficients), True
         if acts_at_updates or any(rule.phase == "live" for rule in run.observed):
             changes |= decision.pack()
+            self.travels = acts_at_updates
             self.scored_at = host.state.global_step
         if self._realised_every and self.count % self._realised_every == 0:
             self._before_update = ({name: output[name] for name in MODEL_INPUTS}, statistics.entropy, mask)

@@ -12,13 +12,15 @@ which the rule shrinks its denominator; D the divisor of TRL's loss type; c = �
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from entropy_theory.bridge.trl.carried import ROWS, BatchDecision, old_log_probs, sorted_rows
+from entropy_theory.bridge.trl.carried import CARRIED, ROWS, BatchDecision, old_log_probs, sorted_rows
 from entropy_theory.bridge.trl.generation import GenerationControl, RuleRun
 from entropy_theory.bridge.trl.host import HostTrainer
 from entropy_theory.bridge.trl.scoring import Scorer
@@ -107,6 +109,10 @@ class LiveLoss:
         """
         self.calls += 1
         if ROWS not in inputs:
+            if self._generation.travels:
+                expected = f"'none' for {type(self._host).__name__}, which drops the keys of TRL's dictionary that "
+                expected += f"begin with {CARRIED!r}: carry them with their rows"
+                raise invalid("rule", expected, repr(str(self._run.rule)))
             return trl_loss()
         self.call = call = LossCall(inputs, BatchDecision.unpack(inputs))
         try:
@@ -115,39 +121,49 @@ class LiveLoss:
             self.call = None
         if call.forward is None:
             raise invalid("rule", "'none' for a loss that does not run TRL's forward", repr(str(self._run.rule)))
-        decision = call.decision
-        if decision is None:
+        if call.decision is None:
             return loss
+        decision = self._with_present_advantages(call.decision, inputs)
         log_probs, entropy, aux_loss = call.forward
         entropy = self._finite_entropy(call, decision, entropy)
         self._observe(decision, inputs, log_probs.detach(), entropy.detach())
-        if self._run.live_part is None:
-            decided, spans = decision.decided, self._host.args.steps_per_generation
+        if self._run.live_part is not None:
+            loss = self._ratio_based_loss(call, decision, log_probs, entropy)
+        else:
             if decision.coefficients is not None:
                 loss = self._host.loss_of_coefficients(decision.coefficients, log_probs, inputs)
-                loss = self._with_aux_loss(loss, aux_loss)
-            if decided is None or decided.entropy_coefficients is None:
-                return loss
-            return loss + self._entropy_loss(entropy, decided.entropy_coefficients, decision.counted, spans)
-        surrogate = self._surrogate(decision, inputs, log_probs, entropy)
+            decided, spans = decision.decided, self._host.args.steps_per_generation
+            if decided is not None and decided.entropy_coefficients is not None:
+                loss = loss + self._entropy_loss(entropy, decided.entropy_coefficients, decision.counted, spans)
+            if decision.coefficients is None:
+                return loss  # TRL's own, which has the router's loss in it
+        if aux_loss is not None:
+            loss = loss + self._host.router_aux_loss_coef * aux_loss / self._host.accumulation
+        return loss
+
+    def _ratio_based_loss(self, call: LossCall, decision: BatchDecision, log_probs: Tensor, entropy: Tensor) -> Tensor:
+        inputs, surrogate = call.inputs, self._surrogate(decision, call.inputs, log_probs, entropy)
         per_token = -surrogate.objective
         for weight in (surrogate.scale, call.entropy_mask, inputs.get("importance_sampling_ratio")):
             if weight is not None:
                 per_token = per_token * weight
-        if inputs.get("ref_per_token_logps") is not None:
+        # RLOO has the divergence in its rewards, and no reference in the inputs of its loss.
+        if self._host.beta != 0.0 and inputs.get("ref_per_token_logps") is not None:
             per_token = per_token + self._host.beta * self._divergence(inputs, log_probs)
         loss = self._host.reduce_loss(per_token, inputs)
-        if surrogate.entropy_coefficients is not None:
-            loss = loss + self._entropy_loss(
-                entropy, surrogate.entropy_coefficients, surrogate.counted, surrogate.spans
-            )
-        return self._with_aux_loss(loss, aux_loss)
-
-    def _with_aux_loss(self, loss: Tensor, aux_loss: Tensor | None) -> Tensor:
-        """Add the router's loss as TRL does."""
-        if aux_loss is None:
+        if surrogate.entropy_coefficients is None:
             return loss
-        return loss + self._host.router_aux_loss_coef * aux_loss / self._host.accumulation
+        return loss + self._entropy_loss(entropy, surrogate.entropy_coefficients, surrogate.counted, surrogate.spans)
+
+    def _with_present_advantages(self, decision: BatchDecision, inputs: dict[str, Any]) -> BatchDecision:
+        """Take up advantages that a class of somebody's own changed since the batch was decided on."""
+        advantages, scored = inputs["advantages"], decision.scored
+        if self._run.live_part is None or torch.equal(advantages, scored.advantages):
+            return decision
+        if decision.decided is not None or self._run.live_needs_step:
+            expected = f"the advantages that {str(self._run.rule)!r} was applied to"
+            raise invalid("advantages", expected, "others, changed after the generation batch was controlled")
+        return replace(decision, scored=replace(scored, advantages=advantages))
 
     def forward(self, run_forward: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
         """Run the forward that TRL's loss asks for, and hand its results on.
@@ -157,12 +173,11 @@ class LiveLoss:
         """
         call = self.call
         assert call is not None
-        if self._run.reads_entropy_at_updates:
-            with self._scorer.layer.watch(detach=False) as seen:
-                results = self._forward_in_one_pass(call, run_forward) if self.one_pass else run_forward()
-            call.hidden = seen[-1]
-        else:
+        watched: AbstractContextManager[list[Tensor]]
+        watched = self._scorer.layer.watch(detach=False) if self._run.reads_entropy_at_updates else nullcontext([])
+        with watched as seen:
             results = self._forward_in_one_pass(call, run_forward) if self.one_pass else run_forward()
+        call.hidden = seen[-1] if seen else None
         call.forward = (results[0], results[1], results[2] if len(results) > 2 else None)
         if self._run.live_part is None:
             return results
@@ -211,6 +226,8 @@ class LiveLoss:
 
     def _entropy_loss(self, entropy: Tensor, coefficients: Tensor, counted: Tensor, spans: int) -> Tensor:
         """−Σ c_t H_t / n, n this rank's share of the counted tokens of one optimizer step; for every loss type."""
+        if not entropy.requires_grad:
+            raise invalid("trl", "a release whose entropies carry a gradient", version("trl"))
         share = self._host.accumulation / (self._host.accelerator.num_processes * spans)
         inside = coefficients != 0  # H may be anything at masked positions
         return -torch.where(inside, coefficients * entropy, 0.0).sum() / (counted.clamp(min=1) * share)

@@ -41,6 +41,7 @@ from entropy_theory.bridge.trl.derived import (
     acts,
     check_derived,
     find_config,
+    loss_owner,
     own_methods,
     with_core,
 )
@@ -132,6 +133,7 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         )
         self._live = LiveLoss(self, self._run, self._scorer, self._generation)
         self._live.one_pass = self._takes_one_pass()
+        self._has_own_forward = any(name.startswith("_get_per_token") for _, name in own_methods(type(self), _OURS))
         self._begin_generation()
         self._generating = False  # while TRL generates and scores
         if realised_every:
@@ -222,8 +224,8 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         first = self._generating and self.model.training and self._sampled is None and model is self.model
         if not first or not self.stores_old_log_probs():
             return forward()
-        if self._live.one_pass or self._scoring == "batch":
-            output = forward()
+        if self._live.one_pass or self._scoring == "batch" or self._has_own_forward:
+            output = forward()  # for itself: what scores may make another in its place
         else:
             output, self._captured = self._scorer.beside(
                 forward, input_ids, attention_mask, logits_to_keep, self._generation.second_order
@@ -257,7 +259,8 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         loss = super().training_step(*args, **kwargs)
         reads = getattr(type(self), "loss_reads_token_advantages", False)
         if self._live.calls == before and acts(self.rule) and not reads:
-            expected = f"'none' for {type(self).__name__}, whose loss does not reach TRL's"
+            owner = loss_owner(type(self), _OURS)
+            expected = f"'none' for {owner}, whose loss does not reach TRL's through super()._compute_loss"
             raise invalid("rule", expected, repr(str(self.rule)))
         return loss
 

@@ -133,9 +133,81 @@ class Hidden(GRPOTrainer):
 def test_a_loss_that_does_not_reach_trls_stops_at_the_first_micro_batch(tiny_decoder: Path, tmp_path: Path) -> None:
     trainer = build(Hidden, tiny_decoder, GRPOConfig(**arguments(tmp_path)), reward_funcs=closeness)
     start = start_of(trainer)
-    with pytest.raises(ValueError, match="'none' for EntropyControlledHidden, whose loss does not reach TRL's"):
+    with pytest.raises(ValueError, match="'none' for Hidden, whose loss does not reach TRL's through super"):
         bridge.attach(trainer, MASK).train()
     assert torch.equal(start_of(trainer), start)
+
+
+class Explicit(GRPOTrainer):
+    """Calls TRL's loss past the classes in between."""
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        return 2 * GRPOTrainer._compute_loss(self, model, inputs)
+
+
+def test_a_loss_that_goes_past_the_rule_stops_too(tiny_decoder: Path, tmp_path: Path) -> None:
+    trainer = build(Explicit, tiny_decoder, GRPOConfig(**arguments(tmp_path)), reward_funcs=closeness)
+    with pytest.raises(ValueError, match="'none' for Explicit, whose loss does not reach TRL's through super"):
+        bridge.attach(trainer, RATIO).train()
+
+
+class Weighting(GRPOTrainer):
+    """Weighs the advantages of each sequence in the loss."""
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        weights = torch.linspace(0.5, 1.5, len(inputs["advantages"]))
+        return super()._compute_loss(model, inputs | {"advantages": inputs["advantages"] * weights})
+
+
+class WeightingAbove(bridge.EntropyControlledGRPOTrainer):
+    """The same after the generation batch was controlled."""
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        return output | {"advantages": output["advantages"] * torch.linspace(0.5, 1.5, len(output["advantages"]))}
+
+
+def test_advantages_that_a_class_changes(tiny_decoder: Path, tmp_path: Path) -> None:
+    options = GRPOConfig(**arguments(tmp_path, **REUSE))
+    plain = update(build(Weighting, tiny_decoder, options, reward_funcs=closeness))
+    ours = update(bridge.attach(build(Weighting, tiny_decoder, options, reward_funcs=closeness), RATIO))
+    assert torch.equal(ours, plain)
+    mask_first = bridge.attach(build(Weighting, tiny_decoder, options, reward_funcs=closeness), f"{MASK}|ppo-clip")
+    for trainer in (mask_first, bridge.attach(build(Weighting, tiny_decoder, options), "kl-cov(fraction=0.1)")):
+        with pytest.raises(ValueError, match=r"advantages: expected the advantages that .* was applied to"):
+            trainer.train()
+    below = build(Weighting, tiny_decoder, options)
+    with pytest.raises(ValueError, match="'none' for Weighting, whose _compute_loss handles the advantages itself"):
+        bridge.attach(below, MASK)
+    with pytest.raises(ValueError, match=r"'none' for WeightingAbove, whose _generate_and_.* the advantages itself"):
+        build(WeightingAbove, tmp_path / "nowhere", options, rule=MASK)
+
+
+class DropsKeys(bridge.EntropyControlledGRPOTrainer):
+    """Hands on the keys that it knows, after the generation batch was controlled."""
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        return {name: value for name, value in output.items() if not name.startswith("entropy_control_")}
+
+
+def test_what_travels_with_the_rows_must_not_be_dropped(tiny_decoder: Path, tmp_path: Path) -> None:
+    trainer = build(DropsKeys, tiny_decoder, GRPOConfig(**arguments(tmp_path)), rule=RATIO, reward_funcs=closeness)
+    with pytest.raises(
+        ValueError, match=r"'none' for DropsKeys, which drops the keys .* begin with 'entropy_control_'"
+    ):
+        trainer.train()
+
+
+class Foreign(bridge.EntropyControlMixin):
+    """The mixin over nothing of TRL's."""
+
+
+def test_the_mixin_over_another_trainer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="trainer: expected a class derived from GRPOTrainer or RLOOTrainer, received F"
+    ):
+        Foreign("model", args=GRPOConfig(**arguments(tmp_path)))
 
 
 class ReadsTokens(GRPOTrainer):
