@@ -196,13 +196,7 @@ class TokenBatch:
 
     @property
     def token_advantages(self) -> Float[Tensor, "B T"]:
-        """The advantages as one number per token, (B, T); a view when they came as (B,).
-
-        Example:
-            >>> x = torch.zeros(2, 3)
-            >>> TokenBatch(x, x, torch.tensor([1.0, -1.0]), x + 1).token_advantages[1].tolist()
-            [-1.0, -1.0, -1.0]
-        """
+        """The advantages as one number per token, (B, T); a view when they came as (B,)."""
         if self.advantages.dim() == 2:
             return self.advantages
         return self.advantages.unsqueeze(1).expand(self.log_probs.shape)
