@@ -159,9 +159,13 @@ def number_in(name: str, value: object, low: float, high: float, *, above: bool 
         >>> number_in("temperature", 2, 0.0, 10.0, above=True)
         2.0
     """
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if real and (low < value if above else low <= value) and value <= high:  # type: ignore[operator]
-        return float(value)  # type: ignore[arg-type]
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:  # an integer beyond the floats
+            number = math.inf
+        if (low < number if above else low <= number) and number <= high:
+            return number
     raise invalid(name, f"a number in {'(' if above else '['}{low:g}, {high:g}]", repr(value))
 
 

@@ -34,6 +34,16 @@ _HOW_TO_GET = {
     "rewards": "the reward of each completion, shape (B,)",
     "group_ids": "the prompt group of each completion, shape (B,)",
 }
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_LOG_PROBS = ("log_probs", "old_log_probs", "rollout_log_probs")
+_ENTROPIES = ("entropy", "old_entropy")
+
+ROUNDING = 1e-4
+"""How far log p may lie above 0, and H below: float32 logits of size 1,000 are rounded by 6e-5, others by ε · 128."""
+
+ENGINE_ROUNDING = 0.25
+"""The same for what a generating engine returns, which may come from bf16: logits of 64 are rounded by this."""
+
 _FORMAT = {"format": "entropy_theory.TokenBatch", "version": "1"}
 
 
@@ -60,13 +70,13 @@ class TokenBatch:
         group_ids: The prompt group of each completion, integers (B,).
 
     Shapes: (B, T) unless noted. Any floating dtype; bf16 is widened to float32 before S is rebuilt from it.
-    Domain: every value at a valid position is finite. Masked positions may hold anything, NaN too, and never
-    influence a result. A batch without any valid token is accepted (a rank may have none); a rule refuses it when
-    no rank has one.
+    Domain: at valid positions every value is finite, log p ≤ 0 and H ≥ 0 up to rounding. Masked positions may hold
+    anything, NaN too, and never influence a result. A batch without any valid token is accepted (a rank may have none);
+    a rule refuses it when no rank has one.
 
     Raises:
-        ValueError: shapes, dtypes or devices differ, the mask has other values than 0 and 1, or a valid position
-            is not finite. The message names the argument.
+        ValueError: shapes, dtypes or devices differ, the mask has other values than 0 and 1, or a value at a valid
+            position is not finite or out of range. The message names the argument.
 
     Example:
         >>> batch = TokenBatch(
@@ -98,7 +108,7 @@ class TokenBatch:
     def __post_init__(self) -> None:
         shape = self._check_shapes()
         self._check_mask()
-        if self.group_ids is not None and (self.group_ids.is_floating_point() or self.group_ids.dtype == torch.bool):
+        if self.group_ids is not None and self.group_ids.dtype not in _INTEGERS:
             raise invalid("group_ids", "an integer tensor", self.group_ids.dtype)
         self._check_values(shape)
 
@@ -125,21 +135,31 @@ class TokenBatch:
         return cls(**{**measured, "advantages": advantages, "completion_mask": completion_mask, **others})
 
     def _check_values(self, shape: torch.Size) -> None:
-        """Refuse values that are not finite where a token is valid."""
+        """Check that values are finite, and in their range, where a token is valid."""
         values = [(name, value) for name, value in self._present() if name not in ("completion_mask", "group_ids")]
         for name, value in values:
             if not value.is_floating_point():
                 raise invalid(name, "a floating-point tensor", value.dtype)
-        # NaN and infinities survive a sum: where every sum is finite, one look spares the search for a place.
-        if bool(torch.isfinite(torch.stack([value.detach().sum().double() for _, value in values])).all()):
-            return
         valid, rows = self.completion_mask, self.completion_mask.any(dim=1)
+        # NaN and infinities survive a sum: where every sum is finite, one look spares the search for a place.
+        if not bool(torch.isfinite(torch.stack([value.detach().sum().double() for _, value in values])).all()):
+            for name, value in values:
+                inside = valid if value.shape == shape else rows
+                self._refuse(name, value, inside & ~torch.isfinite(value.detach()), "finite values")
         for name, value in values:
-            wrong = (valid if value.shape == shape else rows) & ~torch.isfinite(value.detach())
-            if bool(wrong.any()):
-                place = tuple(wrong.nonzero()[0].tolist())
-                received = f"{value.detach()[place].item()} at position {place}"
-                raise invalid(name, "finite values at valid positions", received)
+            slack = max(ROUNDING, 128 * torch.finfo(value.dtype).eps, ENGINE_ROUNDING * (name == "rollout_log_probs"))
+            if name in _LOG_PROBS:
+                self._refuse(name, value, valid & (value.detach() > slack), "log-probabilities <= 0")
+            elif name in _ENTROPIES:
+                self._refuse(name, value, valid & (value.detach() < -slack), "entropies >= 0")
+
+    @staticmethod
+    def _refuse(name: str, value: Tensor, wrong: Bool[Tensor, "*shape"], expected: str) -> None:
+        """Raise an error that names the first wrong value, if there is one."""
+        if bool(wrong.any()):
+            place = tuple(wrong.nonzero()[0].tolist())
+            received = f"{value.detach()[place].item()} at position {place}"
+            raise invalid(name, f"{expected} at valid positions", received)
 
     def _present(self) -> Iterator[tuple[str, Tensor]]:
         for f in fields(self):
@@ -166,6 +186,8 @@ class TokenBatch:
 
     def _check_mask(self) -> None:
         mask = self.completion_mask
+        if mask.is_complex():
+            raise invalid("completion_mask", "only the values 0 and 1", mask.dtype)
         if mask.dtype != torch.bool:
             wrong = (mask != 0) & (mask != 1)
             if bool(wrong.any()):
@@ -174,13 +196,7 @@ class TokenBatch:
 
     @property
     def token_advantages(self) -> Float[Tensor, "B T"]:
-        """The advantages as one number per token, (B, T); a view when they came as (B,).
-
-        Example:
-            >>> x = torch.zeros(2, 3)
-            >>> TokenBatch(x, x, torch.tensor([1.0, -1.0]), x + 1).token_advantages[1].tolist()
-            [-1.0, -1.0, -1.0]
-        """
+        """The advantages as one number per token, (B, T); a view when they came as (B,)."""
         if self.advantages.dim() == 2:
             return self.advantages
         return self.advantages.unsqueeze(1).expand(self.log_probs.shape)

@@ -75,7 +75,8 @@ def scan_threshold(
     Example:
         >>> from entropy_theory.control import rule
         >>> S_c = torch.tensor([[0.1, -0.5, -0.6, 0.1]])
-        >>> batch = TokenBatch(S_c, S_c, torch.tensor([-1.0]), torch.ones(1, 4), centered_discriminant=S_c)
+        >>> x = torch.zeros(1, 4)
+        >>> batch = TokenBatch(x, x, torch.tensor([-1.0]), torch.ones(1, 4), centered_discriminant=S_c)
         >>> scan = scan_threshold(rule("clip-v(mu=1.7, max_fraction=None)"), batch, [0.0, 1.0, 2.0])
         >>> scan.values, scan.own, scan.scores.tolist()
         ((0.0, 1.0, 1.7, 2.0), 2, [[0, 2, 3, 0]])

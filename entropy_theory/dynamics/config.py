@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,7 +14,7 @@ from entropy_theory.control import rule as build_rule
 from entropy_theory.control.group_advantages import Normalisation
 from entropy_theory.dynamics import grpo, starts
 from entropy_theory.dynamics.optimizers import Optimizer
-from entropy_theory.errors import LARGEST_INTEGER, invalid
+from entropy_theory.errors import LARGEST_INTEGER, invalid, number_in
 
 Initialisation = Literal["gaussian", "uniform", "zipf", "forking", "saved"]
 Dtype = Literal["float64", "float32"]
@@ -101,10 +99,15 @@ class SimulationConfig:
                 raise invalid(name, f"an integer >= {low}", repr(value))
             if value > LARGEST_INTEGER:
                 raise invalid(name, f"an integer <= {LARGEST_INTEGER}", repr(value))
-        self._number("step_size", "a finite number > 0", lambda x: x > 0)
-        self._number("logit_scale", "a finite number >= 0", lambda x: x >= 0)
-        self._number("zipf_exponent", "a finite number >= 0", lambda x: x >= 0)
-        self._number("correct_share", "a number > 0 and < 1", lambda x: 0 < x < 1)
+        for name, bottom, top, above in (
+            ("step_size", 0.0, 1e9, True),
+            ("logit_scale", 0.0, 1e6, False),
+            ("zipf_exponent", 0.0, 1e6, False),
+            ("correct_share", 0.0, 1.0, True),
+        ):
+            object.__setattr__(self, name, number_in(name, getattr(self, name), bottom, top, above=above))
+        if self.correct_share == 1.0:
+            raise invalid("correct_share", "a number < 1: some token must be wrong", 1.0)
         for name, choices in (
             ("optimizer", get_args(Optimizer)),
             ("initialisation", get_args(Initialisation)),
@@ -123,13 +126,6 @@ class SimulationConfig:
         object.__setattr__(self, "rule", str(rule))
         object.__setattr__(self, "out", Path(self.out))
         _check_device(self.device)
-
-    def _number(self, name: str, expected: str, good: Callable[[float], bool]) -> None:
-        value = getattr(self, name)
-        right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and good(value)
-        if not right:
-            raise invalid(name, expected, repr(value))
-        object.__setattr__(self, name, float(value))
 
     def _take_saved_logits(self) -> None:
         """Let the file of saved logits decide what it decides; other wishes than the defaults are contradictions."""

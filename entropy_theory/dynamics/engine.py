@@ -175,8 +175,7 @@ class Simulation:
             self._kept[block] = policy if keep else None
         policies = {"entropy": torch.cat(entropy), "baseline": torch.cat(baseline)}
         if not bool(torch.isfinite(policies["entropy"]).all()):
-            where = f"NaN or infinity after {self.completed} steps of size {config.step_size:g}"
-            raise invalid("step_size", f"steps that keep the logits in the range of {config.dtype}", where)
+            raise self._out_of_range("NaN or infinite entropies")
         if squares:
             policies["sum_squared_discriminant"] = torch.cat(sums)
         return torch.cat(tokens) if samples is None else samples.tokens, bank.TokenScores.cat(scores), policies
@@ -269,11 +268,17 @@ class Simulation:
             "ratio_deviation": deviation.mean(),
         }
         for name, value in values.items():
+            if not np.isfinite(value):
+                raise self._out_of_range(f"{name} {value}")
             self.columns[name][row] = value
         chosen = slice(*np.searchsorted(self.pairs["row"], (row, row + 1)))
         policy = self.pairs["policy"][chosen].astype(np.int64)
         self.pairs["predicted"][chosen] = predicted[policy]
         self.pairs["realised"][chosen] = realised[policy]
+
+    def _out_of_range(self, what: str) -> ValueError:
+        received = f"{what} after {self.completed} steps of size {self.config.step_size:g}"
+        return invalid("step_size", f"steps that keep the logits in the range of {self.config.dtype}", received)
 
     def _pair_places(self, updates: int) -> dict[str, NDArray[Any]]:
         """Choose beforehand which policies of which updates are kept for the scatter figure."""

@@ -273,7 +273,7 @@ def first_order_change(
         >>> from entropy_theory.dynamics.bank import policy_statistics
         >>> bank, k = policy_statistics(torch.tensor([[2.0, 1.0, 0.0]])), torch.tensor([[0]])
         >>> g = torch.ones(1, 1).double()
-        >>> update = Update(g, 0.1, None, {}, rule("none").apply(TokenBatch(g, g, g, g)))
+        >>> update = Update(g, 0.1, None, {}, rule("none").apply(TokenBatch(-g, g, g, g)))
         >>> round(first_order_change(bank.at(k), update).item(), 6)
         -0.014182
     """

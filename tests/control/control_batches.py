@@ -134,7 +134,7 @@ def batches(max_rows: int = 4, max_width: int = 5) -> st.SearchStrategy[TokenBat
         per_token = draw(st.booleans())
         return TokenBatch(
             log_probs=log_probs,
-            old_log_probs=log_probs - matrix(number | special),
+            old_log_probs=torch.clamp(log_probs - matrix(number | special), max=0.0),
             entropy=matrix(number).abs(),
             advantages=matrix(number | special, (rows, width) if per_token else (rows,)),
             completion_mask=mask,

@@ -30,6 +30,19 @@ def minimal(rows: int = 2, width: int = 3, **changed: object) -> TokenBatch:
         ({"completion_mask": torch.full((2, 3), 2)}, "completion_mask: expected only the values 0 and 1, received 2"),
         ({"completion_mask": torch.full((2, 3), 0.5)}, "completion_mask: expected only the values 0 and 1, .* 0.5"),
         ({"completion_mask": torch.full((2, 3), NAN)}, "completion_mask: expected only the values 0 and 1, .* nan"),
+        (
+            {"completion_mask": torch.ones(2, 3) * 1j},
+            "completion_mask: expected only the values 0 and 1, .*complex64",
+        ),
+        (
+            {"log_probs": torch.full((2, 3), 0.01)},
+            r"log_probs: expected log-probabilities <= 0 .* at position \(0, 0\)",
+        ),
+        ({"old_log_probs": torch.tensor([[-1, -1, 2.0], [0, 0, 0]])}, r"old_log_probs: .* received 2.0 at .*\(0, 2\)"),
+        ({"rollout_log_probs": torch.full((2, 3), 0.5)}, "rollout_log_probs: expected log-probabilities <= 0"),
+        ({"entropy": torch.full((2, 3), -0.5)}, r"entropy: expected entropies >= 0 .* received -0.5"),
+        ({"old_entropy": torch.full((2, 3), -1e30)}, "old_entropy: expected entropies >= 0"),
+        ({"group_ids": torch.zeros(2) * 1j}, "group_ids: expected an integer tensor, received torch.complex64"),
         ({"rewards": torch.zeros(2, 3)}, r"rewards: expected shape \(2,\)"),
         ({"group_ids": torch.zeros(2)}, "group_ids: expected an integer tensor, received torch.float32"),
         ({"entropy": torch.zeros(2, 3, dtype=torch.int64)}, "entropy: expected a floating-point tensor"),
@@ -59,6 +72,11 @@ def test_masked_positions_may_hold_anything_and_valid_ones_may_not(name: str) ->
     minimal(**{name: spoiled, "completion_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])})
     with pytest.raises(ValueError, match=name):
         minimal(**{name: spoiled})
+
+
+def test_rounding_may_leave_the_range() -> None:
+    minimal(log_probs=torch.full((2, 3), 5e-5), entropy=torch.full((2, 3), -5e-5))
+    minimal(log_probs=torch.full((2, 3), 0.06, dtype=torch.bfloat16), rollout_log_probs=torch.full((2, 3), 0.06))
 
 
 def test_a_rank_without_tokens_is_a_batch() -> None:
@@ -132,7 +150,7 @@ def test_save_and_load_give_back_every_bit(tmp_path) -> None:
 
 def test_saving_views_and_shared_tensors(tmp_path) -> None:
     x = torch.full((4, 6), -0.5)[::2, ::2]
-    batch = minimal(log_probs=x, entropy=x, old_log_probs=x, advantages=torch.ones(1).expand(2))
+    batch = minimal(log_probs=x, baseline=x, old_log_probs=x, advantages=torch.ones(1).expand(2))
     batch.save(tmp_path / "b.safetensors")
     assert torch.equal(TokenBatch.load(tmp_path / "b.safetensors").old_log_probs, x)
 

@@ -226,6 +226,18 @@ def test_large_steps_collapse_without_nan() -> None:
     assert result.summary["entropy_last"] < 0.1
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_largest_steps_end_finite_or_in_one_line(dtype: str) -> None:
+    config = SimulationConfig(policies=4, vocab_size=5, steps=3, dtype=dtype, step_size=1e9)
+    assert all(np.isfinite(values).all() for values in simulate(config).steps.values())
+    simulation = Simulation(config)
+    object.__setattr__(simulation.config, "step_size", 1e200)  # beyond the range: as if it were not checked
+    with pytest.raises(
+        ValueError, match=rf"^step_size: expected steps that keep the logits in the range of {dtype}, .*"
+    ):
+        [simulation.step() for _ in range(3)]
+
+
 def test_entropy_collapses_under_grpo_and_less_under_clip_b() -> None:
     config = SimulationConfig(policies=200, vocab_size=50, steps=200, step_size=0.5, record_every=20)
     plain_run, clip_run = simulate(config), simulate(replace(config, rule="clip-b(mu=0.5)"))

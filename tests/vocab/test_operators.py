@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from compiled_programs import from_hidden, hidden_inputs, loss_of
@@ -103,6 +104,15 @@ def test_extreme_temperatures(impl: str, temperature: float) -> None:
         assert torch.isfinite(getattr(stats, name)).all(), name
     expected = torch.full((6,), 500.0 if temperature > 1 else 1.0).log()
     torch.testing.assert_close(stats.entropy.detach(), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_numpys_numbers_are_temperatures() -> None:
+    logits, tokens = llm_like(3, 20)
+    plain = getattr(token_statistics, "__wrapped__", token_statistics)
+    for kind in (np.float64, np.float32, np.int64):
+        assert torch.equal(
+            plain(logits, tokens, temperature=kind(2)).entropy, plain(logits, tokens, temperature=2).entropy
+        )
 
 
 @pytest.mark.parametrize("temperature", [1e-46, 1e-7, 2e6, float("nan"), 0, "1", True])

@@ -215,7 +215,7 @@ def advantages_under_rule(
         rollout_log_probs = torch.where(torch.isfinite(rollout_log_probs), rollout_log_probs, old_log_probs)
     batch = TokenBatch(
         log_probs=old_log_probs,
-        entropy=old_log_probs if entropy is None else entropy,  # without one, no rule here reads it
+        entropy=-old_log_probs if entropy is None else entropy,  # without one, no rule here reads it
         advantages=advantages,
         completion_mask=mask,
         old_log_probs=old_log_probs,

@@ -110,7 +110,7 @@ def policy_loss(
         mask = response_mask.bool()
         if not mask.any():
             return log_prob.masked_fill(~mask, 0.0).sum(), {}
-        fields = {"entropy": old_log_prob, **given}  # without one, no rule here reads it
+        fields = {"entropy": -old_log_prob, **given}  # without one, no rule here reads it
         batch = TokenBatch(
             log_probs=log_prob, advantages=advantages, completion_mask=mask, old_log_probs=old_log_prob, **fields
         )

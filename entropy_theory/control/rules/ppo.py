@@ -183,7 +183,7 @@ class DCPO(PPOClip):
 
     Example:
         >>> from entropy_theory.control import TokenBatch
-        >>> old = torch.tensor([[-0.1, -4.0]])
+        >>> old = torch.tensor([[-0.6, -4.5]])
         >>> batch = TokenBatch(old + 0.5, -old, torch.ones(1), torch.ones(1, 2), old_log_probs=old)
         >>> DCPO().apply(batch).keep_mask.tolist()  # r = 1.65: the likely token is cut
         [[False, True]]
