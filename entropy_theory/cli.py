@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import tyro
 
+from entropy_theory.ranks import leave_ranks
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -153,6 +155,7 @@ def _train(config: Any, console: Console) -> int:
 
     with progress_bar(console) as progress:
         result = train(config, progress)
+    leave_ranks()
     if os.environ.get("RANK", "0") != "0":  # under torchrun one process prints for all
         return 0
     final = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in result.get("final", {}).items())
@@ -295,6 +298,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _fail(_message(error), _status(error))
+    finally:
+        leave_ranks(together=False)  # after an error; a run that ends well has left before
 
 
 def _dispatch(words: Sequence[str]) -> int:

@@ -343,6 +343,25 @@ def open_run(folder: Path, config: object, *, ignore: tuple[str, ...] = ("out",)
     return False
 
 
+def array_digest(arrays: Mapping[str, Any], content: object = None) -> str:
+    """Hash arrays with their names, types and shapes, and what else belongs to them: SHA-256 in hexadecimal.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.arange(3)
+        >>> array_digest({"x": x}) == array_digest({"x": x.copy()}) != array_digest({"x": x}, {"step": 1})
+        True
+    """
+    import numpy as np
+
+    digest = hashlib.sha256(json.dumps(to_data(content), sort_keys=True, allow_nan=False).encode())
+    for name in sorted(arrays):
+        values = arrays[name]
+        digest.update(f"{name} {values.dtype} {values.shape} ".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
+
+
 def save_arrays(path: Path, arrays: Mapping[str, Any], content: object = None) -> None:
     """Write arrays as safetensors, whole or not at all, with a digest of them and of what else belongs to them.
 
@@ -351,12 +370,11 @@ def save_arrays(path: Path, arrays: Mapping[str, Any], content: object = None) -
         arrays: NumPy arrays by name.
         content: Data that JSON can hold.
     """
-    from safetensors.numpy import save
+    from safetensors.numpy import save_file
 
-    described = json.dumps(to_data(content), allow_nan=False)
-    digest = hashlib.sha256(save(dict(arrays)) + described.encode()).hexdigest()
+    described, digest = json.dumps(to_data(content), allow_nan=False), array_digest(arrays, content)
     with written_whole(path) as temporary:
-        temporary.write_bytes(save(dict(arrays), metadata={"content": described, "sha256": digest}))
+        save_file(dict(arrays), temporary, metadata={"content": described, "sha256": digest})
 
 
 def load_arrays(path: Path, name: str = "out") -> dict[str, Any]:
@@ -389,11 +407,10 @@ def read_arrays(path: Path, name: str = "out") -> tuple[dict[str, Any], Any]:
         ([0, 1, 2], {'step': 2})
     """
     from safetensors import safe_open
-    from safetensors.numpy import save
 
     with reading(name, "a file as this program wrote it", path), safe_open(path, "np") as file:
         arrays, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
-        digest = hashlib.sha256(save(arrays) + metadata["content"].encode()).hexdigest()
-        if digest != metadata["sha256"]:
+        content = json.loads(metadata["content"])
+        if array_digest(arrays, content) != metadata["sha256"]:
             raise invalid(name, "a file as this program wrote it", f"{path}, whose digest is another")
-        return arrays, json.loads(metadata["content"])
+        return arrays, content

@@ -14,13 +14,14 @@ import pytest
 import entropy_theory
 
 PACKAGE = Path(entropy_theory.__file__).parent
-LEAVES = {"errors", "records", "rewards", "sampling", "intervals"}  # every room may use them
+LEAVES = {"errors", "records", "rewards", "sampling", "intervals", "ranks"}  # every room may use them
 BELOW_THE_COMMANDS = {"theory", "vocab", "control", "dynamics", "bridge", "testbed", "training", "audit", "inspection"}
 # What each room and each module beside them may import of the others.
 ALLOWED = {
     "errors": set(),
     "records": {"errors"},
     "rewards": set(),
+    "ranks": set(),
     "sampling": {"errors", "records"},
     "intervals": {"errors"},
     "theory": set(),

@@ -16,7 +16,7 @@ from entropy_theory.control import rule as build_rule
 from entropy_theory.control.group_advantages import Normalisation
 from entropy_theory.dynamics import grpo, starts
 from entropy_theory.dynamics.optimizers import Optimizer
-from entropy_theory.errors import invalid
+from entropy_theory.errors import LARGEST_INTEGER, invalid
 
 Initialisation = Literal["gaussian", "uniform", "zipf", "forking", "saved"]
 Dtype = Literal["float64", "float32"]
@@ -99,6 +99,8 @@ class SimulationConfig:
             value, low = getattr(self, name), least.get(name, 1)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise invalid(name, f"an integer >= {low}", repr(value))
+            if value > LARGEST_INTEGER:
+                raise invalid(name, f"an integer <= {LARGEST_INTEGER}", repr(value))
         self._number("step_size", "a finite number > 0", lambda x: x > 0)
         self._number("logit_scale", "a finite number >= 0", lambda x: x >= 0)
         self._number("zipf_exponent", "a finite number >= 0", lambda x: x >= 0)

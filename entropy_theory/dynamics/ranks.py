@@ -13,6 +13,7 @@ from torch import Tensor
 from entropy_theory.control import DistributedReducer, Reducer
 from entropy_theory.control.reducers import LOCAL
 from entropy_theory.errors import invalid
+from entropy_theory.ranks import leave_ranks
 
 CHUNK = 1 << 20
 """At most so many numbers travel from each rank at once, which bounds memory."""
@@ -36,8 +37,10 @@ def torchrun_ranks() -> Iterator[Reducer]:
     dist.init_process_group("gloo")
     try:
         yield DistributedReducer()
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        leave_ranks(together=False)
+        raise
+    leave_ranks()
 
 
 def share_of(rank: int, policies: int, world_size: int) -> range:

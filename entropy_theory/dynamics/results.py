@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from entropy_theory import records
 from entropy_theory.dynamics.engine import COLUMNS, Simulation
 from entropy_theory.dynamics.fits import slope_through_origin
 from entropy_theory.dynamics.ranks import collect
-from entropy_theory.errors import invalid
+from entropy_theory.errors import invalid, reading
 
 if TYPE_CHECKING:
     from entropy_theory.dynamics.config import SimulationConfig
@@ -114,8 +114,8 @@ class SimulationResult:
         Raises:
             ValueError: A file is missing, broken or of another configuration.
         """
-        content = records.read_json(folder / RESULT)
-        if content.get("hash") != digest(config):
+        content = records.read_record(folder / RESULT, "hash", "summary")
+        if content["hash"] != digest(config):
             raise invalid("folder", "the result of this configuration", folder)
         steps, pairs = _load_arrays(folder / STEPS, COLUMNS), _load_arrays(folder / PAIRS, _PAIR_COLUMNS)
         return cls(config, steps, pairs, content["summary"])
@@ -211,6 +211,7 @@ def save_checkpoint(path: Path, simulation: Simulation, seconds: float) -> None:
         "seconds": repr(seconds),
         "rule_state": state,
     }
+    metadata["sha256"] = records.array_digest({name: values.numpy() for name, values in tensors.items()}, metadata)
     with records.written_whole(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
@@ -229,19 +230,15 @@ def load_checkpoint(path: Path, simulation: Simulation) -> float:
         ValueError: The file is not a checkpoint, or not one of this configuration.
     """
     expected = "a whole checkpoint of this configuration; delete it to start over"
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            own = _by_policy(simulation)
-            share = simulation.share
-            names = [name for name in file.keys() if name not in own]  # noqa: SIM118  not a mapping
-            tensors = {name: file.get_tensor(name) for name in names}
-            for name in own:
-                rows = file.get_slice(name)
-                if rows.get_shape()[0] == simulation.config.policies:
-                    tensors[name] = rows[share.start : share.stop]
-    except (SafetensorError, OSError) as error:
-        raise invalid(str(path), expected, error) from None
+    with reading(str(path), expected, path.name), safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+    found = metadata.pop("sha256", None)
+    if found != records.array_digest({name: values.numpy() for name, values in tensors.items()}, metadata):
+        raise invalid(str(path), expected, f"digest {found}, which is not that of its content")
+    for name in _by_policy(simulation):
+        if name in tensors and len(tensors[name]) == simulation.config.policies:
+            tensors[name] = tensors[name][simulation.share.start : simulation.share.stop]
     if metadata.get("format") != FORMAT or metadata.get("hash") != digest(simulation.config):
         raise invalid(str(path), expected, f"format {metadata.get('format')}, hash {metadata.get('hash')}")
     targets = {f"column.{name}": torch.from_numpy(values) for name, values in simulation.columns.items()}
@@ -270,8 +267,5 @@ def _save_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
 
 
 def _load_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in names}
-    except (OSError, KeyError, ValueError, EOFError) as error:
-        raise invalid(str(path), f"the arrays {', '.join(names)}", error) from None
+    with reading(str(path), f"the arrays {', '.join(names)}", path.name), np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in names}

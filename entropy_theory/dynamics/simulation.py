@@ -84,8 +84,8 @@ def run(config: SimulationConfig, progress: Progress | None = None, reducer: Red
         True
     """
     first = reducer.rank == 0
-    with records.exclusive(config.out) if first else contextlib.nullcontext():
-        finished = records.open_run(config.out, config, ignore=results.UNHASHED) if first else False
+    opened = records.run_folder(config.out, config, ignore=results.UNHASHED)
+    with opened if first else contextlib.nullcontext(False) as finished:
         if int(reducer.sum(torch.tensor(int(finished)))):  # the others wait here until the folder is ready
             return SimulationResult.load(config.out, config)
         simulation = Simulation(config, reducer)

@@ -9,7 +9,9 @@ every rank the same parts in the same order, so that all ranks get the same bits
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,7 +32,23 @@ from entropy_theory.vocab.statistics import (
     once,
 )
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
+
+def _untraced(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a compiled program call a function as it is: traced collectives would wait for ranks that are not there."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **kwargs)  # at import it would load the compiler
+        return function(*args, **kwargs)
+
+    return call
+
+
+@_untraced
 def token_statistics_sharded(
     local_logits: Float[Tensor, "*batch V_local"],
     tokens: Int[Tensor, "*batch"],
@@ -98,10 +116,7 @@ def token_statistics_sharded(
         whole = torch.iinfo(torch.int64).max
     check_token_range(tokens, whole)
     options = (vocab_start, temperature, second_order, kernels(name), group)
-    apply = _Sharded.apply
-    if torch.compiler.is_compiling():  # collectives of a group are not traced: the graph breaks here
-        apply = torch.compiler.disable(apply)
-    return as_statistics(apply(local_logits, tokens, options), name)
+    return as_statistics(_Sharded.apply(local_logits, tokens, options), name)
 
 
 def _place(size: int, device: torch.device, group: dist.ProcessGroup | None) -> tuple[int, int]:

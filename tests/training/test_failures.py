@@ -82,7 +82,7 @@ def own_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list
         "        return {}['the grader did not answer']\n"
         "    if fault == 'nan':\n"
         "        rewards[0] = float('nan')\n"
-        "    return rewards[1:] if fault == 'short' else rewards\n"
+        "    return rewards\n"
     )
     sys.modules.pop("fragile_reward", None)
     yield ["--dataset", "prompts.jsonl", "--reward", "fragile_reward:reward", "--max-completion-length", "8"]
@@ -94,20 +94,28 @@ def own_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list
     [
         ("raise", "reward fragile_reward:reward raised KeyError: 'the grader did not answer' ("),
         ("nan", "reward fragile_reward:reward returned nan, 1 of 16 rewards are not finite"),
-        ("short", "reward fragile_reward:reward returned 15 rewards for 16 completions"),
     ],
 )
 def test_a_reward_that_fails(
     tiny_decoder: Path, tmp_path: Path, own_reward: list[str], capsys: Capture, fault: str, message: str
 ) -> None:
     Path("fault").write_text(fault)
-    assert main(words(tiny_decoder, tmp_path / "run", *own_reward)) == 1
+    command = words(tiny_decoder, tmp_path / "run", *own_reward)
+    assert main(command) == 1
     said = one_line(capsys)
     assert f"after 3 steps: {message}" in said
     assert said.endswith("; the same command resumes from checkpoint-2\n")
-    assert [line["step"] for line in records.read_lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    assert [line["step"] for line in records.read_lines(metrics)] == [1, 2, 3]
     Path("fault").unlink()
-    assert main(words(tiny_decoder, tmp_path / "run", *own_reward)) == 0
+    # Metrics that are not those of the checkpoint are not continued: the run would pass for the undisturbed one.
+    whole = metrics.read_bytes()
+    for spoiled in (None, whole.replace(b'"step": 2', b'"step": 7'), whole[:40]):
+        metrics.unlink() if spoiled is None else metrics.write_bytes(spoiled)
+        assert main(command) == 2
+        assert "metrics.jsonl: expected the lines that were there when checkpoint-2 was written" in one_line(capsys)
+    metrics.write_bytes(whole)
+    assert main(command) == 0
     assert main(words(tiny_decoder, tmp_path / "undisturbed", *own_reward)) == 0
     assert_same_run(tmp_path / "undisturbed", tmp_path / "run")
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from entropy_theory import records
 from entropy_theory.cli import main
+from entropy_theory.errors import RunError
+from entropy_theory.rewards import checked_rewards
 from entropy_theory.testbed import decoder
 from entropy_theory.training.metrics import final_means
+from entropy_theory.training.rewards import guarded_reward
 
 SMALL = ["--steps", "5", "--prompts-per-step", "4", "--generations", "4"]
 
@@ -101,6 +106,76 @@ def test_bad_input_ends_with_status_2_and_one_line(
     assert captured.err.startswith("entropy-theory: ")
     assert captured.err.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_nothing_to_train_on_is_refused(tiny_decoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """TRL drops an incomplete batch, trains nothing and reports success."""
+    path = tmp_path / "three.jsonl"
+    path.write_text('{"prompt": "1=", "target": 1}\n' * 3)
+    reward = ["--reward", "entropy_theory.testbed.sum_task:reward"]
+    words = ["train", "--model", str(tiny_decoder), *SMALL, "--out", str(tmp_path / "run")]
+    for more, limit in ((["--dataset", str(path), *reward], 3), (["--prompts-per-step", "2049"], 2048)):
+        assert main([*words, *more]) == 2
+        assert f"prompts_per_step: expected at most {limit}, the prompts of the dataset" in capsys.readouterr().err
+    assert main([*words, "--dataset", str(path), *reward, "--dataset-split", "test"]) == 2
+    assert "dataset_split: expected one of the splits of" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_completions_without_a_judgement(tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of a batch, and all of one: TRL then logs a reward of None, and the progress bar has none to show."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("prompts.jsonl").write_text("".join(f'{{"prompt": "{n}="}}\n' for n in range(10, 18)))
+    Path("partly_judged.py").write_text(
+        "calls = 0\n"
+        "def judge(completions, **_):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    return [None if calls == 2 or n % 3 == 0 else len(c) % 2 for n, c in enumerate(completions)]\n"
+    )
+    words = ["--model", str(tiny_decoder), "--dataset", "prompts.jsonl", "--reward", "partly_judged:judge"]
+    assert main(["train", *words, *SMALL, "--max-completion-length", "4", "--out", "run", "--rule", "clip-b"]) == 0
+    lines = records.read_lines(Path("run/metrics.jsonl"))
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert [line.get("reward") is None for line in lines] == [False, True, False, False, False]
+
+
+REWARDS: dict[str, Any] = {
+    "keys of a dict": {"a": 1.0, "b": 2.0},
+    "a column": np.ones((2, 1)),
+    "a tensor column": torch.ones(2, 1),
+    "a scalar tensor": torch.tensor(1.0),
+    "beyond float32": [1e300, 0.0],
+    "beyond floats": [10**400, 0],
+    "texts": ["1", "0"],
+    "a text": "10",
+    "a scalar": 0.5,
+    "a generator": (r for r in (1.0, 0.0)),
+    "nan": [float("nan"), 1.0],
+    "complex": [1j, 0.0],
+    "rows": [[1.0], [0.0]],
+    "one too few": [1.0],
+}
+
+
+@pytest.mark.parametrize("kind", REWARDS)
+def test_what_is_no_reward(kind: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  (what is wrong is said in as many ways)
+        checked_rewards(REWARDS[kind], 2)
+    with pytest.raises(RunError, match="reward my:reward returned "):
+        guarded_reward(lambda completions: REWARDS[kind], "my:reward")(completions=["x", "y"])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[1, None], (True, None), np.array([1.0, np.float32(2)]), torch.tensor([1, 0]), [np.float64(1), torch.tensor(0.5)]],
+    ids=["integers", "truth", "array", "tensor", "scalars"],
+)
+def test_what_is_a_reward(values: Any) -> None:
+    rewards = checked_rewards(values, 2)
+    assert rewards == [None if value is None else float(value) for value in values]
+    assert all(value is None or type(value) is float for value in rewards)
 
 
 def test_tokenizer_larger_than_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from vocab_oracles import FIELDS, llm_like
 
+from entropy_theory.ranks import leave_ranks
 from entropy_theory.vocab import token_statistics, token_statistics_sharded
 
 
@@ -66,6 +67,8 @@ def refuse() -> None:
     for start in (None, 5 * dist.get_rank()):
         with pytest.raises(ValueError, match="tokens: expected ids"):
             token_statistics_sharded(logits, tokens, group=None, vocab_start=start)
+    with pytest.raises(ValueError, match="vocab_start: expected an integer >= 0, received -1"):
+        token_statistics_sharded(logits, tokens, group=None, vocab_start=-1)
 
 
 def main() -> None:
@@ -89,7 +92,7 @@ def main() -> None:
         tokens = torch.tensor([0, 24, 39])
         stats = token_statistics_sharded(half, tokens, group=groups[mine])
         torch.testing.assert_close(stats.baseline, token_statistics(logits, tokens).baseline, rtol=2e-6, atol=0)
-    dist.destroy_process_group()
+    leave_ranks()
 
 
 if __name__ == "__main__":

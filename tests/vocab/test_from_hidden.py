@@ -28,7 +28,8 @@ def model(rows: tuple[int, ...], d: int, V: int, dtype: torch.dtype) -> tuple[Te
 def materialised(hidden: Tensor, matrix: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
     logits = hidden @ matrix.T
     logits = logits if bias is None else logits + bias
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if softcap is None else softcap * torch.tanh(wide / softcap)
 
 
 @pytest.mark.parametrize("impl", ["eager", "fused-cpu"])
@@ -80,6 +81,27 @@ def test_float64_autograd(dtype: torch.dtype) -> None:
         assert float((gradient.double() - expected).norm() / expected.norm()) < tolerance
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("impl", ["eager", "fused-cpu"])
+def test_soft_caps_of_16_bit_heads_are_trls(impl: str, dtype: torch.dtype) -> None:
+    """TRL rounds the product to 16 bits and caps it in float32; so the first importance ratio is 1."""
+    trl = pytest.importorskip("trl.kernels.chunked_logprob", reason="needs a TRL that scores hidden states")
+    generator = torch.Generator().manual_seed(0)
+    # multiples of 1/8: products and their sums are exact in float32, whatever their order, and rounded once
+    hidden, matrix = ((torch.randint(-8, 9, (n, 16), generator=generator) / 8).to(dtype) for n in (9, 4100))
+    hidden, matrix = (4 * hidden).requires_grad_(), matrix.requires_grad_()
+    tokens = torch.randint(0, 4100, (9,), generator=generator)
+    theirs = trl.ChunkedLogProbFunction.apply(hidden, matrix, None, tokens, 1.0, 1024, 6.0, 1.0, ("entropy",))
+    ours = token_statistics_from_hidden(hidden, matrix, tokens, softcap=6.0, impl=impl)
+    # Σ e^z over 4,100 float32 terms in other orders and another exponential: 2e-6, as for uncapped logits
+    torch.testing.assert_close(ours.log_probs, theirs[0], rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(ours.entropy, theirs[1], rtol=2e-6, atol=2e-6)
+    gradients = [torch.autograd.grad(log_probs.sum(), (hidden, matrix)) for log_probs in (ours.log_probs, theirs[0])]
+    for mine, other in zip(*gradients, strict=True):
+        # each tile's gradient is rounded to 16 bits before it is multiplied, on both sides
+        assert float((mine - other).float().norm() / other.float().norm()) < torch.finfo(dtype).eps
+
+
 def test_only_what_is_asked_for_receives_a_gradient() -> None:
     hidden, matrix, bias, tokens = model((4,), 6, 40, torch.float32)
     hidden.requires_grad_()
@@ -99,7 +121,8 @@ def test_empty_input() -> None:
         ({"output_matrix": torch.zeros(9, 5)}, r"output_matrix: expected shape \(V, 4\)"),
         ({"output_matrix": torch.zeros(9, 4, dtype=torch.float64)}, "output_matrix: expected torch.float32"),
         ({"bias": torch.zeros(8)}, r"bias: expected shape \(9,\)"),
-        ({"softcap": 0.0}, "softcap: expected a number in "),
+        ({"softcap": 0.0}, r"softcap: expected a number in \[1e-06, 1e\+06\], received 0.0"),
+        ({"softcap": 1e300}, "softcap: expected a number in"),
         ({"temperature": -1.0}, "temperature"),
         ({"tokens": torch.tensor([0, 9])}, r"tokens: expected ids in \[0, 9\), received 9"),
         ({"tokens": torch.tensor([0])}, r"tokens: expected shape \(2,\)"),

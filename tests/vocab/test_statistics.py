@@ -187,9 +187,7 @@ def test_empty_input_and_no_leading_dimension(impl: str) -> None:
         ({"tokens": torch.zeros(2)}, "tokens: expected an integer tensor"),
         ({"tokens": torch.tensor([0, 3])}, r"tokens: expected ids in \[0, 3\), received 3"),
         ({"tokens": torch.tensor([-1, 2])}, "received -1"),
-        ({"temperature": 0.0}, r"temperature: expected a number in \[1e-06, 1e\+06\], received 0.0"),
         ({"temperature": math.inf}, "temperature"),
-        ({"temperature": math.nan}, "temperature"),
         ({"impl": "fastest"}, "impl: expected one of auto, eager, fused-cpu, triton, received 'fastest'"),
     ],
 )

@@ -19,6 +19,7 @@ from trl import GRPOConfig
 from trl_runs import arguments, build, closeness
 
 from entropy_theory.bridge.trl import EntropyControlledGRPOTrainer
+from entropy_theory.ranks import leave_ranks
 
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
@@ -76,5 +77,4 @@ def main(model: str, out: Path, kind: str, rules: list[str]) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4:])
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()  # left to the interpreter, its threads may outlive what they use
+    leave_ranks()

@@ -26,6 +26,7 @@ from entropy_theory.bridge.trl import (
     EntropyControlledRLOOTrainer,
 )
 from entropy_theory.control import rule as build_rule
+from entropy_theory.ranks import leave_ranks
 
 PROMPTS, GENERATIONS = 8, 8
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))
@@ -126,6 +127,4 @@ if __name__ == "__main__":
         record(sys.argv[1], place / "completions.json")
     for parts in map(int, sys.argv[3].split(",")):
         replay(sys.argv[1], place, parts, specifications)
-    if torch.distributed.is_initialized():  # left to the interpreter, its threads may outlive what they use
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    leave_ranks()
