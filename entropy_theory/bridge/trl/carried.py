@@ -25,6 +25,9 @@ ROWS = CARRIED + "rows"
 REWARDS, GROUPS, JUDGED = CARRIED + "rewards", CARRIED + "group_ids", CARRIED + "judged"
 """Of each row its reward, the number of its prompt, and whether any reward function judged it, (B, 1)."""
 
+MARKS = CARRIED + "marks"
+"""A number of each row's tokens, (B,): whether what travels with a row still belongs to it."""
+
 OLD = CARRIED + "old_log_probs"
 """The log-probabilities of the policy that sampled, (B, T), where TRL keeps their sum only."""
 
@@ -36,6 +39,14 @@ def valid_tokens(inputs: Mapping[str, Any]) -> Tensor:
     """The tokens that TRL trains on, (B, T): those of the completion that no tool wrote."""
     mask: Tensor = inputs["completion_mask"].bool()
     return mask & inputs["tool_mask"].bool() if "tool_mask" in inputs else mask
+
+
+def marks(inputs: Mapping[str, Any]) -> Tensor:
+    """Make a number of each row's tokens, (B,), the same whatever the padding."""
+    ids = inputs["completion_ids"]
+    places = 2 * torch.arange(ids.shape[1], device=ids.device) + 1
+    completion = ((ids + 1) * inputs["completion_mask"] * places).sum(1)
+    return completion * 2654435761 + ((inputs["prompt_ids"] + 1) * inputs["prompt_mask"]).sum(1)  # wraps, as it may
 
 
 def old_log_probs(inputs: Mapping[str, Any]) -> Tensor | None:
@@ -65,7 +76,12 @@ class BatchDecision:
 
     def pack(self) -> dict[str, Tensor]:
         """Write the decision as tensors for TRL's dictionary."""
-        packed = {ROWS: self.rows, _COUNTED: self.counted, _SCALE: self.scale, _COEFFICIENTS: self.coefficients}
+        packed = {
+            ROWS: self.rows,
+            _COUNTED: self.counted,
+            _SCALE: self.scale,
+            _COEFFICIENTS: self.coefficients,
+        }
         packed |= {_SCORED + f.name: getattr(self.scored, f.name) for f in fields(TokenBatch)}
         if self.decided is not None:
             packed |= {_DECIDED + f.name: getattr(self.decided, f.name) for f in fields(Decided)}

@@ -14,7 +14,7 @@ import inspect
 from functools import cache, partial
 from importlib.metadata import version
 from types import CodeType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from packaging.version import Version
@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 from trl import GRPOTrainer, RLOOTrainer
 
-from entropy_theory.bridge.trl.carried import GROUPS, JUDGED, OLD, REWARDS
+from entropy_theory.bridge.trl.carried import GROUPS, JUDGED, MARKS, OLD, REWARDS, marks
 from entropy_theory.control import Rule
 from entropy_theory.control.denominators import TRL_DIVISORS, Divisor, reduce_as_trl
 from entropy_theory.errors import invalid
@@ -48,7 +48,9 @@ class Core(_Trainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        return output | self._row_facts(len(output["completion_ids"])) if self.model.training else output
+        if not self.model.training:
+            return output
+        return output | self._row_facts(len(output["completion_ids"])) | {MARKS: marks(output)}
 
     def _row_facts(self, rows: int) -> dict[str, Tensor]:
         """Rewards, groups and old log-probabilities of this rank's rows, for whatever becomes of the rows."""
@@ -212,9 +214,10 @@ def check_derived(trainer: type, rule: Rule, ours: tuple[type, ...]) -> None:
             raise invalid("rule", expected + f"super().{name} in it", repr(str(rule)))
 
 
-def loss_owner(trainer: type, ours: tuple[type, ...]) -> str:
-    """Name the class whose loss it is."""
-    return next((cls.__name__ for cls, name in own_methods(trainer, ours) if name in _LOSS), trainer.__name__)
+def owner(trainer: type, ours: tuple[type, ...], what: Literal["loss", "generation"]) -> str:
+    """Name the class whose own loss or generation a trainer has."""
+    names = _LOSS if what == "loss" else (_GENERATION,)
+    return next((cls.__name__ for cls, name in own_methods(trainer, ours) if name in names), trainer.__name__)
 
 
 def members(rule: Rule) -> tuple[Rule, ...]:

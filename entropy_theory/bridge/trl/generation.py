@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from entropy_theory.bridge.metrics import batch_metrics
-from entropy_theory.bridge.trl.carried import GROUPS, JUDGED, REWARDS, BatchDecision, valid_tokens
+from entropy_theory.bridge.trl.carried import GROUPS, JUDGED, MARKS, REWARDS, BatchDecision, marks, valid_tokens
 from entropy_theory.bridge.trl.host import HostTrainer
 from entropy_theory.bridge.trl.scoring import Scorer
 from entropy_theory.control import DistributedReducer, LocalReducer, Reducer, Rule, RuleOutput, TokenBatch
@@ -182,7 +182,7 @@ class GenerationControl:
         if self.saves_now:
             save_gathered(batch, host.accelerator, host.batches_folder, host.state.global_step)
         self.count += 1
-        return changes
+        return changes | {MARKS: marks(output)} if changes else changes
 
     def _decision(self, batch: TokenBatch, first: RuleOutput | None) -> BatchDecision:
         mask, reducer = batch.completion_mask, self._run.reducer()

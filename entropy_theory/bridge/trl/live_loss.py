@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entropy_theory.bridge.trl.carried import CARRIED, ROWS, BatchDecision, old_log_probs, sorted_rows
+from entropy_theory.bridge.trl.carried import CARRIED, MARKS, ROWS, BatchDecision, marks, old_log_probs, sorted_rows
 from entropy_theory.bridge.trl.generation import GenerationControl, RuleRun
 from entropy_theory.bridge.trl.host import HostTrainer
 from entropy_theory.bridge.trl.scoring import Scorer
@@ -108,6 +108,9 @@ class LiveLoss:
         (`forward`), so that the policy is run once; the loss of a ratio-based rule is formed from its results.
         """
         self.calls += 1
+        if MARKS in inputs and not torch.equal(inputs[MARKS], marks(inputs)):
+            expected = f"'none' for {type(self._host).__name__}, which replaces rows after the rule was applied to them"
+            raise invalid("rule", expected, repr(str(self._run.rule)))
         if ROWS not in inputs:
             if self._generation.travels:
                 expected = f"'none' for {type(self._host).__name__}, which drops the keys of TRL's dictionary that "

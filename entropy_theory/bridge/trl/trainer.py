@@ -27,7 +27,7 @@ from trl import GRPOTrainer, RLOOTrainer
 
 from entropy_theory.bridge.metrics import PREFIX
 from entropy_theory.bridge.trl import checkpoints
-from entropy_theory.bridge.trl.carried import ROWS, old_log_probs
+from entropy_theory.bridge.trl.carried import CARRIED, GROUPS, MARKS, OLD, REWARDS, ROWS, marks, old_log_probs
 from entropy_theory.bridge.trl.compatibility import (
     against_one_pass,
     check_supported,
@@ -41,8 +41,8 @@ from entropy_theory.bridge.trl.derived import (
     acts,
     check_derived,
     find_config,
-    loss_owner,
     own_methods,
+    owner,
     with_core,
 )
 from entropy_theory.bridge.trl.generation import GenerationControl, RuleRun
@@ -172,17 +172,35 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
             self._generating = False
         if not self.model.training:
             return output
+        kept = MARKS in output and torch.equal(output[MARKS], marks(output))
+        output = self._with_facts(output, kept)
         if self._live.one_pass and self._one_pass_is_exact(output):
             rows = len(output["completion_ids"])
             self._generation.travels = acts(self.rule)
             return output | {ROWS: torch.arange(rows, device=output["completion_ids"].device)}
         # A trainer of somebody's own may have dropped or replaced rows since: then nothing captured is theirs.
         old = old_log_probs(output)
-        same = self._sampled is not None and old is not None and torch.equal(old, self._sampled)
+        same = kept and self._sampled is not None and old is not None and torch.equal(old, self._sampled)
         if self.accelerator.num_processes > 1:  # ranks must meet in the same forwards
             same = not int(self._run.reducer().sum(torch.tensor(int(not same))))
         self._generation.just_sampled = same
         return output | self._generation.decide(output, self._captured if same else None)
+
+    def _with_facts(self, output: dict[str, Any], kept: bool) -> dict[str, Any]:
+        """Keep what the core said of the rows if they are those; name what is missing where a rule reads it."""
+        if not kept:
+            output = {key: value for key, value in output.items() if not key.startswith(CARRIED)}
+        live = [
+            rule for rule in (self._run.live_part, *self._run.observed) if rule is not None and rule.phase == "live"
+        ]
+        read = {REWARDS: self._run.needs("rewards"), GROUPS: self._run.needs("group_ids"), OLD: bool(live)}
+        computed = {REWARDS: self._rewards is not None, GROUPS: self._rewards is not None}
+        computed[OLD] = self._sampled is not None and not self.reads_token_advantages
+        for key in (key for key in read if read[key] and computed[key] and key not in output):
+            named = owner(type(self), _OURS, "generation")
+            expected = f"a tensor for the rows of {named}, which drops or replaces rows without the keys that begin "
+            raise invalid(key, expected + f"with {CARRIED!r}: carry them with their rows", None)
+        return output
 
     def _one_pass_is_exact(self, output: dict[str, Any]) -> bool:
         """Settle on the first batch whether the training forward can serve; not all can be seen before it runs."""
@@ -231,7 +249,7 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
             output, self._captured = self._scorer.beside(
                 forward, input_ids, attention_mask, logits_to_keep, self._generation.second_order
             )
-        self._sampled = output[0]
+        self._sampled = output[0].clone()  # a class below may write into what it is given
         # TRL before 1.7 returns two values.
         return output[: 3 if "compute_aux_loss" in inspect.signature(method).parameters else 2]
 
@@ -260,8 +278,8 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         loss = super().training_step(*args, **kwargs)
         reads = getattr(type(self), "loss_reads_token_advantages", False)
         if self._live.calls == before and acts(self.rule) and not reads:
-            owner = loss_owner(type(self), _OURS)
-            expected = f"'none' for {owner}, whose loss does not reach TRL's through super()._compute_loss"
+            named = owner(type(self), _OURS, "loss")
+            expected = f"'none' for {named}, whose loss does not reach TRL's through super()._compute_loss"
             raise invalid("rule", expected, repr(str(self.rule)))
         return loss
 

@@ -21,6 +21,7 @@ from entropy_theory.control.denominators import VERL_DIVISORS, shrinkage
 from entropy_theory.errors import invalid
 
 _OPTIONAL = ("rollout_log_probs", "baseline", "discriminant", "centered_discriminant", "sum_squared_discriminant")
+_STATISTICS = (*_OPTIONAL, "grpo_curvature", "rewards", "group_ids")
 
 
 @dataclass(frozen=True)
@@ -141,13 +142,6 @@ def advantages_under_rule(
     advantages: Tensor,
     response_mask: Tensor,
     *,
-    rollout_log_probs: Tensor | None = None,
-    baseline: Tensor | None = None,
-    discriminant: Tensor | None = None,
-    centered_discriminant: Tensor | None = None,
-    sum_squared_discriminant: Tensor | None = None,
-    rewards: Tensor | None = None,
-    group_ids: Tensor | None = None,
     loss_agg_mode: str = "token-mean",
     reduce_sum: Callable[[Tensor], Tensor] | None = None,
     gather: Callable[[Tensor], Tensor] | None = None,
@@ -156,6 +150,7 @@ def advantages_under_rule(
     generator: torch.Generator | None = None,
     state: Any = None,
     observe: tuple[str | Rule, ...] = (),
+    **statistics: Tensor | None,
 ) -> RuleAdvantages:
     """Apply a rule that is fixed once per batch, and say what it does in advantages.
 
@@ -168,14 +163,6 @@ def advantages_under_rule(
         entropy: H of that policy, (B, T), nats; None where the trainer has none and the rule reads none.
         advantages: A, (B,) or (B, T).
         response_mask: 1 at valid tokens, (B, T).
-        rollout_log_probs: log p as the generating engine saw it; values that are not finite are taken from
-            `old_log_probs`.
-        baseline: N, (B, T); Clip_V needs it, or `centered_discriminant`.
-        discriminant: S, exact.
-        centered_discriminant: S_c, exact.
-        sum_squared_discriminant: Σ S².
-        rewards: One per row, (B,).
-        group_ids: The prompt of each row, integers (B,).
         loss_agg_mode: How the loss will aggregate.
         reduce_sum: Adds a tensor over the ranks; None when the whole batch is here.
         gather: Concatenates 1-D tensors of different lengths in rank order; given together with `reduce_sum`.
@@ -184,6 +171,8 @@ def advantages_under_rule(
         generator: For rules that draw at random; in the same state on every rank.
         state: What the last call returned.
         observe: Rules that are asked what they would drop, and change nothing.
+        **statistics: Further fields of `TokenBatch`: rollout_log_probs (values that are not finite are taken from
+            `old_log_probs`), baseline or centered_discriminant (which Clip_V needs), rewards, group_ids and so on.
 
     Returns:
         Advantages, metrics, state.
@@ -203,6 +192,9 @@ def advantages_under_rule(
     for asked in (rule, *observed):
         check_batch_rule(asked)
         check_needs(asked, entropy is not None)
+    for name in statistics:
+        if name not in _STATISTICS:
+            raise invalid(name, f"one of {', '.join(_STATISTICS)}", "an unknown field")
     if (reduce_sum is None) != (gather is None):
         raise invalid("gather", "given together with reduce_sum", "one of the two")
     reducer: Reducer = LocalReducer()
@@ -211,22 +203,17 @@ def advantages_under_rule(
     mask = response_mask.bool()
     if not reducer.sum(mask.sum()) > 0:  # nothing to learn from: the loss is zero on this batch
         return RuleAdvantages(torch.zeros_like(old_log_probs), {f"{PREFIX}empty_batch": 1.0}, state)
-    if rollout_log_probs is not None:
-        rollout_log_probs = torch.where(torch.isfinite(rollout_log_probs), rollout_log_probs, old_log_probs)
+    rollout = statistics.get("rollout_log_probs")
+    if rollout is not None:
+        statistics["rollout_log_probs"] = torch.where(torch.isfinite(rollout), rollout, old_log_probs)
     batch = TokenBatch(
         log_probs=old_log_probs,
         entropy=-old_log_probs if entropy is None else entropy,  # without one, no rule here reads it
         advantages=advantages,
         completion_mask=mask,
         old_log_probs=old_log_probs,
-        rollout_log_probs=rollout_log_probs,
         old_entropy=entropy,
-        baseline=baseline,
-        discriminant=discriminant,
-        centered_discriminant=centered_discriminant,
-        sum_squared_discriminant=sum_squared_discriminant,
-        rewards=rewards,
-        group_ids=group_ids,
+        **statistics,
     )
     drawn = None if generator is None else generator.get_state()
     output = rule.apply(batch, reducer=reducer, generator=generator, state=state)

@@ -337,6 +337,27 @@ class Copying(GRPOTrainer):
         return turned | {"num_items_in_batch": output["num_items_in_batch"]}
 
 
+class InPlace(GRPOTrainer):
+    """Puts the first row's tokens in place of the last one's, and nothing else."""
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_per_token_logps"):
+            if name in output:
+                output[name][-1] = output[name][0]
+        return output
+
+
+class Late(GRPOTrainer):
+    """Does so when the micro-batches are handed out, after the rule was applied."""
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(generation_batch)
+        ids = inputs["completion_ids"].clone()
+        ids[-1] = ids[0].flip(0)
+        return inputs | {"completion_ids": ids}
+
+
 class Scratch(GRPOTrainer):
     """Replaces the generation of a batch, and does not call TRL's."""
 
@@ -344,7 +365,7 @@ class Scratch(GRPOTrainer):
         raise NotImplementedError
 
 
-@pytest.mark.parametrize("kind", [FilteredGroups, Dropping, Replaying, Copying])
+@pytest.mark.parametrize("kind", [FilteredGroups, Dropping, Replaying, Copying, InPlace])
 @pytest.mark.parametrize("iterations", [1, 2])
 def test_statistics_are_those_of_the_rows_that_are_trained_on(
     tiny_decoder: Path, tmp_path: Path, kind: type, iterations: int
@@ -399,12 +420,27 @@ def test_rewards_go_with_their_rows(tiny_decoder: Path, tmp_path: Path, kind: ty
 
 def test_rows_without_their_rewards_are_named(tiny_decoder: Path, tmp_path: Path) -> None:
     options = GRPOConfig(**arguments(tmp_path))
-    with pytest.raises(ValueError, match=r"rewards: expected a tensor, which w-reinforce needs"):
-        bridge.attach(build(Copying, tiny_decoder, options), "w-reinforce").train()
+    for kind in (Copying, InPlace):
+        expected = (
+            f"entropy_control_rewards: expected a tensor for the rows of {kind.__name__}, which drops or replaces"
+        )
+        trainer = bridge.attach(build(kind, tiny_decoder, options), "w-reinforce")
+        with pytest.raises(ValueError, match=expected):
+            trainer.train()
     with pytest.raises(
         ValueError, match="does not read rewards for Scratch, whose _generate_and_score_completions does"
     ):
         bridge.attach(build(Scratch, tiny_decoder, options), "w-reinforce")
+
+
+@pytest.mark.parametrize("rule", [MASK, RATIO])
+def test_rows_that_are_replaced_after_the_rule_are_named(tiny_decoder: Path, tmp_path: Path, rule: str) -> None:
+    options = bridge.EntropyControlledGRPOConfig(**arguments(tmp_path, scoring="batch"))
+    trainer = bridge.attach(build(Late, tiny_decoder, options, reward_funcs=closeness), rule)
+    with pytest.raises(
+        ValueError, match="'none' for EntropyControlledLate, which replaces rows after the rule was app"
+    ):
+        trainer.train()
 
 
 # -- arguments --------------------------------------------------------------------------------------------------------
