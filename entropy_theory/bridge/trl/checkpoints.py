@@ -236,13 +236,19 @@ class SafeCheckpoints(_Trainer):
             raise ValueError(refusal)
         lost = [*manifest["lost"], *self._restore_control(manifest, other)]
         self._epochs_done, self._step = manifest["epochs"], manifest["micro_step"]
-        if manifest["mid_batch"]:
+        if manifest["mid_batch"] and manifest["rule"] != str(self.rule):
+            lost.append("the rest of a generation batch, decided upon by the old rule, is lost")
+        elif manifest["mid_batch"]:
             processes = self.accelerator.num_processes
             if manifest["processes"] != processes:
                 expected = f"{manifest['processes']} processes, as when {folder} was written inside a generation batch"
                 raise invalid("resume_from_checkpoint", expected, processes)
             path = folder / _BATCH.format(rank=self.accelerator.process_index)
             self._buffered_inputs = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            parts, steps = len(self._buffered_inputs), self.args.steps_per_generation
+            if parts != steps:
+                expected = f"{parts}, as when {folder} was written inside a generation batch"
+                raise invalid("steps_per_generation", expected, steps)
         if lost:
             warnings.warn(f"resumed from {folder}: {'; '.join(lost)}", stacklevel=4)
 
@@ -365,13 +371,19 @@ def _readable(folder: Path, other: bool) -> dict[str, Any]:
     """Check a checkpoint and return its manifest, with what resuming from it loses; `other`: one of plain TRL too."""
     if read_manifest(folder) is not None or not (folder / "trainer_state.json").is_file():
         manifest = open_checkpoint(folder, any_release=other)
-        return manifest | {"lost": [] if manifest["version"] == __version__ else [f"written by {manifest['version']}"]}
+        lost = [] if manifest["version"] == __version__ else [f"written by {manifest['version']}"]
+        return manifest | {"lost": lost + _without(folder)}
     if not other:
         expected = "a checkpoint written under entropy control (resume_with_new_rule=True resumes from others)"
         raise invalid("resume_from_checkpoint", expected, f"{folder}, which plain TRL wrote")
     lost = ["plain TRL wrote it, so the rule begins without memory and the rest of a generation batch is lost"]
-    missing = [name for name in ("optimizer.pt", "scheduler.pt", "rng_state*.pth") if not list(folder.glob(name))]
-    lost += [f"it has no {name}, which begins anew" for name in missing]
+    lost += _without(folder)
     epochs = int(records.read_json(folder / "trainer_state.json").get("epoch") or 0)
     plain = {"rule": None, "rule_state": None, "generations": 0, "micro_step": 0, "mid_batch": False}
     return plain | {"epochs": epochs, "lost": lost}
+
+
+def _without(folder: Path) -> list[str]:
+    """What training begins anew because a checkpoint, as of ``save_only_model``, does not hold it, in words."""
+    missing = [name for name in ("optimizer", "scheduler.pt", "rng_state") if not list(folder.glob(f"{name}*"))]
+    return [f"it has no {name}, which begins anew" for name in missing]

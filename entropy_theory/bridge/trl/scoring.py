@@ -7,11 +7,13 @@ TRL runs the policy over the batch for its old log-probabilities, that forward i
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -69,11 +71,13 @@ class Scorer:
     def noise(self, batch: Mapping[str, Tensor]) -> str:
         """Say what makes the training forward another policy than the one that samples; "" when nothing does.
 
-        Beyond what has a name, the hidden states of one row in training and in evaluation are compared, once.
+        Beyond what has a name, which may be switched on at any time, the training forward over one row is tried, once:
+        whether it draws random numbers, or gives other hidden states than evaluation.
         """
-        if self._noise is None:
-            named = self.named_noise()
-            reason = named or ("the training forward is not that of evaluation" if self._differs(batch) else "")
+        if not self._noise:
+            reason = self.named_noise() or ""
+            if self._noise is None and not reason and self._differs(batch):
+                reason = "the training forward is not that of evaluation"
             self._noise = self._agreed(reason, "noise on another rank")
         return self._noise
 
@@ -91,8 +95,14 @@ class Scorer:
 
         with self._evaluating():
             expected = hidden()
+        before = random_states(ids.device)
         with torch.random.fork_rng(devices=[ids.device] if ids.is_cuda else []):  # no draw of the run is used up
             found = hidden()
+            drawn = random_states(ids.device) != before
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002  (the generator that models draw from)
+        if drawn:  # noise that left this row alone, such as a layer that is skipped now and then
+            return True
         # A kernel may add in another order; noise is larger, since whoever adds it means it to be felt.
         return bool((found - expected).abs().max() > 64 * torch.finfo(found.dtype).eps * expected.abs().max())
 
@@ -228,6 +238,13 @@ class Scorer:
         blocks = batch["completion_ids"].split([len(hidden) for hidden in seen])
         pairs = zip((hidden[:, -length - 1 : -1] for hidden in seen), blocks, strict=True)
         return output, joined([self.from_hidden(hidden, tokens, second_order) for hidden, tokens in pairs])
+
+
+def random_states(device: torch.device) -> tuple[Any, ...]:
+    """The states of the generators of Python, NumPy, torch on the CPU and on the device."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    tensors = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+    return random.getstate(), (kind, tuple(keys), *rest), [tensor.tolist() for tensor in tensors]
 
 
 def joined(parts: list[TokenStatistics]) -> TokenStatistics:

@@ -198,6 +198,22 @@ def test_other_processes_cannot_take_up_a_batch(tiny_decoder: Path, tmp_path: Pa
         controlled(tiny_decoder, tmp_path, num_iterations=2).train(resume_from_checkpoint=str(folder))
 
 
+def test_another_division_of_the_batch_cannot_take_it_up(tiny_decoder: Path, tmp_path: Path) -> None:
+    controlled(tiny_decoder, tmp_path, steps_per_generation=4, per_device_train_batch_size=8, max_steps=2).train()
+    folder = tmp_path / "checkpoint-2"
+    trainer = controlled(tiny_decoder, tmp_path / "other", steps_per_generation=2, per_device_train_batch_size=8)
+    with pytest.raises(ValueError, match=r"steps_per_generation: expected 4, as when .*checkpoint-2 .*, received 2"):
+        trainer.train(resume_from_checkpoint=str(folder))
+
+
+def test_a_checkpoint_without_an_optimizer_says_so(tiny_decoder: Path, tmp_path: Path) -> None:
+    controlled(tiny_decoder, tmp_path, save_only_model=True, max_steps=2).train()
+    trainer = controlled(tiny_decoder, tmp_path / "again")
+    with pytest.warns(UserWarning, match=r"no optimizer, .* no scheduler\.pt, .* no rng_state, which begins anew"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert trainer.state.global_step == 4
+
+
 # -- checked ----------------------------------------------------------------------------------------------------------
 
 
@@ -286,7 +302,7 @@ def test_a_checkpoint_of_plain_trl(tiny_decoder: Path, tmp_path: Path) -> None:
     assert torch.equal(weights(trainer), expected)
     trainer = controlled(tiny_decoder, tmp_path / "masked", "clip-b(mu=0.1)", resume_with_new_rule=True)
     (tmp_path / "plain" / "checkpoint-2" / "optimizer.pt").unlink()
-    with pytest.warns(UserWarning, match=r"; it has no optimizer\.pt, which begins anew"):
+    with pytest.warns(UserWarning, match="; it has no optimizer, which begins anew"):
         trainer.train(resume_from_checkpoint=folder)
     assert not torch.equal(weights(trainer), expected)
 
@@ -307,3 +323,19 @@ def test_a_checkpoint_of_another_rule(tiny_decoder: Path, tmp_path: Path) -> Non
         trainer.train(resume_from_checkpoint=folder)
     assert trainer.state.global_step == 4
     assert trainer.rule_state is not None
+
+
+@pytest.mark.parametrize(("before", "after"), [("ppo-clip", "clip-b(mu=0.1)"), ("clip-b(mu=0.1)", "ppo-clip")])
+def test_another_rule_does_not_act_on_what_the_old_one_decided(
+    tiny_decoder: Path, tmp_path: Path, before: str, after: str
+) -> None:
+    """Inside a generation batch: a new batch is made of its prompts, and all of it is under the new rule."""
+    reused = {"num_iterations": 2, "observe": ["gspo"], "max_steps": 2}
+    controlled(tiny_decoder, tmp_path, before, **reused).train()
+    trainer = controlled(tiny_decoder, tmp_path / "new", after, **reused, resume_with_new_rule=True)
+    counted = []
+    decide = trainer._generation.decide
+    trainer._generation.decide = lambda *given: counted.append(trainer.state.global_step) or decide(*given)
+    with pytest.warns(UserWarning, match="the rest of a generation batch, decided upon by the old rule, is lost"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert counted == [1]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -18,6 +22,7 @@ from transformers import (
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    TrainerCallback,
 )
 from trl import GRPOConfig, GRPOTrainer
 from trl_runs import arguments, build, closeness, parameters_after
@@ -229,6 +234,15 @@ def noisy() -> LlamaForCausalLM:
     return model
 
 
+def skipping(draw: Callable[[], float]) -> LlamaForCausalLM:
+    """A layer that training skips so rarely that no single forward shows it."""
+    model = llama()
+    model.model.layers[0].mlp.register_forward_hook(
+        lambda module, _, output: output * (draw() > 1e-6) if module.training else output
+    )
+    return model
+
+
 @pytest.mark.parametrize("route", ["old", "one-pass"])
 @pytest.mark.parametrize(
     ("make", "options", "named"),
@@ -236,8 +250,11 @@ def noisy() -> LlamaForCausalLM:
         (llama, {"neftune_noise_alpha": 5.0}, "neftune_noise_alpha"),
         (lambda: llama(num_local_experts=2, router_jitter_noise=0.3), {}, "router_jitter_noise"),
         (noisy, {}, "the training forward is not that of evaluation"),
+        (lambda: skipping(lambda: float(torch.rand(()))), {}, "the training forward is not that of evaluation"),
+        (lambda: skipping(random.random), {}, "the training forward is not that of evaluation"),
+        (lambda: skipping(np.random.random), {}, "the training forward is not that of evaluation"),
     ],
-    ids=["NEFTune", "router jitter", "unnamed"],
+    ids=["NEFTune", "router jitter", "unnamed", "rare, of torch", "rare, of Python", "rare, of NumPy"],
 )
 def test_noise_in_the_forward_is_scored_apart(
     tmp_path: Path, make: Any, options: dict[str, Any], named: str, route: str
@@ -261,6 +278,23 @@ def test_looking_for_noise_draws_nothing(tiny_decoder: Path, tmp_path: Path) -> 
     trainer._scorer._noise = None
     assert trainer._scorer.noise(trainer.batch) == ""
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_noise_that_a_callback_switches_on_is_scored_apart(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = llama()
+    model.model.layers[0].post_attention_layernorm = nn.Sequential(nn.Identity(), nn.Dropout(0.0))
+
+    class Schedule(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            model.model.layers[0].post_attention_layernorm[1].p = 0.5
+
+    shared = arguments(tmp_path, learning_rate=0.0, model_init_kwargs=None, max_steps=2)
+    trainer = build(Counting, model, GRPOConfig(**shared))
+    trainer.add_callback(Schedule())
+    trainer.train()
+    assert trainer.given is None
+    assert_same(trainer.used, from_logits(trainer), trainer.batch["completion_mask"].bool())
 
 
 @pytest.mark.parametrize("scale", [1.0, 150.0])
