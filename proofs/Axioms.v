@@ -2,7 +2,7 @@
    --full it prints the axioms of each theorem too. *)
 From EntropyTheory Require Policy Discriminant Gradient FirstOrder DiscriminantGradient ExactIdentity Baseline
   Covariances StepBound SignTheorem Concavity NegativeSteps TwoValued PassRate SingleLogit SingleLogitSign
-  ManySmallSteps.
+  ManySmallSteps OneStep.
 
 Definition main_theorems :=
   (@Policy.every_policy_is_a_softmax,
@@ -87,6 +87,10 @@ Definition main_theorems :=
    @ManySmallSteps.boundary_lemma,
    @ManySmallSteps.fall_region_is_never_left,
    @ManySmallSteps.fall_region_is_never_left_down,
-   @ManySmallSteps.many_small_steps).
+   @ManySmallSteps.many_small_steps,
+   @OneStep.centred_discriminant_slope,
+   @OneStep.sampled_logit_leads,
+   @OneStep.fall_half_is_kept,
+   @OneStep.rise_half_is_kept).
 
 Print Assumptions main_theorems.
