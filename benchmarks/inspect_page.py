@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
 from entropy_theory import records
 from entropy_theory.control import lens, rule
@@ -26,6 +25,7 @@ from entropy_theory.inspection.inspect import RULES, InspectConfig, Inspection, 
 from entropy_theory.inspection.page_data import page_data
 from entropy_theory.inspection.rollouts import Rollout, Rollouts, advantages_of
 from entropy_theory.inspection.tokens import Tokenised
+from entropy_theory.program import run_script
 from entropy_theory.report.pages.inspect import save_inspect_page
 from entropy_theory.vocab import token_statistics
 from entropy_theory.vocab.statistics import FIELDS, SECOND_ORDER_FIELDS
@@ -117,4 +117,4 @@ def main(config: PageBenchmark) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(PageBenchmark, description=__doc__))
+    run_script(main, PageBenchmark)

@@ -27,12 +27,12 @@ from statistics import quantiles
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from entropy_theory import records
+from entropy_theory.program import run_script
 from entropy_theory.vocab import choose_implementation, token_statistics, token_statistics_from_hidden
 
 # glibc gives large blocks back to the system at once; faulting them in again would be half of what is measured.
@@ -401,4 +401,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_script(main, Config)

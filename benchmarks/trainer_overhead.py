@@ -31,7 +31,6 @@ from statistics import median, quantiles
 from typing import Any, Literal
 
 import torch
-import tyro
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -42,6 +41,7 @@ from trl import GRPOConfig, GRPOTrainer
 from entropy_theory import records
 from entropy_theory.bridge.trl import EntropyControlledGRPOTrainer
 from entropy_theory.bridge.trl.checkpoints import boundary
+from entropy_theory.program import run_script
 from entropy_theory.testbed import decoder, sum_task
 from entropy_theory.vocab import token_statistics
 
@@ -376,4 +376,4 @@ def main(config: OverheadConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(OverheadConfig))
+    run_script(main, OverheadConfig)

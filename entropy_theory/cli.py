@@ -6,35 +6,24 @@ written; 2 (and one line) for a wrong argument or input; 130 and 143 after an in
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
-import re
-import shutil
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import dropwhile, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from entropy_theory.errors import InputError, invalid
+from entropy_theory.program import DEBUG_OPTION, bounded, check_folder, end_with_parent, parse_options, progress_bar
 from entropy_theory.ranks import leave_ranks
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-C = TypeVar("C")
-
 PROGRAM = "entropy-theory"
-DEBUG_OPTION = "--debug"
-DEBUG_VARIABLE = "ENTROPY_THEORY_DEBUG"
-PARENT_VARIABLE = "ENTROPY_THEORY_PARENT"  # set by the demo for the training runs it starts
 
 
 @dataclass(frozen=True)
@@ -65,7 +54,6 @@ class VerifyConfig:
 
 
 def _verify(config: VerifyConfig, console: Console) -> int:
-    from entropy_theory.errors import invalid
     from entropy_theory.report.tables import verification_table
     from entropy_theory.theory.verification import verify
 
@@ -276,35 +264,13 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    Whatever a command raises ends here, in one line on standard error and a status of 1 or 2. ``--debug`` anywhere
-    among the words, or the variable ENTROPY_THEORY_DEBUG, shows the traceback instead.
-
     Args:
         arguments: The words after the program's name; default: those of this process.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = DEBUG_OPTION in words or bool(os.environ.get(DEBUG_VARIABLE))
-    words = [word for word in words if word != DEBUG_OPTION]
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without Δ or ± shows a question mark
-    try:
-        return _dispatch(words)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command resumes from the last checkpoint", status=130)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except Exception as error:
-        if debug:
-            raise
-        return _fail(_message(error), _status(error))
-    finally:
-        leave_ranks(together=False)  # after an error; a run that ends well has left before
+    return bounded(_dispatch, list(sys.argv[1:] if arguments is None else arguments), PROGRAM)
 
 
 def _dispatch(words: Sequence[str]) -> int:
-    from entropy_theory.errors import invalid
-
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return 0 if words else 2
@@ -318,55 +284,17 @@ def _dispatch(words: Sequence[str]) -> int:
             raise invalid("arguments", "text in UTF-8", ascii(word))
     name = next((n for n in COMMANDS if words[: n.count(" ") + 1] == n.split()), None)
     if name is None:
-        return _fail(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
+        raise InputError(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
     end_with_parent()
     config = parse(name, words[name.count(" ") + 1 :])
     if config is None:
         return 0  # --help was asked for and printed
     command = COMMANDS[name]
     if config.out is not None:
-        _check_out(config.out.parent if command.writes_file else config.out)
+        check_folder(config.out.parent if command.writes_file else config.out)
     from rich.console import Console
 
     return command.run(config, Console(stderr=False))
-
-
-def _message(error: Exception) -> str:
-    """Describe an error in a line: our own say all there is, others by their kind, and by the file if there is one."""
-    from entropy_theory.errors import InputError, MissingExtraError, RunError
-
-    if isinstance(error, InputError | MissingExtraError | RunError):
-        return str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror or type(error).__name__}"
-    return f"{type(error).__name__}: {error} ({DEBUG_OPTION} shows where)"
-
-
-def _status(error: Exception) -> int:
-    """Status 2 for what somebody gave, 1 for what happened on the way."""
-    from entropy_theory.errors import DEVICE_ERRORS, RunError
-
-    if isinstance(error, RunError):
-        return error.status
-    if isinstance(error, OSError):
-        return 1 if error.errno in DEVICE_ERRORS else 2
-    return 2 if isinstance(error, ValueError | ImportError) else 1
-
-
-def _check_out(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written, before any work."""
-    from entropy_theory.errors import invalid
-
-    existing = next(path for path in (folder, *folder.parents, Path()) if os.path.lexists(path))
-    if any(len(os.fsencode(part)) > 255 for part in folder.parts):
-        fault = "a name of it is longer than 255 bytes"
-    elif not existing.is_dir():
-        fault = f"{existing} is not a folder"
-    elif not os.access(existing, os.W_OK | os.X_OK):
-        fault = f"{existing} is read-only"
-    else:
-        return
-    raise invalid("out", "a folder that can be written", f"{str(folder)[:80]} ({fault})")
 
 
 def parse(name: str, words: Sequence[str]) -> Any:
@@ -380,69 +308,6 @@ def parse(name: str, words: Sequence[str]) -> Any:
     return parse_options(getattr(import_module(module), attribute), f"{PROGRAM} {name}", words)
 
 
-def parse_options(config: type[C], program: str, words: Sequence[str], **settings: Any) -> C | None:
-    """Build a configuration from command-line words; None when help was printed.
-
-    Args:
-        config: A dataclass.
-        program: The name that help shows.
-        words: The options.
-        **settings: Further arguments of ``tyro.cli``.
-
-    Raises:
-        ValueError: An option is unknown or its value is wrong, in one line.
-    """
-    from entropy_theory.errors import InputError
-
-    columns = os.environ.get("COLUMNS")
-    width = shutil.get_terminal_size().columns
-    wants_help = any(word in ("-h", "--help") for word in words)
-    stderr = io.StringIO()
-    try:
-        # tyro never ends in a few columns, and folds its errors in the middle of words
-        os.environ["COLUMNS"] = str(max(width, 40) if wants_help else 200)
-        with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(stderr):
-            args = ["--help"] if wants_help else list(words)
-            return tyro.cli(config, prog=program, args=args, config=(tyro.conf.FlagCreatePairsOff,), **settings)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            return None
-        raise InputError(
-            f"{program.rpartition(' ')[2]}: {_first_words(stderr.getvalue()) or 'wrong options'}"
-        ) from None
-    finally:
-        if columns is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = columns
-
-
-def _first_words(box: str) -> str:
-    """Read what an error box of tyro says, without its title, its frame and its hints at further help."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]
-    bare = [re.sub(r"^[│|]?\s*|\s*[│|]?$", "", line) for line in lines]
-
-    def is_rule(line: str) -> bool:
-        return not re.search(r"\w", line)
-
-    said = " ".join(takewhile(lambda line: not is_rule(line), dropwhile(is_rule, bare)))
-    return re.sub(r"^Error parsing (?:\w+Config: )?", "", said)
-
-
-def end_with_parent() -> None:
-    """End this process when the one that started it for a part of its work is gone, however it went."""
-    parent = os.environ.get(PARENT_VARIABLE)
-    if parent is None:
-        return
-
-    def watch() -> None:
-        while os.getppid() == int(parent):
-            time.sleep(0.2)
-        os._exit(1)  # as after a kill: checkpoints are whole or absent, so nothing needs tidying
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _help() -> str:
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items())
@@ -452,39 +317,6 @@ def _help() -> str:
         f"commands:\n{listing}\n\n"
         f"{PROGRAM} COMMAND --help explains a command. {DEBUG_OPTION} shows the traceback of an error."
     )
-
-
-def _fail(message: str, status: int = 2) -> int:
-    from entropy_theory.errors import one_line
-
-    print(f"{PROGRAM}: {one_line(message, 800)}", file=sys.stderr)
-    return status
-
-
-@contextlib.contextmanager
-def progress_bar(console: Console) -> Iterator[Callable[[int, int, str], None]]:
-    """Show one bar; gives the callback (done, total, words) that moves it."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    with Progress(
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total, words: bar.update(task, completed=done, total=total, description=words)
 
 
 if __name__ == "__main__":

@@ -163,7 +163,12 @@ def exclusive(folder: Path, patience: float = 10.0) -> Iterator[None]:
 
     deadline = time.monotonic() + patience
     while True:
-        lock = _open_lock(folder)
+        try:
+            lock = _open_lock(folder)
+        except FileNotFoundError:  # the process before removed its folder between the two steps of opening
+            if time.monotonic() > deadline:
+                raise
+            continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):

@@ -17,6 +17,8 @@ import grpo_runs
 import sweep
 from bank_runs import LEFT_OUT, BankRun, simulate
 
+from entropy_theory.program import run_script
+
 BANK_RULES = (
     "none",
     "clip-b(drop_fraction=0.02)",
@@ -142,4 +144,4 @@ def main(config: ClippingConfig) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    sweep.start(main, ClippingConfig)
+    run_script(main, ClippingConfig)

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import sweep
-import tyro
+
+from entropy_theory.program import run_script
 
 ARMS = (
     "none",
@@ -186,4 +187,4 @@ def main(config: ComparisonConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ComparisonConfig))
+    run_script(main, ComparisonConfig)

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import sweep
-import tyro
 from grpo_runs import train_observed
+
+from entropy_theory.program import run_script
 
 
 @dataclass(frozen=True)
@@ -181,4 +182,4 @@ def main(config: CorollaryConfig) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(CorollaryConfig, description=__doc__))
+    run_script(main, CorollaryConfig)

@@ -15,6 +15,8 @@ from typing import Any
 
 import sweep
 
+from entropy_theory.program import run_script
+
 
 @dataclass(frozen=True)
 class AccuracyConfig(sweep.SweepOptions):
@@ -163,4 +165,4 @@ def main(config: AccuracyConfig) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    sweep.start(main, AccuracyConfig)
+    run_script(main, AccuracyConfig)

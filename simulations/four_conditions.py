@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import sweep
-import tyro
 from grpo_runs import GrpoRun, train
+
+from entropy_theory.program import run_script
 
 SIGNS = ("positive", "negative")
 CONDITIONS = tuple((samples, discriminant) for samples in SIGNS for discriminant in SIGNS)
@@ -183,4 +184,4 @@ def main(config: FourConditionsConfig) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(FourConditionsConfig, description=__doc__))
+    run_script(main, FourConditionsConfig)

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from entropy_theory import records
+from entropy_theory.program import run_script
 from entropy_theory.testbed import arithmetic, decoder
 
 CLIP = "clip-b(mu=1)"
@@ -204,4 +204,4 @@ def main(config: GpuGrpoConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(GpuGrpoConfig))
+    run_script(main, GpuGrpoConfig)

@@ -16,6 +16,8 @@ import grpo_runs
 import sweep
 from bank_runs import LEFT_OUT, BankRun, simulate
 
+from entropy_theory.program import run_script
+
 OFFICIAL = ("clip-b(mu=2.5)", "clip-v(mu=8.5)")
 REAL_RULES = (
     "none",
@@ -197,4 +199,4 @@ def main(config: ThresholdConfig) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    sweep.start(main, ThresholdConfig)
+    run_script(main, ThresholdConfig)

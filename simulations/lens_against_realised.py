@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import sweep
 import torch
-import tyro
+
+from entropy_theory.program import run_script
 
 RULES = (
     "none",
@@ -182,4 +183,4 @@ def main(config: LensCheckConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(LensCheckConfig))
+    run_script(main, LensCheckConfig)

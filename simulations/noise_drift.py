@@ -15,6 +15,8 @@ from typing import Any
 
 import sweep
 
+from entropy_theory.program import run_script
+
 
 @dataclass(frozen=True)
 class NoiseConfig(sweep.SweepOptions):
@@ -191,4 +193,4 @@ def main(config: NoiseConfig) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    sweep.start(main, NoiseConfig)
+    run_script(main, NoiseConfig)

@@ -18,6 +18,7 @@ from typing import Any
 
 import sweep
 
+from entropy_theory.program import run_script
 from entropy_theory.vocab.statistics import Implementation
 
 ZERO = 1e-12
@@ -153,4 +154,4 @@ def main(config: ScalingConfig) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    sweep.start(main, ScalingConfig)
+    run_script(main, ScalingConfig)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import sweep
-import tyro
 from grpo_runs import warmed_up
 
 from entropy_theory.audit.config import Arm, AuditConfig
+from entropy_theory.program import run_script
 
 
 @dataclass(frozen=True)
@@ -126,4 +126,4 @@ def main(config: SharedParametersConfig) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(SharedParametersConfig, description=__doc__))
+    run_script(main, SharedParametersConfig)

@@ -18,6 +18,8 @@ import numpy as np
 import sweep
 from numpy.typing import NDArray
 
+from entropy_theory.program import run_script
+
 FloatArray = NDArray[np.float64]
 
 
@@ -205,4 +207,4 @@ def main(config: PhaseConfig) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    sweep.start(main, PhaseConfig)
+    run_script(main, PhaseConfig)

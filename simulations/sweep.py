@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import re
-import sys
 import threading
 import time
 import traceback
@@ -61,17 +60,6 @@ def with_quick_settings(config: C, quick: Mapping[str, Any]) -> C:
         return config
     defaults = {f.name: f.default for f in fields(config)}
     return replace(config, **{k: v for k, v in quick.items() if getattr(config, k) == defaults[k]})
-
-
-def start(main: Callable[[C], object], kind: type[C]) -> None:
-    """Run a script from its command line; a wrong argument or a failed sweep ends with status 2 and one line."""
-    import tyro
-
-    try:
-        main(tyro.cli(kind))
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
 
 
 def run(

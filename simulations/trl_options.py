@@ -10,7 +10,6 @@ and with the rule that is TRL's own surrogate, which then computes its loss at e
 from __future__ import annotations
 
 import importlib.util
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
+
+from entropy_theory.program import run_script
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "trl.md"
 BEGIN, END = "<!-- options: python simulations/trl_options.py -->", "<!-- end of options -->"
@@ -196,4 +196,4 @@ def main(config: Config) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Config, description=__doc__)) == "")
+    run_script(main, Config)

@@ -21,6 +21,8 @@ import numpy as np
 import sweep
 from bank_runs import LEFT_OUT, BankRun, simulate
 
+from entropy_theory.program import run_script
+
 LOW, HIGH, HIGHER = 0.2, 0.2, 0.28
 """PPO's ε on both sides, and the upper one of clip-higher (arXiv 2503.14476)."""
 
@@ -345,4 +347,4 @@ def main(config: LensConfig) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    sweep.start(main, LensConfig)
+    run_script(main, LensConfig)

@@ -7,6 +7,7 @@ broken in every way that a copy, a full disk, an editor or another program break
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 import sys
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from entropy_theory import cli
 
@@ -322,6 +325,10 @@ def written(name: str, text: str, command: Callable[[Place, Path], list[str]]) -
     return words
 
 
+def beside_it(place: Place, path: Path) -> list[str]:
+    return inspected(place, Path(shutil.copy(place.rollouts, path.parent / "r.jsonl")))
+
+
 def of_reward(body: str) -> Case:
     def words(place: Place) -> list[str]:
         (place.folder / "spoiled_reward.py").write_text(body)
@@ -355,6 +362,54 @@ def of_out(original: str, file: str, text: str) -> Case:
     return words
 
 
+def not_a_number(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: torch.full_like(values, math.nan) for name, values in weights.items()}
+
+
+def of_another_shape(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: values[..., :-1].contiguous() for name, values in weights.items()}
+
+
+def half_of_them(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return dict(list(weights.items())[::2])
+
+
+def of_weights(command: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Case:
+    def words(place: Place) -> list[str]:
+        path, words = of_model("model.safetensors", command)(place)
+        save_file(change(load_file(path)), path, metadata={"format": "pt"})
+        return words
+
+    return words
+
+
+def of_chat_template(text: str, command: str) -> Case:
+    """A model whose chat template fails, given chats."""
+
+    def words(place: Place) -> list[str]:
+        path, words = of_model("chat_template.jinja", command)(place)
+        path.write_text(text)
+        chat = {"prompt": [{"role": "user", "content": "1"}], "expression": "1", "completion": "1", "reward": 1}
+        lines = place.folder / "chats.jsonl"
+        lines.write_text((json.dumps(chat) + "\n") * 4)
+        if command == "inspect":
+            return [str(lines) if word == str(place.rollouts) else word for word in words]
+        return [*words, "--dataset", str(lines), "--reward", "entropy_theory.testbed.arithmetic:reward"]
+
+    return words
+
+
+def of_scores(place: Place) -> list[str]:
+    """Kept statistics of an inspection that somebody changed."""
+    words = [*base("inspect", place), "--scores", str(place.folder / "scores")]
+    assert cli.main([*words[:-3], str(place.folder / "first.csv"), *words[-2:]]) == 0
+    (part,) = (place.folder / "scores").rglob("*.safetensors")
+    content = bytearray(part.read_bytes())
+    content[-5] ^= 16
+    part.write_bytes(content)
+    return words
+
+
 def contents() -> Iterator[tuple[str, Case]]:
     for number, text in enumerate(JSON):
         for command in ("train", "inspect"):
@@ -369,6 +424,19 @@ def contents() -> Iterator[tuple[str, Case]]:
         yield f"train reward module, {name}", of_reward(body)
     for name, expression in REWARDS.items():
         yield f"train reward, {name}", of_reward(f"def reward(completions, **_):\n    return {expression}\n")
+    for command in ("train", "audit", "inspect"):
+        for change in (not_a_number, of_another_shape, half_of_them):
+            yield f"{command} weights, {change.__name__}", of_weights(command, change)
+    for command in ("train", "inspect"):
+        for text in ("{{ raise_exception('no') }}", "{% for", "{{ messages.nothing.at_all }}"):
+            yield f"{command} chat template {text}", of_chat_template(text, command)
+    yield "inspect scores", of_scores
+    yield (
+        "inspect tools",
+        written("tools.json", "{}", lambda place, path: [*base("inspect", place), "--tools", str(path)]),
+    )
+    for text in ("[]", '{"temperature": "hot"}', '{"reward_weights": 3}', '{"unknown": 1}', "x"):
+        yield f"inspect sampling.json {text}", written("sampling.json", text, beside_it)
     for number, line in enumerate(ROLLOUTS):
         yield f"inspect line {number}", written("r.jsonl", line + "\n", inspected)
     for file, text in (("config.json", "[]"), ("config.json", "{}"), ("config.json", "x"), ("result.json", "[1]")):

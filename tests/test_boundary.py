@@ -71,7 +71,7 @@ def test_who_waits_for_a_folder_that_is_taken_away_gets_the_new_one(tmp_path: Pa
         "from pathlib import Path\n"
         "from entropy_theory import records\n"
         "out = Path(sys.argv[1])\n"
-        "for _ in range(20):\n"
+        "for _ in range(6):\n"
         "    try:\n"
         "        with records.run_folder(out, {'a': 1}):\n"
         "            token = out.parent / 'inside'\n"

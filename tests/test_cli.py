@@ -115,8 +115,8 @@ def test_a_part_ends_with_the_process_that_started_it() -> None:
     code = (
         "import os, subprocess, sys, time\n"
         "os.environ['ENTROPY_THEORY_PARENT'] = str(os.getpid())\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'from entropy_theory import cli; import time; "
-        "cli.end_with_parent(); print(1, flush=True); time.sleep(60)'], stdout=subprocess.PIPE)\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'from entropy_theory import program; import time; "
+        "program.end_with_parent(); print(1, flush=True); time.sleep(60)'], stdout=subprocess.PIPE)\n"
         "child.stdout.readline(); print(child.pid, flush=True); os._exit(0)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

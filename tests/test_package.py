@@ -22,6 +22,7 @@ ALLOWED = {
     "records": {"errors"},
     "rewards": set(),
     "ranks": set(),
+    "program": {"errors", "ranks"},
     "sampling": {"errors", "records"},
     "intervals": {"errors"},
     "theory": set(),
@@ -36,7 +37,7 @@ ALLOWED = {
     "report": set(),
     "testing": {"theory"},
     "demo": BELOW_THE_COMMANDS | {"report"},
-    "cli": BELOW_THE_COMMANDS | {"report", "demo"},
+    "cli": BELOW_THE_COMMANDS | {"report", "demo", "program"},
     "__init__": {"theory", "control"},
     "__main__": {"cli"},
 }

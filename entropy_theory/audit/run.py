@@ -18,7 +18,7 @@ from entropy_theory.audit.summary import summarise
 from entropy_theory.bridge.trl import checkpoints
 from entropy_theory.errors import invalid, reading
 from entropy_theory.training.config import TrainConfig
-from entropy_theory.training.inputs import Progress, check_chat, load_task, load_tokenizer, model_folder
+from entropy_theory.training.inputs import Progress, check_chat, check_weights, load_task, load_tokenizer, model_folder
 from entropy_theory.training.run import load_libraries, silence, trainer_arguments
 
 SMALL = 1_000_000  # parameters below which the work of an operation is not worth a second thread
@@ -69,6 +69,8 @@ def run_arm(config: AuditConfig, arm: Arm, seed: int, progress: Callable[[int, s
     if all(config.file(arm, seed, step).exists() for step in config.at):
         return
     load_libraries()
+    from entropy_theory.training.failures import explained
+
     run = config.run(arm, seed)
     trainer = _build(config, arm, run, progress)
     silence(trainer)
@@ -77,7 +79,8 @@ def run_arm(config: AuditConfig, arm: Arm, seed: int, progress: Callable[[int, s
     if sum(p.numel() for p in trainer.model.parameters()) < SMALL:
         torch.set_num_threads(1)
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with explained(trainer, run.out / "trainer"):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         torch.set_num_threads(threads)
     missing = [step for step in config.at if not config.file(arm, seed, step).exists()]
@@ -119,6 +122,7 @@ def _build(config: AuditConfig, arm: Arm, run: TrainConfig, progress: Any) -> An
             train_dataset=data,
             processing_class=tokenizer,
         )
+        check_weights(trainer.model, model)
     if arm == "sgd-output":
         train_output_matrix_only(trainer.model)
     probe = _probe(config, arm, run.seed, trainer, progress)

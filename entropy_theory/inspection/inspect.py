@@ -239,7 +239,7 @@ def inspect(config: InspectConfig, progress: Progress | None = None) -> Inspecti
             progress(number + 1, len(chosen), f"rules: {candidate}")
     asked = [*chosen, *(rule_class(name)() for name in default_rules())]
     usable = {str(candidate): candidate for candidate in asked if _usable(candidate, batch)}
-    source = "as given" if config.temperature else "as the log says" if logged.temperature else "assumed"
+    source = "as an option says" if config.temperature else "as the log says" if logged.temperature else "assumed"
     return Inspection(
         config=config,
         rollouts=written.rollouts,
@@ -290,13 +290,13 @@ def token_batch(
 def _reward_assumptions(rollouts: Rollouts, recorded: bool, scale: str) -> list[str]:
     columns = rollouts.rewards
     reasons = {
-        "given": "as given",
+        "given": "as the log or an option says",
         "only": "the only candidate",
         "advantages": "whose advantages are the recorded ones",
         "none": "assumed",
     }
     sentences = []
-    if columns.others or columns.weights or len(columns.names) > 1:
+    if columns.others or len(columns.names) > 1 or any(weight != 1 for weight in columns.weights):
         others = f"; not part of it: {', '.join(columns.others)}" if columns.others else ""
         sentences.append(f"The reward is {columns}, {reasons[columns.evidence]}{others}.")
     computed = f"computed from the rewards as TRL does (scale: {scale})"

@@ -81,6 +81,9 @@ def load_policy(name: str, tokenizer: str | None = None, dtype: str = "float32")
     if report["missing_keys"]:
         lacking = ", ".join(sorted(report["missing_keys"])[:3])
         raise invalid("model", "a model with a causal head and all its weights", f"{name!r}, which lacks {lacking}")
+    wrong = next((key for key, value in model.named_parameters() if not bool(value.isfinite().all())), None)
+    if wrong is not None:
+        raise invalid("model", "finite weights", f"{name!r}, whose {wrong} is not")
     with reading("tokenizer", "a tokenizer", tokenizer or name):
         tokens = transformers.AutoTokenizer.from_pretrained(tokenizer or name, trust_remote_code=False)
     vocab_size = model.get_output_embeddings().weight.shape[0]

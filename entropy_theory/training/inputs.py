@@ -144,3 +144,29 @@ def model_folder(config: TrainConfig, progress: Progress | None = None) -> str:
     if config.model is None:
         return str(decoder.cached_checkpoint(progress=progress))
     return pretrained.resolve_model(config.model, progress)
+
+
+def check_weights(model: Any, name: str) -> None:
+    """Raise ValueError if a loaded model lacks weights, which are random then, or has one that is not finite.
+
+    Args:
+        model: The model.
+        name: The folder or hub name that it was loaded from.
+    """
+    wrong = next((key for key, value in model.named_parameters() if not bool(value.isfinite().all())), None)
+    if wrong is not None:
+        raise invalid("model", "finite weights", f"{name!r}, whose {wrong} is not")
+    from safetensors import safe_open
+
+    stored: set[str] = set()
+    for path in Path(name).glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            stored.update(file.keys())
+    if not stored or stored >= {key for key, _ in model.named_parameters()}:
+        return
+    # Names differ: weights may be missing, or transformers knows them under these names. It says which when it loads.
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+    if missing := sorted(loaded[1]["missing_keys"]):
+        raise invalid("model", "a model with all its weights", f"{name!r}, which lacks {', '.join(missing[:3])}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +122,20 @@ def test_steps_without_a_gradient_are_waited_out_and_then_named(
     monkeypatch.setattr(sum_task, "reward", lambda completions, **_: [1.0] * len(completions))
     config = small(tiny_decoder, tmp_path / "never", arms=("adamw",), at=(1,))
     with pytest.raises(ValueError, match="at: expected steps with a gradient within 2 more"):
+        audit(config)
+
+
+def test_a_measured_step_that_was_changed_is_refused(finished: tuple[AuditConfig, dict], tmp_path: Path) -> None:
+    config = replace(finished[0], out=tmp_path / "copy")
+    shutil.copytree(finished[0].out, config.out)
+    (config.out / "result.json").unlink()
+    assert audit(config)["arms"] == finished[1]["arms"]
+    (config.out / "result.json").unlink()
+    path = config.file("adamw", 0, 4)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"expected a file as this program wrote it, received {path}, whose digest"):
         audit(config)
 
 

@@ -235,7 +235,7 @@ def test_weights_come_from_the_log_or_from_options_or_are_warned_of(byte_model: 
     assert rewards_of(path, **given) == pytest.approx(weighted)
     inspection = opened(path, byte_model, tmp_path, **given)
     assert not any("recorded advantages" in warning for warning in inspection.warnings)
-    assert "The reward is 2 · right − 0.1 · length, as given." in inspection.assumptions
+    assert "The reward is 2 · right − 0.1 · length, as the log or an option says." in inspection.assumptions
     Sampling(reward_columns=["right", "length"], reward_weights=[2.0, -0.1]).write(tmp_path)
     assert rewards_of(path) == pytest.approx(weighted)
     with pytest.raises(ValueError, match=r"reward_weights: expected a finite number for each"):

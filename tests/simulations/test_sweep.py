@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from simulation_scripts import FOLDER, load
 
+from entropy_theory import program
+
 sweep, noise = load("sweep"), load("noise_drift")
 SMALL = noise.NoiseConfig(vocab_sizes=(2, 5), probs=(0.4, 0.9), starts=("zipf",), seeds=(0, 1), policies=4, steps=3)
 
@@ -85,6 +87,7 @@ def test_quick_keeps_what_the_user_gave_and_stays_out_of_the_results(tmp_path: P
 def test_command_line_says_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["noise_drift.py", "--quick", "--task", "2/2"])
     with pytest.raises(SystemExit) as ended:
-        sweep.start(noise.main, noise.NoiseConfig)
+        program.run_script(noise.main, noise.NoiseConfig)
     assert ended.value.code == 2
-    assert capsys.readouterr().err == "task: expected i/n with 0 <= i < n, such as 0/4, received '2/2'\n"
+    said = "noise_drift.py: task: expected i/n with 0 <= i < n, such as 0/4, received '2/2'\n"
+    assert capsys.readouterr().err == said
