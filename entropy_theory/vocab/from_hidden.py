@@ -26,6 +26,7 @@ from entropy_theory.vocab.statistics import (
     fake_statistics,
     keep_for_gradient,
     once,
+    refuse_tangents,
 )
 
 # Memory of one tile of logits on a CPU, and on a GPU, where only a larger product fills the device.
@@ -76,6 +77,7 @@ def token_statistics_from_hidden(
         ValueError: The shapes, dtypes or devices do not fit, a token id, T or κ is out of range, or the implementation
             is unknown or cannot run here.
         ImportError: The implementation needs a package that is not installed.
+        RuntimeError: The gradient is differentiated again, or the statistics in forward mode.
 
     Example:
         >>> import torch
@@ -89,6 +91,7 @@ def token_statistics_from_hidden(
     """
     _check(hidden, output_matrix, bias)
     check_tokens(tokens, hidden.shape[:-1], hidden.device, "that of hidden without d")
+    refuse_tangents(hidden, output_matrix, bias)
     temperature = number_in("temperature", temperature, *TEMPERATURES)
     softcap = None if softcap is None else number_in("softcap", softcap, *SOFTCAPS)
     count = hidden.shape[:-1].numel() * output_matrix.shape[0]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -87,14 +88,14 @@ def token_statistics(
 
             ∂ log p_y/∂z_i = (1{i = y} − p_i)/T    ∂H/∂z_i = −S_i/T
 
-        A row with a NaN or +inf logit gives NaN; a row without any finite logit gives log-probability −inf, zeros
+        In reverse mode or in forward mode (``torch.func.jvp``), which reads the logits three times. A row with a NaN or +inf logit gives NaN; a row without any finite logit gives log-probability −inf, zeros
         and a zero gradient.
 
     Raises:
         ValueError: The shapes, dtypes or devices do not fit, a token id or T is out of range, or the implementation is
             unknown or cannot run on these logits.
         ImportError: The implementation needs a package that is not installed.
-        RuntimeError: From autograd, when the gradient is differentiated again.
+        RuntimeError: The gradient is differentiated again, in reverse or in forward mode.
 
     Example:
         >>> import torch
@@ -112,7 +113,10 @@ def token_statistics(
     check_tokens(tokens, logits.shape[:-1], logits.device, "the logits' without V")
     temperature = number_in("temperature", temperature, *TEMPERATURES)
     name = resolve(impl, logits.device, logits.dtype, logits.numel())
-    return as_statistics(_statistics(logits, tokens, temperature, second_order, name), name)
+    if not has_tangent(logits):
+        return as_statistics(_statistics(logits, tokens, temperature, second_order, name), name)
+    logits, tangent = forward_ad.unpack_dual(logits)
+    return as_statistics(_with_tangents(logits, tangent, tokens, temperature, second_order, name), name)
 
 
 # Schemas are written out: torch reads annotations only where no run-time type checker has wrapped the function.
@@ -185,6 +189,17 @@ def _backward(ctx: Any, log_prob_grad: Tensor | None, entropy_grad: Tensor | Non
 _statistics.register_autograd(_backward, setup_context=_setup)
 
 
+def _with_tangents(logits: Tensor, tangent: Tensor, tokens: Tensor, *settings: Any) -> tuple[Tensor, ...]:
+    """Run the operator, then its gradient operator once for log p_y and once for H: ⟨gradient, tangent⟩ by rows."""
+    temperature, _, impl = settings
+    log_probs, entropy, others, sums, token_logits = _statistics(logits, tokens, *settings)
+    ones, duals = torch.ones_like(log_probs), []
+    for value, wanted in ((log_probs, (ones, None)), (entropy, (None, ones))):
+        gradient = _gradient(logits, tokens, sums, token_logits, *wanted, temperature, impl).to(value.dtype)
+        duals.append(forward_ad.make_dual(value, (gradient * tangent).sum(-1)))
+    return (*duals, others, sums, token_logits)
+
+
 # -- what the relatives of `token_statistics` share -------------------------------------------------------------------
 
 
@@ -226,6 +241,27 @@ def keep_for_gradient(ctx: Any, output: tuple[Tensor, ...], *inputs: Tensor | No
     ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs, *output[3:])
+
+
+def has_tangent(*inputs: Tensor | None) -> bool:
+    """Say whether forward-mode differentiation runs through any input: an operator of ours would take it for a constant.
+
+    Raises:
+        RuntimeError: It does, and an input requires a gradient, too.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    given = [value for value in inputs if value is not None]
+    found = any(forward_ad.unpack_dual(value).tangent is not None for value in given)
+    if found and torch.is_grad_enabled() and any(value.requires_grad for value in given):
+        raise RuntimeError("token statistics are differentiable once: in forward mode no input may require a gradient")
+    return found
+
+
+def refuse_tangents(*inputs: Tensor | None) -> None:
+    """Raise RuntimeError where forward-mode differentiation would run through an input."""
+    if has_tangent(*inputs):
+        raise RuntimeError("only token_statistics can be differentiated in forward mode: give it the whole logits")
 
 
 def once(gradient: Tensor, leaf: Tensor) -> Tensor:

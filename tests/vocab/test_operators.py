@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 from compiled_programs import from_hidden, hidden_inputs, loss_of
 from torch import Tensor
 from vocab_oracles import llm_like
@@ -69,6 +70,55 @@ def test_a_second_derivative_is_an_error_and_never_a_constant(case: str) -> None
         penalty = gradient.square().sum() + leaf.square().sum()  # the second term alone has a gradient
         with pytest.raises(RuntimeError, match="differentiable once"):
             torch.autograd.grad(penalty, leaf)
+
+
+@pytest.mark.parametrize("impl", ["eager", "fused-cpu"])
+@pytest.mark.parametrize("how", ["jvp", "dual numbers", "jvp of rows in a batch"])
+def test_forward_mode(impl: str, how: str) -> None:
+    """The tangents of log p_y and H are those of torch's own operations; a constant's zeros would not be."""
+    logits, tokens = llm_like(6, 200)
+    logits, direction = logits.double(), torch.randn(6, 200, dtype=torch.float64, generator=torch.manual_seed(0))
+    logits[2, 7] = -torch.inf
+    tokens[2] = 8
+
+    def plain(z: Tensor) -> tuple[Tensor, Tensor]:
+        p, log_p = z.div(0.7).softmax(-1), z.div(0.7).log_softmax(-1)
+        return log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), -(p * log_p.clamp(min=-1e9)).sum(-1)
+
+    def ours(z: Tensor) -> tuple[Tensor, Tensor]:
+        stats = token_statistics(z, tokens, temperature=0.7, impl=impl)
+        return stats.log_probs, stats.entropy
+
+    if how == "dual numbers":
+        with forward_ad.dual_level():
+            tangents = [
+                forward_ad.unpack_dual(value).tangent for value in ours(forward_ad.make_dual(logits, direction))
+            ]
+    elif how == "jvp":
+        tangents = torch.func.jvp(ours, (logits,), (direction,))[1]
+    else:
+        double = lambda scale: ours(logits + scale * direction)  # noqa: E731
+        tangents = torch.func.jvp(
+            double, (torch.zeros((), dtype=torch.float64),), (torch.ones((), dtype=torch.float64),)
+        )[1]
+    expected = torch.func.jvp(plain, (logits,), (direction,))[1]
+    for one, other in zip(tangents, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)  # sums of 200 terms, in another order
+
+
+def test_forward_mode_where_it_would_be_lost() -> None:
+    logits, tokens = llm_like(4, 60)
+    hidden, matrix = (value.detach() for value in hidden_inputs()[:2])
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(logits.clone().requires_grad_(), torch.ones_like(logits))
+        with pytest.raises(RuntimeError, match="no input may require a gradient"):
+            token_statistics(dual, tokens)
+        for inputs in (
+            (forward_ad.make_dual(hidden, torch.ones_like(hidden)), matrix),
+            (hidden, forward_ad.make_dual(matrix, torch.ones_like(matrix))),
+        ):
+            with pytest.raises(RuntimeError, match="only token_statistics can be differentiated in forward mode"):
+                token_statistics_from_hidden(*inputs, torch.zeros(hidden.shape[:-1], dtype=torch.long))
 
 
 @pytest.mark.parametrize("impl", ["eager", "fused-cpu"])
