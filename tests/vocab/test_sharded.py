@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [3, *(pytest.param(more, marks=pytest.mark.slow) for more in (2, 4))])
 def test_one_process(ranks: int) -> None:
     here = Path(__file__).parent
     paths = os.pathsep.join([str(here.parents[1]), str(here), os.environ.get("PYTHONPATH", "")])

@@ -29,8 +29,10 @@ def high_precision(logits: list[float], token: int, temperature: float = 1.0) ->
     """Every field from its definition at 50 digits; the curvature as −Σ p δ² (1 + H + log p)."""
     with mpmath.workdps(50):
         z = [mpmath.mpf(x) / mpmath.mpf(temperature) for x in logits]
-        e = [mpmath.exp(x - max(z)) if x != -mpmath.inf else mpmath.mpf(0) for x in z]
-        p = [x / mpmath.fsum(e) for x in e]
+        top = max(z)
+        e = [mpmath.exp(x - top) if x != -mpmath.inf else mpmath.mpf(0) for x in z]
+        normaliser = mpmath.fsum(e)
+        p = [x / normaliser for x in e]
         log_p = [mpmath.log(x) if x > 0 else mpmath.mpf(0) for x in p]
         entropy = -mpmath.fsum(a * b for a, b in zip(p, log_p, strict=True))
         s = [a * (entropy + b) for a, b in zip(p, log_p, strict=True)]
