@@ -4,7 +4,8 @@ A task's specification is ``NAME`` or ``NAME:key=value,key=value``. Own tasks: `
 ``addition``. Every other name is a dataset of reasoning-gym, whose difficulty parameters are passed through.
 
 How an answer is read: the text inside the last ``<answer>…</answer>`` of the completion, and where there is none the
-whole completion, without surrounding white space. The verifier of the task judges what was read.
+whole completion, without surrounding white space. The verifier of the task judges what was read; that of ``addition``
+takes the last number in it, so that "8 + 6 = 14" is right.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 ANSWER_ONLY = "Answer with the final answer only."
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _SPECIFICATION = re.compile(r"([A-Za-z][\w-]*)(?::(.*))?", re.DOTALL)
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _TOO_LONG = 1000  # characters of an answer that no verifier is asked about
 
 Verifier = Callable[[int, str], float]
@@ -161,8 +163,8 @@ def load_task(specification: str, rows: int, seed: int, *, chat: bool) -> Task:
         >>> task = load_task("addition:largest=9", rows=2, seed=0, chat=True)
         >>> task.prompts[0]["prompt"][0]["content"]
         'What is 8 + 6? Answer with the number only.'
-        >>> task(["14", "<answer>14</answer>", "8 + 6 = 14"], row=[0, 0, 0])
-        [1.0, 1.0, 0.0]
+        >>> task(["14", "<answer>14</answer>", "8 + 6 = 14", "14 or 15"], row=[0, 0, 0, 0])
+        [1.0, 1.0, 1.0, 0.0]
     """
     name, parameters = parse_task(specification)
     if rows < 1:
@@ -211,7 +213,11 @@ def _addition(rows: int, seed: int, chat: bool, largest: int = 14) -> Parts:
     pairs = np.random.default_rng(seed).integers(1, largest + 1, (rows, 2)).tolist()
     questions = [f"What is {a} + {b}? Answer with the number only." if chat else f"{a}+{b}=" for a, b in pairs]
     totals = [str(a + b) for a, b in pairs]
-    return questions, totals, lambda row, answer: float(answer == totals[row])
+
+    def verifier(row: int, answer: str) -> float:
+        return float(_NUMBER.findall(answer)[-1:] == [totals[row]])
+
+    return questions, totals, verifier
 
 
 _OWN: Mapping[str, tuple[Callable[..., Parts], tuple[str, ...]]] = {
