@@ -88,8 +88,8 @@ def token_statistics(
 
             ∂ log p_y/∂z_i = (1{i = y} − p_i)/T    ∂H/∂z_i = −S_i/T
 
-        In reverse mode or in forward mode (``torch.func.jvp``), which reads the logits three times. A row with a NaN or +inf logit gives NaN; a row without any finite logit gives log-probability −inf, zeros
-        and a zero gradient.
+        In reverse mode or in forward mode (``torch.func.jvp``), which reads the logits three times. A row with a NaN or
+        +inf logit gives NaN; a row without any finite logit gives log-probability −inf, zeros and a zero gradient.
 
     Raises:
         ValueError: The shapes, dtypes or devices do not fit, a token id or T is out of range, or the implementation is
@@ -244,7 +244,7 @@ def keep_for_gradient(ctx: Any, output: tuple[Tensor, ...], *inputs: Tensor | No
 
 
 def has_tangent(*inputs: Tensor | None) -> bool:
-    """Say whether forward-mode differentiation runs through any input: an operator of ours would take it for a constant.
+    """Say whether forward-mode differentiation runs through an input; an operator would take it for a constant.
 
     Raises:
         RuntimeError: It does, and an input requires a gradient, too.
