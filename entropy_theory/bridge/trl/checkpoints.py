@@ -286,6 +286,9 @@ class SafeCheckpoints(_Trainer):
             if main:
                 begin(folder)
             self.accelerator.wait_for_everyone()
+            if self._mid_batch:  # first, since what is uploaded is sealed before the trainer's part ends
+                torch.save(self._buffered_inputs, folder / _BATCH.format(rank=self.accelerator.process_index))
+                self.accelerator.wait_for_everyone()
             # Transformers deletes older checkpoints at the end of its part, when ours is not yet sealed. A limit of
             # None keeps it from that; `save_model` and `_push_from_checkpoint` write the arguments to files and see the
             # true one.
@@ -295,8 +298,6 @@ class SafeCheckpoints(_Trainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self.args.save_total_limit = self._limit_put_off
-            if self._mid_batch:
-                torch.save(self._buffered_inputs, folder / _BATCH.format(rank=self.accelerator.process_index))
             self.accelerator.wait_for_everyone()
             if main:
                 self._seal(folder)
