@@ -348,6 +348,14 @@ def test_a_checkpoint_of_another_rule(tiny_decoder: Path, tmp_path: Path) -> Non
     assert trainer.rule_state is not None
 
 
+def test_another_seed_of_the_rule_is_said(tiny_decoder: Path, tmp_path: Path) -> None:
+    rule = "random-mask(fraction=0.5)"
+    controlled(tiny_decoder, tmp_path, rule, rule_seed=3, max_steps=2).train()
+    trainer = controlled(tiny_decoder, tmp_path, rule, rule_seed=4)
+    with pytest.warns(UserWarning, match=r"resumed from .*checkpoint-2: rule_seed was 3 and is 4"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
 @pytest.mark.parametrize(("before", "after"), [("ppo-clip", "clip-b(mu=0.1)"), ("clip-b(mu=0.1)", "ppo-clip")])
 def test_another_rule_does_not_act_on_what_the_old_one_decided(
     tiny_decoder: Path, tmp_path: Path, before: str, after: str
