@@ -327,7 +327,7 @@ def open_run(folder: Path, config: object, *, ignore: tuple[str, ...] = ("out",)
         True when ``result.json`` is there: nothing is left to do.
 
     Raises:
-        ValueError: The folder holds a run with another configuration.
+        ValueError: The folder holds a run with another configuration, or one that has lost it.
     """
     digest = configuration_hash(config, ignore=ignore)
     path = folder / "config.json"
@@ -343,6 +343,8 @@ def open_run(folder: Path, config: object, *, ignore: tuple[str, ...] = ("out",)
                 f"{folder}, which differs in {', '.join(changed) or 'its version'}; delete it or choose another",
             )
         return (folder / "result.json").exists()
+    if (folder / "environment.json").exists() and {p.name for p in folder.iterdir()} - {LOCK, "environment.json"}:
+        raise invalid("out", "a new folder, or one of a run with this configuration", f"{folder} without config.json")
     write_json(folder / "environment.json", environment())
     write_json(path, {"hash": digest, "configuration": to_data(config)})
     return False

@@ -45,6 +45,17 @@ def test_a_run_is_taken_up_finished_or_refused(tmp_path: Path) -> None:
         records.open_run(tmp_path, Config(seed=1))
 
 
+def test_a_run_without_its_configuration_is_refused(tmp_path: Path) -> None:
+    """Nobody can tell whether what is there was made under the present one."""
+    assert not records.open_run(tmp_path, {"steps": 2})
+    (tmp_path / "config.json").unlink()  # killed before it was written: nothing else is there
+    assert not records.open_run(tmp_path, {"steps": 2})
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"out: expected a new folder, or one .*, received .* without config\.json"):
+        records.open_run(tmp_path, {"steps": 2})
+
+
 def test_environment_names_versions_and_device() -> None:
     found = records.environment()
     assert {"python", "packages", "commit", "device", "threads"} <= found.keys()

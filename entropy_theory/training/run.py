@@ -124,8 +124,11 @@ def _run(
         if trainer.state.global_step < config.steps:
             raise RunError(f"training ended before step {config.steps}", status=1 if trainer.state.global_step else 2)
         trainer.save_model(str(config.out / "model"))
+    lines = records.read_lines(config.out / METRICS) if first else []
+    if lines and all(line.get("entropy_control/empty_batch") == 1 for line in lines):
+        raise RunError(f"no completion was judged in any of {len(lines)} steps, so nothing was trained")
     result = {
-        "final": final_means(records.read_lines(config.out / METRICS)) if first else {},
+        "final": final_means(lines),
         "steps": trainer.state.global_step,
         "seconds": round(time.monotonic() - start, 1),
     }

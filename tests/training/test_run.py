@@ -141,6 +141,20 @@ def test_completions_without_a_judgement(tiny_decoder: Path, tmp_path: Path, mon
     assert [line.get("reward") is None for line in lines] == [False, True, False, False, False]
 
 
+def test_completions_of_which_none_is_judged(
+    tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every update is zero, and the weights are those of the start: no success."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("prompts.jsonl").write_text("".join(f'{{"prompt": "{n}="}}\n' for n in range(20, 28)))
+    Path("abstaining.py").write_text("def judge(completions, **_):\n    return [None] * len(completions)\n")
+    words = ["--model", str(tiny_decoder), "--dataset", "prompts.jsonl", "--reward", "abstaining:judge"]
+    assert main(["train", *words, *SMALL, "--out", "run"]) == 1
+    assert "no completion was judged in any of 5 steps, so nothing was trained" in capsys.readouterr().err
+    assert not Path("run/result.json").exists()
+
+
 REWARDS: dict[str, Any] = {
     "keys of a dict": {"a": 1.0, "b": 2.0},
     "a column": np.ones((2, 1)),

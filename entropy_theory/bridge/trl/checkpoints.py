@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from transformers.trainer_utils import TrainOutput
 
 from entropy_theory import __version__, records
 from entropy_theory.errors import RunError, invalid
@@ -188,6 +189,10 @@ def checkpoint_step(folder: Path) -> int:
     return int(match[1])
 
 
+class _AtItsEnd(Exception):  # noqa: N818  (no error: `train` ends on it)
+    """A run was resumed that has no step left."""
+
+
 class SafeCheckpoints(_Trainer):
     """Mixin: checkpoints are whole, of one rule, and never of a model whose loss or gradient was not a number."""
 
@@ -198,6 +203,7 @@ class SafeCheckpoints(_Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train as the trainer does; a checkpoint to resume from must be whole and of the same rule.
 
+        Resumed from the checkpoint of its last step, training ends at once; the trainer itself would take one more.
         With ``args.resume_with_new_rule`` a checkpoint of plain TRL, of another rule, or of another release is taken
         too, and a warning says what is lost.
 
@@ -218,7 +224,14 @@ class SafeCheckpoints(_Trainer):
             for path in _checkpoints(folder):
                 if _interrupted(path):
                     shutil.rmtree(path, ignore_errors=True)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        except _AtItsEnd:
+            if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+                self._load_best_model()
+            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+            self.is_in_train = False
+            return TrainOutput(self.state.global_step, 0.0, {})
 
     def _resume_control(self, folder: Path) -> None:
         """Take up what the checkpoint holds for us; what the trainer holds, it reads itself."""
@@ -262,6 +275,8 @@ class SafeCheckpoints(_Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Stop at a loss that is not a number, before the optimizer has seen its gradient."""
+        if 0 < self.state.max_steps <= self.state.global_step:
+            raise _AtItsEnd
         loss = super().training_step(*args, **kwargs)
         self._stop_unless_finite("loss", loss)
         return loss
@@ -286,6 +301,9 @@ class SafeCheckpoints(_Trainer):
             if main:
                 begin(folder)
             self.accelerator.wait_for_everyone()
+            if self._mid_batch:  # first, since what is uploaded is sealed before the trainer's part ends
+                torch.save(self._buffered_inputs, folder / _BATCH.format(rank=self.accelerator.process_index))
+                self.accelerator.wait_for_everyone()
             # Transformers deletes older checkpoints at the end of its part, when ours is not yet sealed. A limit of
             # None keeps it from that; `save_model` and `_push_from_checkpoint` write the arguments to files and see the
             # true one.
@@ -295,8 +313,6 @@ class SafeCheckpoints(_Trainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self.args.save_total_limit = self._limit_put_off
-            if self._mid_batch:
-                torch.save(self._buffered_inputs, folder / _BATCH.format(rank=self.accelerator.process_index))
             self.accelerator.wait_for_everyone()
             if main:
                 self._seal(folder)

@@ -35,7 +35,7 @@ class RuleRun:
     """
 
     def __init__(self, host: HostTrainer, rule: Rule, observed: list[Rule], seed: int) -> None:
-        self._host, self._seed = host, seed
+        self._host, self.seed = host, seed
         self.rule, self.observed = rule, observed
         self.batch_part, self.live_part = rule.split()
         self.state: Any = None
@@ -70,7 +70,7 @@ class RuleRun:
 
     def draws(self, *part: int) -> torch.Generator:
         """The random draws of this optimizer step, equal on every rank."""
-        return seeded_generator(self._seed, self._host.state.global_step, *part)
+        return seeded_generator(self.seed, self._host.state.global_step, *part)
 
     def apply_batch_part(self, batch: TokenBatch) -> RuleOutput | None:
         """Apply what is fixed once per generation batch; None when nothing is."""

@@ -265,9 +265,17 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
             if before is not None:
                 self._entropy_bonus_enabled = before
 
-    def get_high_entropy_mask(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return TRL's mask, and keep it for the loss of a ratio-based rule."""
-        mask: Tensor = super().get_high_entropy_mask(*args, **kwargs)
+    def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
+        """Return TRL's mask, and keep it for the loss of a ratio-based rule.
+
+        Raises:
+            ValueError: TRL's entropies are not numbers, as with logits of −inf: TRL would train on no token.
+        """
+        wrong = ~torch.isfinite(entropies) & mask.bool()
+        if self._run.reducer().sum(wrong.sum()) > 0:
+            expected = "1.0 for a model with logits of −inf, of whose entropies TRL makes NaN"
+            raise invalid("top_entropy_quantile", expected, self.top_entropy_quantile)
+        mask = super().get_high_entropy_mask(entropies, mask, threshold)
         if self._live.call is not None:
             self._live.call.entropy_mask = mask
         return mask
@@ -308,11 +316,14 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def _control_state(self) -> dict[str, Any]:
-        return {"rule": str(self.rule), "rule_state": self._run.state, "generations": self._generation.count}
+        state = {"rule": str(self.rule), "rule_seed": self._run.seed, "rule_state": self._run.state}
+        return state | {"generations": self._generation.count}
 
     def _restore_control(self, manifest: Mapping[str, Any], other: bool) -> list[str]:
         """Take up the rule's memory; return in words what is lost, where another rule may take over."""
         self._generation.count = manifest["generations"]
+        seed = manifest.get("rule_seed", self._run.seed)
+        changed = [] if seed == self._run.seed else [f"rule_seed was {seed} and is {self._run.seed}"]
         written = manifest["rule"]
         if written == str(self.rule):
             self._run.state = manifest["rule_state"]
@@ -321,8 +332,8 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
             raise invalid("rule", expected, repr(str(self.rule)))
         elif written is not None:
             memory = "" if manifest["rule_state"] is None else ", and its memory is lost"
-            return [f"the rule was {written!r} and is {str(self.rule)!r}{memory}"]
-        return []
+            changed.append(f"the rule was {written!r} and is {str(self.rule)!r}{memory}")
+        return changed
 
 
 class EntropyControlledGRPOTrainer(EntropyControlMixin, GRPOCore):

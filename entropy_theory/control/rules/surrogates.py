@@ -258,7 +258,8 @@ class GMPO(_Surrogate):
     arXiv 2507.20673; official code: verl `compute_policy_loss_geo_mean`.
 
         m_t = sgn(A) min(sgn(A) δ_t, sgn(A) clamp(δ_t, −ε_l, ε_h)),  δ_t = log p_t − log p_old,t
-        J_i = Ā_i R_i,  log R_i = mean_t m_t;   g_t = Ā_i R_i, and 0 where δ_t is clamped on the side of A
+        J_i = Ā_i R_i,  log R_i = mean_t m_t, at most 20
+        g_t = Ā_i R_i, and 0 where δ_t is clamped on the side of A, or log R_i is
 
     Written per token as J_t = Ā_i R_i, so that `aggregate(..., "seq-mean-token-mean")` gives the official loss and
     gradient; verl averages over all rows, fully masked ones included.
@@ -281,6 +282,7 @@ class GMPO(_Surrogate):
     kind = "mask"
     quadrants = "as ppo-clip with wide bounds"
     parity = "verl geo_mean"
+    departures = "log R is at most 20; verl's overflows where A < 0 and p has grown by e^89."
 
     epsilon_low: float = number(0.4, 0.0)
     epsilon_high: float = number(0.4, 0.0)
@@ -290,10 +292,10 @@ class GMPO(_Surrogate):
         delta, sign = flow.log_ratio.detach(), flow.advantages.sign()
         bounded = delta.clamp(-self.epsilon_low, self.epsilon_high)
         moved = sign * torch.minimum(sign * delta, sign * bounded)
-        free = sign * delta <= sign * bounded
         log_mean = _row_mean(moved, flow)
+        free = (sign * delta <= sign * bounded) & (log_mean <= MAX_LOG_RATIO)
         live = torch.where(free, flow.log_probs - flow.log_probs.detach(), torch.zeros_like(delta))
-        ratio = (log_mean + live).exp()
+        ratio = (log_mean.clamp_max(MAX_LOG_RATIO) + live).exp()
         mean_advantage = _row_mean(flow.advantages, flow)
         factor = torch.where(flow.advantages != 0, mean_advantage / flow.advantages, torch.zeros_like(delta))
         derivative = factor * ratio.detach()  # per unit of the token's own advantage

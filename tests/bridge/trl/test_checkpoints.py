@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,28 @@ def test_what_others_find_while_a_checkpoint_is_saved(tiny_decoder: Path, tmp_pa
     assert names(tmp_path) == ["checkpoint-3", "checkpoint-4"]
     assert (folder / "own.txt").read_text() == "kept"
     assert torch.load(folder / "training_args.bin", weights_only=False).save_total_limit == 2
+
+
+class Uploading(GRPOTrainer):
+    """Copies each checkpoint as it is at the moment of its upload."""
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        folder = Path(checkpoint_folder)
+        shutil.copytree(folder, folder.parents[1] / "hub" / folder.name)
+
+
+class ControlledUploading(bridge.EntropyControlMixin, Uploading):
+    pass
+
+
+def test_what_is_uploaded_inside_a_batch_can_be_resumed(tiny_decoder: Path, tmp_path: Path) -> None:
+    options = {"kind": ControlledUploading, "num_iterations": 2, "max_steps": 3}
+    trainer = controlled(tiny_decoder, tmp_path / "run", "clip-b(mu=0.5)", **options)
+    trainer.args.push_to_hub = True  # from here on: the repository itself is not to be made
+    trainer.train()
+    again = controlled(tiny_decoder, tmp_path / "again", "clip-b(mu=0.5)", **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "hub" / "checkpoint-1"))
+    assert torch.equal(weights(again), weights(trainer))
 
 
 def test_the_last_whole_checkpoint_outlives_a_kill_while_the_next_is_saved(
@@ -323,6 +346,14 @@ def test_a_checkpoint_of_another_rule(tiny_decoder: Path, tmp_path: Path) -> Non
         trainer.train(resume_from_checkpoint=folder)
     assert trainer.state.global_step == 4
     assert trainer.rule_state is not None
+
+
+def test_another_seed_of_the_rule_is_said(tiny_decoder: Path, tmp_path: Path) -> None:
+    rule = "random-mask(fraction=0.5)"
+    controlled(tiny_decoder, tmp_path, rule, rule_seed=3, max_steps=2).train()
+    trainer = controlled(tiny_decoder, tmp_path, rule, rule_seed=4)
+    with pytest.warns(UserWarning, match=r"resumed from .*checkpoint-2: rule_seed was 3 and is 4"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 @pytest.mark.parametrize(("before", "after"), [("ppo-clip", "clip-b(mu=0.1)"), ("clip-b(mu=0.1)", "ppo-clip")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,22 @@ def test_killed_and_started_again(tiny_decoder: Path, tmp_path: Path, iterations
     assert main(words(tiny_decoder, broken, *more, rule=rule)) == 0
     assert_same(tmp_path / "whole", broken)
     assert not (broken / "trainer" / "checkpoint-90").exists()
+
+
+@CASES
+def test_killed_after_the_last_checkpoint(tiny_decoder: Path, tmp_path: Path, iterations: str, rule: str) -> None:
+    """While the model is written: no step is left, and none is added."""
+    command = words(tiny_decoder, tmp_path / "whole", "--steps", "6", "--num-iterations", iterations, rule=rule)
+    assert main(command) == 0
+    broken = tmp_path / "broken"
+    shutil.copytree(tmp_path / "whole", broken)
+    (broken / "result.json").unlink()
+    shutil.rmtree(broken / "model")
+    assert main([*command[:-1], str(broken)]) == 0
+    assert_same(tmp_path / "whole", broken)
+    results = [records.read_json(out / "result.json") for out in (tmp_path / "whole", broken)]
+    assert results[0]["steps"] == results[1]["steps"] == 6
+    assert results[0]["final"] == results[1]["final"]
 
 
 @pytest.mark.slow

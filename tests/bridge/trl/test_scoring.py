@@ -366,6 +366,16 @@ def test_a_vocabulary_with_infinite_logits(tmp_path: Path, rule: str) -> None:
     assert torch.linalg.norm(with_entries - without) < 1e-4 * torch.linalg.norm(without)
 
 
+@pytest.mark.parametrize("rule", ["none", "ppo-clip"])
+def test_trls_entropy_mask_over_infinite_logits_is_refused(tmp_path: Path, rule: str) -> None:
+    """TRL's own entropies are NaN there, and its mask would leave no token to train on."""
+    options = arguments(tmp_path, model_init_kwargs=None, top_entropy_quantile=0.4)
+    trainer = build(Counting, padded(3), GRPOConfig(**options), rule=rule)
+    with pytest.raises(ValueError, match=r"top_entropy_quantile: expected 1\.0 for a model with .*, received 0\.4"):
+        trainer.train()
+    parameters_after(build(Counting, padded(0), GRPOConfig(**options), rule=rule))
+
+
 def test_one_pass_with_an_unreadable_output_layer(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = granite()

@@ -69,6 +69,19 @@ def test_extremes_of_the_declared_ranges(name: str, data: st.DataObject, batch: 
         state = finite(extreme, TokenBatch(**cast), state)
 
 
+@pytest.mark.parametrize("move", [-3000.0, -150.0, 60.0, 400.0])
+@pytest.mark.parametrize("name", rule_names())
+def test_policies_far_from_the_one_that_sampled(name: str, move: float) -> None:
+    """An importance ratio may be e^−3000 or e^400, of all tokens at once; in float32 e^89 is infinite."""
+    batch, far = random_batch(3), min(move, 0.0)
+    log_probs, old = batch.log_probs + far, batch.log_probs + far - move
+    moved = replace(batch, log_probs=log_probs, old_log_probs=old, rollout_log_probs=old)
+    moved = replace(moved, grpo_curvature=batch.centered_discriminant)
+    cast = {f.name: getattr(moved, f.name) for f in fields(moved)}
+    cast = {n: v.float() if v is not None and v.is_floating_point() else v for n, v in cast.items()}
+    finite(rule(name, **({"fraction": 0.4} if name == "random-mask" else {})), TokenBatch(**cast), None)
+
+
 NUMBERS = [
     pytest.param(name, f.name, f.metadata["check"], id=f"{name} {f.name}")
     for name in rule_names()
