@@ -56,6 +56,9 @@ def bounded(run: Callable[[Sequence[str]], int], words: Sequence[str], program: 
     """
     debug = DEBUG_OPTION in words or bool(os.environ.get(DEBUG_VARIABLE))
     words = [word for word in words if word != DEBUG_OPTION]
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the program, as `>&-` does
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  (open until the end)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without Δ or ± shows a question mark
     try:

@@ -173,6 +173,16 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_closed_stream_loses_no_file(tmp_path: Path, closed: str) -> None:
+    out = tmp_path / "report"
+    command = f"{sys.executable} -m entropy_theory verify --quick --only theorem-3.3 --out {out} {closed}"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert list(out.iterdir())
+
+
 # -- errors that nobody foresaw ---------------------------------------------------------------------------------------
 
 
