@@ -10,6 +10,8 @@ from control_batches import EVERY_METHOD, map_tokens, random_batch
 
 from entropy_theory.control import RuleOutput, TokenBatch, rule, rule_names
 
+pytestmark = pytest.mark.no_cover  # laws on many inputs: counting lines takes as long, and adds none
+
 # Settings at which a rule acts on a small batch, so that what it needs shows.
 ACTING = (
     "none",

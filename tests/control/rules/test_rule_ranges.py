@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from entropy_theory.control import Rule, TokenBatch, rule, rule_class, rule_names
 from entropy_theory.control.parameters import Choice, Number
 
+pytestmark = pytest.mark.no_cover  # laws on many inputs: counting lines takes as long, and adds none
+
 
 def values_of(check: Number | Choice) -> list[object]:
     """The ends of a range, a step inside, and the middle of it; every choice."""

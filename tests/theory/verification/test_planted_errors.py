@@ -10,6 +10,8 @@ from entropy_theory.theory import categorical, curvature, discriminant, finite_s
 from entropy_theory.theory.verification import verify
 from entropy_theory.theory.verification.evidence import BUDGETS, Budget, Kind
 
+pytestmark = pytest.mark.no_cover  # laws on many inputs: counting lines takes as long, and adds none
+
 TINY = Budget("tiny", 6, (2, 3, 17), 1_000, 1, (2, 3), 20_000, (0, 1), chains=60, rounds=40, wide=False)
 
 EXACT, RADIUS = single_logit.single_logit_entropy_change, single_logit.sign_flip_radius
