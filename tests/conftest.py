@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 from pathlib import Path
@@ -22,6 +23,12 @@ settings.load_profile("default")
 
 if importlib.util.find_spec("trl") is None:
     collect_ignore = ["bridge/trl", "training", "audit", "inspection"]  # they need the extra "train"
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the modules and tests: a trainer collects twice, each time over all of them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
