@@ -184,9 +184,19 @@ def clipped_in_bank(task: ClippedInBank) -> dict[str, Any]:
 
 def clipped_in_model(task: ClippedInModel) -> dict[str, Any]:
     """Train the decoder with TRL and look at the tokens that PPO clipping cuts."""
-    size = {"steps": task.steps, "prompts": task.prompts, "generations": task.generations, "seed": task.seed}
-    options = {"tiny": task.tiny, "num_iterations": task.iterations}
-    return cut_in_training(lambda kind: grpo_runs.train_observed(kind, **size, **options), task.iterations).result()
+
+    def train(kind: type[Any]) -> None:
+        grpo_runs.train_observed(
+            kind,
+            tiny=task.tiny,
+            steps=task.steps,
+            prompts=task.prompts,
+            generations=task.generations,
+            seed=task.seed,
+            num_iterations=task.iterations,
+        )
+
+    return cut_in_training(train, task.iterations).result()
 
 
 def cut_in_training(train: Callable[[type[Any]], Any], iterations: int) -> Cut:
