@@ -156,6 +156,24 @@ def _apart(a: Interval, b: Interval) -> str:
     )
 
 
+def steps(slopes: Sequence[float], realised: Sequence[float]) -> str:
+    """State how well the predicted slope of each training step agrees with the change that the step made.
+
+    Args:
+        slopes: −mean(g S_c) of each step.
+        realised: Mean change of entropy on the step's own tokens, nats.
+
+    Example:
+        >>> steps([-0.1, -0.2, 0.1], [-0.01, -0.03, -0.02])
+        'The predicted slope had the sign of the realised change at 2 of 3 steps; entropy fell at 3 of them.'
+    """
+    right = sum(a * b > 0 for a, b in zip(slopes, realised, strict=True))
+    return (
+        f"The predicted slope had the sign of the realised change at {right} of {len(slopes)} steps; entropy fell at "
+        f"{sum(change < 0 for change in realised)} of them."
+    )
+
+
 def audit(result: Mapping[str, Any]) -> list[str]:
     """State how well the tabular theory predicts the entropy of a model with shared parameters, and where it fails.
 
