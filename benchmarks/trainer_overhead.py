@@ -1,6 +1,7 @@
 """What entropy control costs over plain TRL: time per optimizer step and peak memory.
 
-    python benchmarks/trainer_overhead.py --out benchmarks/results   # both models; an hour on a quiet machine
+    python benchmarks/trainer_overhead.py --out benchmarks/results   # two models; an hour on a quiet machine
+    python benchmarks/trainer_overhead.py --model smollm2 --settings one-pass extra   # a real model; another hour
     python benchmarks/trainer_overhead.py --quick                    # the demo model, a few steps
 
 One trainer is TRL's own class for one generation batch and the controlled class for another, in pairs of random order,
@@ -28,14 +29,22 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import binom
-from transformers import PrinterCallback, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PrinterCallback,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    TrainerCallback,
+)
 from trl import GRPOConfig, GRPOTrainer
 
 from entropy_theory import records
@@ -43,13 +52,28 @@ from entropy_theory.bridge.trl import EntropyControlledGRPOTrainer
 from entropy_theory.bridge.trl.checkpoints import boundary
 from entropy_theory.program import run_script
 from entropy_theory.testbed import decoder, sum_task
+from entropy_theory.testbed.pretrained import resolve_model
+from entropy_theory.testbed.tasks import load_task
 from entropy_theory.vocab import token_statistics
 
-ModelName = Literal["demo", "vocab"]
+ModelName = Literal["demo", "vocab", "smollm2"]
 PASSES = {"old": 2, "one-pass": 1, "extra": 1, "live": 2}
 MICRO_BATCHES = {"extra": 2}
 PLAIN = "plain TRL again"  # a measurement of nothing: how far off this benchmark is
 BAR = {"old": 0.03, "one-pass": 0.15, "extra": 0.15}  # of the time of a plain step
+REAL_BAR = {"one-pass": 0.01, "extra": 0.12}  # the same with smollm2, whose step is long
+
+
+@dataclass(frozen=True)
+class Size:
+    """Batch of a model: prompts, completions of each, and their tokens (None: as the configuration says)."""
+
+    prompts: int
+    generations: int
+    completion: int | None
+
+
+SIZES = {"demo": Size(16, 16, sum_task.ANSWER_LENGTH + 1), "vocab": Size(2, 4, None), "smollm2": Size(4, 8, 16)}
 
 
 @dataclass(frozen=True)
@@ -58,23 +82,23 @@ class OverheadConfig:
 
     Attributes:
         models: demo: the demo's decoder, 85k parameters, 256 completions; vocab: V = 151,936, d = 896, 2 layers, 8
-            completions; both with random weights.
+            completions; both with random weights. smollm2: the real model, V = 49,152, 32 completions of 16 tokens.
         settings: old, one-pass, extra, live; see above.
         rules: Rules of all settings but live, with the demo model.
-        vocab_rules: The same with the other one.
+        vocab_rules: The same with the others.
         live_rules: Rules of the setting live.
         rounds: Pairs of turns with the demo model.
-        vocab_rounds: The same with the other one.
-        completion_length: Tokens per completion of the model vocab; the demo's has 8.
+        vocab_rounds: The same with the others.
+        completion_length: Tokens per completion of the model vocab.
         threads: Threads on a CPU.
         memory: Runs of each trainer for its peak memory with the first rule, on a CPU in processes of their own; one
-            with the model vocab. 0: none.
+            with the others. 0: none.
         device: "cpu" or "cuda".
         quick: The demo model alone, few rounds.
         out: Folder for trainer_overhead_DEVICE.json; no file if omitted.
     """
 
-    models: tuple[ModelName, ...] = ("demo", "vocab")
+    models: Annotated[tuple[ModelName, ...], tyro.conf.arg(aliases=["--model"])] = ("demo", "vocab")
     settings: tuple[Literal["old", "one-pass", "extra", "live"], ...] = ("old", "one-pass", "extra", "live")
     rules: tuple[str, ...] = ("clip-b", "clip-v", "high-entropy", "random-mask(match='clip-b')")
     vocab_rules: tuple[str, ...] = ("clip-b", "clip-v")
@@ -90,7 +114,9 @@ class OverheadConfig:
 
 
 def build_model(name: ModelName, device: str) -> Any:
-    """A model with random weights."""
+    """A model: the real one, or one with random weights."""
+    if name == "smollm2":
+        return AutoModelForCausalLM.from_pretrained(resolve_model(name), dtype=torch.float32).to(device)
     if name == "demo":
         return decoder.build_model(decoder.WarmupConfig(), len(decoder.build_tokenizer())).to(device)
     torch.manual_seed(0)
@@ -105,9 +131,17 @@ def reward(completion_ids: list[list[int]], **_: object) -> list[float]:
     return [float(sum(ids) % 2) for ids in completion_ids]
 
 
-def prompts(units: int, each: int) -> Any:
+def build_tokenizer(name: ModelName) -> Any:
+    """The tokenizer that fits the model's task."""
+    if name == "smollm2":
+        return AutoTokenizer.from_pretrained(resolve_model(name), padding_side="left")
+    return decoder.build_tokenizer()
+
+
+def prompts(name: ModelName, units: int) -> Any:
     """The same few prompts for every generation batch."""
-    few = sum_task.dataset(each, 0)
+    each = SIZES[name].prompts
+    few = load_task("addition", each, 0, chat=True).prompts if name == "smollm2" else sum_task.dataset(each, 0)
     return few.select([row for _ in range(units) for row in range(each)])
 
 
@@ -115,13 +149,13 @@ def build_trainer(
     config: OverheadConfig, name: ModelName, setting: str, rule: str | None, folder: str, units: int, **changes: Any
 ) -> GRPOTrainer:
     """Build plain TRL (``rule`` None) or the controlled trainer for so many generation batches."""
-    demo = name == "demo"
+    size = SIZES[name]
     options: dict[str, Any] = {
         "output_dir": folder,
-        "per_device_train_batch_size": (256 if demo else 8) // MICRO_BATCHES.get(setting, 1),
+        "per_device_train_batch_size": size.prompts * size.generations // MICRO_BATCHES.get(setting, 1),
         "gradient_accumulation_steps": MICRO_BATCHES.get(setting, 1),
-        "num_generations": 16 if demo else 4,
-        "max_completion_length": sum_task.ANSWER_LENGTH + 1 if demo else config.completion_length,
+        "num_generations": size.generations,
+        "max_completion_length": size.completion or config.completion_length,
         "num_iterations": PASSES[setting],
         "max_steps": units * PASSES[setting],
         "learning_rate": 0.0,
@@ -139,8 +173,8 @@ def build_trainer(
         model=build_model(name, config.device),
         reward_funcs=reward,
         args=GRPOConfig(**(options | changes)),
-        train_dataset=prompts(units, 16 if demo else 2),
-        processing_class=decoder.build_tokenizer(),
+        train_dataset=prompts(name, units),
+        processing_class=build_tokenizer(name),
         **({} if rule is None else {"rule": rule}),
     )
     trainer.remove_callback(PrinterCallback)
@@ -153,7 +187,7 @@ def build_trainer(
 def check_exactness(config: OverheadConfig, name: ModelName, setting: str, folder: str) -> float:
     """Refuse to time anything unless the neutral rule makes plain TRL's update: returns how far off it is, relative L2.
 
-    To the bit with the demo's vocabulary. With the large one control makes TRL's old log-probabilities itself, equal to
+    To the bit with the demo's vocabulary. With a large one control makes TRL's old log-probabilities itself, equal to
     rounding; one generation batch is compared, because policies that differ by rounding come to sample differently.
     """
     demo, ended = name == "demo", []
@@ -273,7 +307,7 @@ def peak_of_process(config: OverheadConfig, name: ModelName, setting: str, rule:
     if loops:
         token_statistics(torch.zeros(2, 8), torch.zeros(2, dtype=torch.long), impl="fused-cpu")
     with tempfile.TemporaryDirectory() as folder:
-        build_trainer(config, name, setting, rule, folder, 2 if name == "vocab" else 20).train()
+        build_trainer(config, name, setting, rule, folder, 20 if name == "demo" else 2).train()
     # The kernel's figure for this program alone; getrusage would count what the parent had when it started this one.
     high = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(high.split()[1]) * 1024
@@ -286,13 +320,13 @@ def measure_memory(config: OverheadConfig, name: ModelName, setting: str, rule: 
     model and batch: a plain trainer beside it is measured too.
     """
     arms = {"plain": (None, False), "controlled": (rule, False)}
-    if name == "vocab":
+    if name != "demo":
         arms["plain beside the loops"] = (None, True)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         peaks = {
             arm: [
                 pool.submit(peak_of_process, config, name, setting, *how).result()
-                for _ in range(1 if name == "vocab" else config.memory)
+                for _ in range(config.memory if name == "demo" else 1)
             ]
             for arm, how in arms.items()
         }
@@ -316,7 +350,7 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
         table.add_column(name, justify="left" if name in ("model", "setting", "rule") else "right")
     for row in rows:
         wall, process, memory = row["wall"], row["process"], row.get("memory")
-        bar = BAR.get(row["setting"])
+        bar = (REAL_BAR if row["model"] == "smollm2" else BAR).get(row["setting"])
         table.add_row(
             row["model"],
             row["setting"],
@@ -354,7 +388,7 @@ def main(config: OverheadConfig) -> None:
             for setting in config.settings:
                 off = check_exactness(config, name, setting, folder)
                 rules = config.live_rules if setting == "live" else config.rules
-                if name == "vocab":
+                if name != "demo":
                     rules = config.live_rules[:1] if setting == "live" else config.vocab_rules
                 if setting == config.settings[0]:
                     rules = (*rules, PLAIN)

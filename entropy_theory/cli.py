@@ -218,6 +218,12 @@ def _demo(config: Any, console: Console) -> int:
     return run_demo(config, console, progress_bar)
 
 
+def _llm(config: Any, console: Console) -> int:
+    from entropy_theory.llm import run_llm
+
+    return run_llm(config, console, progress_bar)
+
+
 @dataclass(frozen=True)
 class Command:
     """A subcommand: a line of help, where its configuration lives, what runs it, and whether --out is a file."""
@@ -232,6 +238,7 @@ COMMANDS = {
     "demo": Command(
         "the whole chain in one go, from theorem to language model", "entropy_theory.demo:DemoConfig", _demo
     ),
+    "llm": Command("collapse and control in a real pre-trained language model", "entropy_theory.llm:LlmConfig", _llm),
     "verify": Command("check the theory statement by statement", "entropy_theory.cli:VerifyConfig", _verify),
     "simulate toy": Command(
         "GRPO on a bank of softmax policies, predicted beside realised entropy",

@@ -6,9 +6,6 @@ it. Each part leaves a file and is not repeated when the file is there, so a dem
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -17,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropy_theory import records
-from entropy_theory.errors import LARGEST_INTEGER, RunError, at_least, invalid
-from entropy_theory.intervals import Interval, t_interval
+from entropy_theory.arms import ArmRun, folder_name, interval_data, read_runs, summarise_arms, train_arms
+from entropy_theory.errors import LARGEST_INTEGER, at_least, invalid
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from entropy_theory.intervals import Interval
 
     Progress = Callable[[int, int, str], None]
     Bar = Callable[[Console], AbstractContextManager[Progress]]
@@ -114,10 +113,10 @@ def _run_demo(config: DemoConfig, console: Console, bar: Bar) -> int:
     with bar(console) as progress:
         decoder.cached_checkpoint(progress=progress)
     with bar(console) as progress:
-        train_arms(config, progress)
-    runs = _collect(config)
+        train_arms(_runs(config), config.steps, config.processes, progress)
+    runs = read_runs(_runs(config))
     finals = summarise_arms(runs)
-    bars = {a: {n: {"mean": i.mean, "half_width": i.half_width} for n, i in m.items()} for a, m in finals.items()}
+    bars = interval_data(finals)
     kept = [{k: v for k, v in run.items() if k not in ("lines", "seconds")} for run in runs]
     records.write_json(config.out / "result.json", {"arms": bars, "runs": kept})
     _write_report(config, report.to_dict(), tabular, runs, finals, bars)
@@ -125,6 +124,7 @@ def _run_demo(config: DemoConfig, console: Console, bar: Bar) -> int:
     for sentence in findings.arms(finals):
         console.print(f"• {sentence}")
     console.print(f"\nreport: {config.out / 'report.html'}   ({time.monotonic() - start:.0f} s)")
+    console.print("the same in a real pre-trained language model: make llm, or entropy-theory llm with the extra llm")
     return 0
 
 
@@ -223,88 +223,17 @@ def simulate_tabular(folder: Path, progress: Progress) -> dict[str, Any]:
 # -- the arms ----------------------------------------------------------------------------------------------------------
 
 
-def _runs(config: DemoConfig) -> list[tuple[str, int, Path]]:
-    """List the training runs: arm, seed, folder."""
-    name = {arm: arm.lower().replace(" ", "-").replace("_", "-") for arm in ARMS}
-    return [(arm, seed, config.out / "arms" / f"{name[arm]}-{seed}") for seed in config.seeds for arm in ARMS]
-
-
-def train_arms(config: DemoConfig, progress: Progress) -> None:
-    """Train all arms, ``processes`` at a time, each in a process of its own on one thread.
-
-    Raises:
-        RunError: A run failed; the message ends with its last line.
-    """
-    # One thread a process: two single-threaded runs side by side are faster than one after the other on two threads.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment["ENTROPY_THEORY_PARENT"] = str(os.getpid())  # a killed demo leaves no run behind that writes on
-    waiting = [run for run in _runs(config) if not (run[2] / "result.json").exists()]
-    total = config.steps * len(_runs(config))
-    running: dict[tuple[str, int, Path], subprocess.Popen[Any]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < config.processes:
-                arm, seed, folder = run = waiting.pop(0)
-                folder.mkdir(parents=True, exist_ok=True)
-                command = [sys.executable, "-m", "entropy_theory", "train", "--rule", ARMS[arm], "--out", str(folder)]
-                command += ["--steps", str(config.steps), "--seed", str(seed), "--save-every", str(SAVE_EVERY)]
-                if ARMS[arm] == "none":
-                    command += ["--observe", *OFFICIAL]
-                with (folder / "log.txt").open("wb") as log:
-                    running[run] = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-            time.sleep(0.2)
-            done = sum(_steps_done(folder) for _, _, folder in _runs(config))
-            progress(done, total, ", ".join(f"{arm} (seed {seed})" for arm, seed, _ in running))
-            for run, process in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[run]
-                if process.returncode:
-                    lines = (run[2] / "log.txt").read_text(errors="replace").strip().splitlines() or ["no output"]
-                    said = lines[-1].removeprefix("entropy-theory: ")
-                    raise RunError(f"arm {run[0]}, seed {run[1]}: {said}", status=2 if process.returncode == 2 else 1)
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
-
-
-def _steps_done(folder: Path) -> int:
-    path = folder / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def _collect(config: DemoConfig) -> list[dict[str, Any]]:
+def _runs(config: DemoConfig) -> list[ArmRun]:
+    """List the training runs."""
+    size = ("--steps", str(config.steps), "--save-every", str(SAVE_EVERY))
+    observed = {"none": ("--observe", *OFFICIAL)}
     return [
-        {"arm": arm, "seed": seed, "lines": records.read_lines(folder / "metrics.jsonl")}
-        | records.read_record(folder / "result.json", "final", "steps")
-        for arm, seed, folder in _runs(config)
+        ArmRun(
+            arm, seed, config.out / "arms" / folder_name(arm, seed), ("--rule", rule, *size, *observed.get(rule, ()))
+        )
+        for seed in config.seeds
+        for arm, rule in ARMS.items()
     ]
-
-
-def summarise_arms(runs: list[dict[str, Any]]) -> dict[str, dict[str, Interval]]:
-    """Average the end of each arm over its seeds.
-
-    Args:
-        runs: Dicts with ``arm`` and ``final``, the means of the last steps.
-
-    Returns:
-        Per arm and metric the mean with its t-interval.
-
-    Example:
-        >>> runs = [{"arm": "GRPO", "final": {"entropy": h}} for h in (0.2, 0.3, 0.25)]
-        >>> round(summarise_arms(runs)["GRPO"]["entropy"].mean, 3)
-        0.25
-    """
-    arms = dict.fromkeys(run["arm"] for run in runs)
-    return {
-        arm: {
-            name: t_interval([run["final"][name] for run in runs if run["arm"] == arm])
-            for name in next(run["final"] for run in runs if run["arm"] == arm)
-        }
-        for arm in arms
-    }
 
 
 # -- the report --------------------------------------------------------------------------------------------------------

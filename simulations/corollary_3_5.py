@@ -142,11 +142,14 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
     for kind, key in (("tabular", "policies"), ("real", "generations")):
         mine = [entry["result"] for entry in results if key in entry["task"]]
         names = dict.fromkeys(name for entry in mine for name in entry)
-        summary[kind] = {name: _means([row for entry in mine for row in entry.get(name, [])]) for name in names}
+        summary[kind] = {
+            name: means_over_tokens([row for entry in mine for row in entry.get(name, [])]) for name in names
+        }
     return summary
 
 
-def _means(rows: list[list[float]]) -> dict[str, float]:
+def means_over_tokens(rows: list[list[float]]) -> dict[str, float]:
+    """Mean S and S_c over all tokens with its standard error, of rows n, Σ S, Σ S_c, Σ Var S."""
     n, discriminant, centered, variance = np.array(rows).T
     tokens, error = float(n.sum()), math.sqrt(float(variance.sum()))
     each = np.abs(centered) / np.sqrt(variance)

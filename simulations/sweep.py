@@ -89,7 +89,7 @@ def run(
     if config.processes < 1:
         raise invalid("processes", "an integer >= 1", config.processes)
     mine = share(tasks, config.task)
-    files = {task: config.runs / f"{_words(type(task).__name__)}-{_digest(task)}.json" for task in tasks}
+    files = {task: file_of(task, config) for task in tasks}
     _do_missing({task: files[task] for task in mine if not files[task].exists()}, work, config.processes, len(mine))
     if config.task is not None:
         print(f"share {config.task} done: {len(mine)} of {len(tasks)} tasks; files in {config.runs}")
@@ -109,6 +109,11 @@ def run(
     _write(out, record)
     print(f"written: {out}")
     return record
+
+
+def file_of(task: Any, config: SweepOptions) -> Path:
+    """Return the file that holds a task's result once it is done."""
+    return config.runs / f"{_words(type(task).__name__)}-{_digest(task)}.json"
 
 
 def share(tasks: Sequence[Any], which: str | None) -> list[Any]:

@@ -12,7 +12,7 @@ entropy; (3) training on the share ρ of tokens with the highest entropy alone a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,7 +183,29 @@ def clipped_in_bank(task: ClippedInBank) -> dict[str, Any]:
 
 
 def clipped_in_model(task: ClippedInModel) -> dict[str, Any]:
-    """Train with TRL, whose own loss is PPO's, and look at the batch's tokens before every update but its first."""
+    """Train the decoder with TRL and look at the tokens that PPO clipping cuts."""
+
+    def train(kind: type[Any]) -> None:
+        grpo_runs.train_observed(
+            kind,
+            tiny=task.tiny,
+            steps=task.steps,
+            prompts=task.prompts,
+            generations=task.generations,
+            seed=task.seed,
+            num_iterations=task.iterations,
+        )
+
+    return cut_in_training(train, task.iterations).result()
+
+
+def cut_in_training(train: Callable[[type[Any]], Any], iterations: int) -> Cut:
+    """Train with TRL, whose own loss is PPO's, and look at the batch's tokens before every update but its first.
+
+    Args:
+        train: Trains with a trainer of the class that it is given.
+        iterations: Updates per batch.
+    """
     import torch
     from transformers import TrainerCallback
     from trl import GRPOTrainer
@@ -225,23 +247,15 @@ def clipped_in_model(task: ClippedInModel) -> dict[str, Any]:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             trainer = self._trainer
             trainer.updates += 1
-            if trainer.updates == task.iterations:
+            if trainer.updates == iterations:
                 return
             now, valid = trainer.statistics(), trainer.batch["completion_mask"].bool()
             ratio = (now.log_probs - trainer.before.log_probs).exp()
             A = trainer.advantages.unsqueeze(1).expand_as(ratio)
             cut.see(*(x[valid] for x in (now.log_probs.exp(), ratio, A, now.centered_discriminant)))
 
-    grpo_runs.train_observed(
-        Watched,
-        tiny=task.tiny,
-        steps=task.steps,
-        prompts=task.prompts,
-        generations=task.generations,
-        seed=task.seed,
-        num_iterations=task.iterations,
-    )
-    return cut.result()
+    train(Watched)
+    return cut
 
 
 def high_entropy(share: float) -> str:
@@ -289,21 +303,23 @@ def work(task: Any) -> dict[str, Any]:
     return kinds[type(task)](task)
 
 
+def cut_table(measured: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Means over seeds of what `Cut` found, by kind of token."""
+    seen = list(measured)
+    table: dict[str, Any] = {}
+    for kind in ("all", "cut", "high", "low", "back"):
+        counted = [entry for entry in seen if entry[kind]["count"]]
+        if counted:
+            names = [name for name in counted[0][kind] if name not in ("histogram", "count")]
+            table[kind] = {name: sweep.interval([entry[kind][name] for entry in counted]) for name in names}
+            table[kind]["share_of_tokens"] = sweep.interval(
+                [entry[kind]["count"] / entry["tokens"] for entry in counted]
+            )
+    return table
+
+
 def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
     """The numbers of each observation, means over seeds."""
-
-    def cut_tokens(measured: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        seen = list(measured)
-        table: dict[str, Any] = {}
-        for kind in ("all", "cut", "high", "low", "back"):
-            counted = [entry for entry in seen if entry[kind]["count"]]
-            if counted:
-                names = [name for name in counted[0][kind] if name not in ("histogram", "count")]
-                table[kind] = {name: sweep.interval([entry[kind][name] for entry in counted]) for name in names}
-                table[kind]["share_of_tokens"] = sweep.interval(
-                    [entry[kind]["count"] / entry["tokens"] for entry in counted]
-                )
-        return table
 
     def of(**fields: Any) -> list[dict[str, Any]]:
         return [r for r in results if all(r["task"].get(k) == v for k, v in fields.items())]
@@ -318,8 +334,8 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
     )
     return {
         "clip_higher_over_ppo_clip": sweep.interval([b - a for a, b in zip(ppo, higher, strict=True)]),
-        "cut_in_bank": cut_tokens(r["result"] for r in cut if "policies" in r["task"]),
-        "cut_in_model": cut_tokens(r["result"] for r in cut if "prompts" in r["task"]),
+        "cut_in_bank": cut_table(r["result"] for r in cut if "policies" in r["task"]),
+        "cut_in_model": cut_table(r["result"] for r in cut if "prompts" in r["task"]),
         "ratio_clipping": ratio,
         "bank": rest["bank"],
         "real": rest["real"],

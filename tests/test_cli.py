@@ -34,7 +34,7 @@ def test_help_of_a_command_explains_every_option(name: str, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["verfy"], "no command 'verfy'; there are demo, verify"),
+        (["verfy"], "no command 'verfy'; there are demo, llm, verify"),
         (["simulate"], "no command 'simulate'; there are"),
         (["verify", "--only", "theorem-9.9"], "theorem-9.9"),
         (["verify", "--quick", "--thorough"], "quick: expected at most one of --quick and --thorough"),

@@ -36,8 +36,10 @@ ALLOWED = {
     "inspection": {"vocab", "control", "bridge", "testbed"},
     "report": set(),
     "testing": {"theory"},
-    "demo": BELOW_THE_COMMANDS | {"report"},
-    "cli": BELOW_THE_COMMANDS | {"report", "demo", "program"},
+    "arms": set(),
+    "demo": BELOW_THE_COMMANDS | {"report", "arms"},
+    "llm": BELOW_THE_COMMANDS | {"report", "arms"},
+    "cli": BELOW_THE_COMMANDS | {"report", "demo", "llm", "program"},
     "__init__": {"theory", "control"},
     "__main__": {"cli"},
 }

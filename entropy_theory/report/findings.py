@@ -25,13 +25,16 @@ def span(interval: Interval, form: str = ".2f") -> str:
     return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
-def arms(finals: Mapping[str, Mapping[str, Interval]], matched: str = "Clip_B") -> list[str]:
-    """State how the arms of the demo ended.
+def arms(
+    finals: Mapping[str, Mapping[str, Interval]], matched: str = "Clip_B", answers: str = "distinct_right"
+) -> list[str]:
+    """State how the arms of a demo ended.
 
     Args:
         finals: Per arm and metric (``entropy``, ``reward``, ``distinct_right``, ``dropped_share``) the interval over
             seeds of the last steps' mean. The uncontrolled arm is ``GRPO``, the matched random mask ``Random mask``.
-        matched: The arm that the random mask is matched to.
+        matched: The arm that a random mask is matched to.
+        answers: ``distinct_right``, or ``distinct`` where a prompt has one right answer.
 
     Returns:
         One sentence per comparison; each says whether the intervals are apart.
@@ -55,10 +58,11 @@ def arms(finals: Mapping[str, Mapping[str, Interval]], matched: str = "Clip_B") 
             )
         sentences.append(sentence)
     for arm in (matched,):
-        ours, theirs = finals[arm].get("distinct_right"), finals[BASE].get("distinct_right")
+        ours, theirs = finals[arm].get(answers), finals[BASE].get(answers)
         if ours and theirs:
+            counted = "Distinct right answers" if answers == "distinct_right" else "Distinct answers"
             sentences.append(
-                f"Distinct right answers among the completions of one prompt: {span(ours, '.1f')} under {arm}, "
+                f"{counted} among the completions of one prompt: {span(ours, '.1f')} under {arm}, "
                 f"{span(theirs, '.1f')} under plain GRPO. {_apart(ours, theirs)}"
             )
     reward = ", ".join(f"{arm} {span(metrics['reward'])}" for arm, metrics in finals.items())
@@ -66,13 +70,17 @@ def arms(finals: Mapping[str, Mapping[str, Interval]], matched: str = "Clip_B") 
     return sentences
 
 
-def headline(finals: Mapping[str, Mapping[str, Interval]], controlled: str = "Clip_B") -> str:
+def headline(
+    finals: Mapping[str, Mapping[str, Interval]],
+    controlled: str = "Clip_B",
+    model: str = "a small language model",
+) -> str:
     """Say in one sentence how entropy ended with and without control."""
     base, ours = finals[BASE]["entropy"], finals[controlled]["entropy"]
     dropped = finals[controlled]["dropped_share"].mean
     if base.mean < ours.mean:
         return (
-            f"In a small language model trained by GRPO, entropy fell to {base.mean:.2f} nats without control and "
+            f"In {model} trained by GRPO, entropy fell to {base.mean:.2f} nats without control and "
             f"to {ours.mean:.2f} under {controlled}, which dropped {dropped:.1%} of the tokens."
         )
     return (
@@ -145,6 +153,24 @@ def _apart(a: Interval, b: Interval) -> str:
         "The intervals are apart."
         if a.apart_from(b)
         else "The intervals overlap, so this run does not tell them apart."
+    )
+
+
+def steps(slopes: Sequence[float], realised: Sequence[float]) -> str:
+    """State how well the predicted slope of each training step agrees with the change that the step made.
+
+    Args:
+        slopes: −mean(g S_c) of each step.
+        realised: Mean change of entropy on the step's own tokens, nats.
+
+    Example:
+        >>> steps([-0.1, -0.2, 0.1], [-0.01, -0.03, -0.02])
+        'The predicted slope had the sign of the realised change at 2 of 3 steps; entropy fell at 3 of them.'
+    """
+    right = sum(a * b > 0 for a, b in zip(slopes, realised, strict=True))
+    return (
+        f"The predicted slope had the sign of the realised change at {right} of {len(slopes)} steps; entropy fell at "
+        f"{sum(change < 0 for change in realised)} of them."
     )
 
 

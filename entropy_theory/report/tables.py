@@ -74,8 +74,18 @@ def simulation_table(summary: Mapping[str, float]) -> Table:
     return table
 
 
-def arms_table(finals: Mapping[str, Mapping[str, Interval]], rules: Mapping[str, str]) -> Table:
-    """Lay out how the arms of the demo ended: means over seeds with 95 % t-intervals."""
+def arms_table(
+    finals: Mapping[str, Mapping[str, Interval]],
+    rules: Mapping[str, str],
+    answers: tuple[str, str] = ("distinct_right", "distinct right"),
+) -> Table:
+    """Lay out how the arms of a demo ended: means over seeds with 95 % t-intervals.
+
+    Args:
+        finals: Per arm and metric the interval over seeds.
+        rules: The arms' rules.
+        answers: The metric that counts answers, and its heading.
+    """
     from rich.markup import escape
     from rich.table import Table
 
@@ -85,7 +95,7 @@ def arms_table(finals: Mapping[str, Mapping[str, Interval]], rules: Mapping[str,
         expand=False,
         padding=(0, 1, 0, 0),
     )
-    for name in ("arm", "entropy (nats)", "reward", "distinct right", "dropped"):
+    for name in ("arm", "entropy (nats)", "reward", answers[1], "dropped"):
         table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
     for arm in rules:
         metrics = finals[arm]
@@ -93,7 +103,7 @@ def arms_table(finals: Mapping[str, Mapping[str, Interval]], rules: Mapping[str,
             arm,
             span(metrics["entropy"]),
             span(metrics["reward"]),
-            span(metrics["distinct_right"], ".1f"),
+            span(metrics[answers[0]], ".1f") if answers[0] in metrics else "",
             f"{metrics['dropped_share'].mean:.1%}",
         )
     return table

@@ -14,6 +14,7 @@ from entropy_theory.sampling import Sampling
 from entropy_theory.testbed import sum_task
 from entropy_theory.training.config import TrainConfig
 from entropy_theory.training.inputs import Progress, check_chat, check_weights, load_task, load_tokenizer, model_folder
+from entropy_theory.training.memory import check_memory
 
 METRICS = "metrics.jsonl"
 _TESTBED_RATE = 6e-4  # from the recipe of the demo; 1e-3 wrecks the warm start
@@ -111,6 +112,7 @@ def _run(
             callbacks=[Recorder(config.out / METRICS, config.steps, progress)],
         )
         check_weights(trainer.model, model)
+    check_memory(trainer, data[:16]["prompt"])
     trainer.batches_folder = config.out / "batches"
     silence(trainer)
     first = trainer.is_world_process_zero()

