@@ -188,11 +188,11 @@ def test_a_folder_of_an_older_and_longer_run(tiny_decoder: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("rule", "layout"),
     [
-        ("clip-b(mu=0.5)|random-mask(fraction=0.1)", {"num_iterations": 3}),
+        pytest.param("clip-b(mu=0.5)|random-mask(fraction=0.1)", {"num_iterations": 3}, marks=pytest.mark.slow),
         ("stare(target=2.0, adaptive=True)|kl-cov(fraction=0.1)", {"num_iterations": 2, "steps_per_generation": 4,
          "gradient_accumulation_steps": 2, "per_device_train_batch_size": 8}),
-        ("clip-b(mu=0.5)|ppo-clip|clip-v(mu=0.5, max_fraction=None)", {"steps_per_generation": 4,
-         "gradient_accumulation_steps": 2, "per_device_train_batch_size": 8}),
+        pytest.param("clip-b(mu=0.5)|ppo-clip|clip-v(mu=0.5, max_fraction=None)", {"steps_per_generation": 4,
+         "gradient_accumulation_steps": 2, "per_device_train_batch_size": 8}, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_run_resumes_exactly_from_every_step(

@@ -26,7 +26,8 @@ SIZE = ["--prompts-per-step", "4", "--generations", "4", "--save-every", "3"]
 RULE = "clip-b(mu=0.5)|random-mask(fraction=0.1)|stare(target=2.0, adaptive=True)"
 # Inside the loss, with a coefficient that moves at every step.
 LIVE = "adaptive-entropy(variant='trl', target=2.0, step=0.02)|clip-higher"
-CASES = pytest.mark.parametrize(("iterations", "rule"), [("1", RULE), ("2", LIVE)], ids=["one pass", "two passes"])
+ONE, TWO = pytest.param("1", RULE, id="one pass"), pytest.param("2", LIVE, id="two passes")
+CASES = pytest.mark.parametrize(("iterations", "rule"), [ONE, TWO])
 
 
 def words(model: Path, out: Path, *more: str, rule: str = RULE) -> list[str]:
@@ -66,7 +67,7 @@ def run_until_killed(command: list[str], path: Path, lines: int, delay: float = 
         time.sleep(0.01)
 
 
-@CASES
+@pytest.mark.parametrize(("iterations", "rule"), [ONE])  # two passes: killed twenty times in the slow tests
 def test_killed_and_started_again(tiny_decoder: Path, tmp_path: Path, iterations: str, rule: str) -> None:
     more = ["--steps", "10", "--num-iterations", iterations]
     assert main(words(tiny_decoder, tmp_path / "whole", *more, rule=rule)) == 0

@@ -27,7 +27,7 @@ def parts(batch: TokenBatch, out) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return g, out.coefficients[valid].numpy(), batch.centered_scores()[valid].numpy()
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(batch=batches(), floor=floors, maximum=caps, distance=distances)
 def test_the_budget_is_kept_or_cannot_be(batch: TokenBatch, floor: float, maximum: float, distance: str) -> None:
     out = rule("entropy-budget", floor=floor, maximum=maximum, distance=distance).apply(batch)

@@ -52,7 +52,7 @@ def finite(rule_: Rule, batch: TokenBatch, state: object) -> object:
 
 
 @pytest.mark.parametrize("name", rule_names())
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(data=st.data(), batch=batches())
 def test_extremes_of_the_declared_ranges(name: str, data: st.DataObject, batch: TokenBatch) -> None:
     chosen = data.draw(settings_of(name))
