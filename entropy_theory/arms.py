@@ -17,6 +17,7 @@ from typing import Any
 from entropy_theory import records
 from entropy_theory.errors import RunError
 from entropy_theory.intervals import Interval, t_interval
+from entropy_theory.program import PARENT_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def train_arms(runs: Sequence[ArmRun], steps: int, processes: int, progress: Cal
     """
     # One thread a process: two single-threaded runs side by side are faster than one after the other on two threads.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment["ENTROPY_THEORY_PARENT"] = str(os.getpid())  # when this process is killed, no run writes on
+    environment[PARENT_VARIABLE] = str(os.getpid())  # when this process is killed, no run writes on
     waiting = [run for run in runs if not (run.folder / "result.json").exists()]
     running: dict[ArmRun, subprocess.Popen[Any]] = {}
     try:

@@ -28,7 +28,7 @@ C = TypeVar("C")
 
 DEBUG_OPTION = "--debug"
 DEBUG_VARIABLE = "ENTROPY_THEORY_DEBUG"
-PARENT_VARIABLE = "ENTROPY_THEORY_PARENT"  # set by the demo for the training runs it starts
+PARENT_VARIABLE = "ENTROPY_THEORY_PARENT"  # set for the training runs of arms
 
 
 def run_script(main: Callable[[C], object], config: type[C]) -> NoReturn:

@@ -36,7 +36,7 @@ ALLOWED = {
     "inspection": {"vocab", "control", "bridge", "testbed"},
     "report": set(),
     "testing": {"theory"},
-    "arms": set(),
+    "arms": {"program"},
     "demo": BELOW_THE_COMMANDS | {"report", "arms"},
     "llm": BELOW_THE_COMMANDS | {"report", "arms"},
     "cli": BELOW_THE_COMMANDS | {"report", "demo", "llm", "program"},

@@ -18,7 +18,7 @@ from entropy_theory.bridge import model_head
 from entropy_theory.bridge.model_head import OutputLayer
 from entropy_theory.errors import invalid, missing_extra, reading
 from entropy_theory.inspection.tokens import Pieces, Tokenised
-from entropy_theory.testbed.pretrained import resolve_model
+from entropy_theory.testbed.pretrained import check_finite, resolve_model
 from entropy_theory.vocab import token_statistics
 from entropy_theory.vocab.statistics import FIELDS, SECOND_ORDER_FIELDS
 
@@ -81,9 +81,7 @@ def load_policy(name: str, tokenizer: str | None = None, dtype: str = "float32")
     if report["missing_keys"]:
         lacking = ", ".join(sorted(report["missing_keys"])[:3])
         raise invalid("model", "a model with a causal head and all its weights", f"{name!r}, which lacks {lacking}")
-    wrong = next((key for key, value in model.named_parameters() if not bool(value.isfinite().all())), None)
-    if wrong is not None:
-        raise invalid("model", "finite weights", f"{name!r}, whose {wrong} is not")
+    check_finite(model, name)
     with reading("tokenizer", "a tokenizer", tokenizer or name):
         tokens = transformers.AutoTokenizer.from_pretrained(tokenizer or name, trust_remote_code=False)
     vocab_size = model.get_output_embeddings().weight.shape[0]

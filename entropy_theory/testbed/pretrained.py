@@ -55,6 +55,17 @@ def resolve_model(name: str, progress: Progress | None = None) -> str:
     return str(smollm2(progress)) if name == SMOLLM2 else name
 
 
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """Raise ValueError, which names the weight, if a loaded model has one that is not finite.
+
+    Example:
+        >>> check_finite(torch.nn.Linear(2, 2), "my-model")
+    """
+    wrong = next((key for key, value in model.named_parameters() if not bool(value.isfinite().all())), None)
+    if wrong is not None:
+        raise invalid("model", "finite weights", f"{name!r}, whose {wrong} is not")
+
+
 def smollm2(progress: Progress | None = None) -> Path:
     """Return the folder with SmolLM2-135M-Instruct, de-quantising it when no run has before.
 

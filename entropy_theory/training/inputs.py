@@ -153,9 +153,7 @@ def check_weights(model: Any, name: str) -> None:
         model: The model.
         name: The folder or hub name that it was loaded from.
     """
-    wrong = next((key for key, value in model.named_parameters() if not bool(value.isfinite().all())), None)
-    if wrong is not None:
-        raise invalid("model", "finite weights", f"{name!r}, whose {wrong} is not")
+    pretrained.check_finite(model, name)
     from safetensors import safe_open
 
     stored: set[str] = set()

@@ -249,8 +249,6 @@ def has_tangent(*inputs: Tensor | None) -> bool:
     Raises:
         RuntimeError: It does, and an input requires a gradient, too.
     """
-    if torch.compiler.is_compiling():
-        return False
     given = [value for value in inputs if value is not None]
     found = any(forward_ad.unpack_dual(value).tangent is not None for value in given)
     if found and torch.is_grad_enabled() and any(value.requires_grad for value in given):

@@ -58,6 +58,19 @@ def hidden_states_of_several_shapes() -> None:
             assert torch.equal(a, b)
 
 
+def forward_mode() -> None:
+    """Tangents are those of torch's own operations inside a compiled program, too."""
+    logits, tokens = llm_like(6, 200)
+    logits, direction = logits.double(), torch.linspace(-1, 1, 1200, dtype=torch.float64).reshape(6, 200)
+
+    def tangents(z: Tensor, v: Tensor) -> Tensor:
+        return torch.func.jvp(lambda x: token_statistics(x, tokens).entropy, (z,), (v,))[1]
+
+    (plain,) = torch.func.jvp(lambda z: (-(z.softmax(-1) * z.log_softmax(-1)).sum(-1),), (logits,), (direction,))[1]
+    compiled = torch.compile(tangents, backend="aot_eager")(logits, direction)
+    torch.testing.assert_close(compiled, plain, rtol=1e-9, atol=1e-12)  # sums of 200 terms, in another order
+
+
 def collectives_are_left_outside() -> None:
     """The graph breaks at the sharded call, which then runs as it is."""
     with tempfile.TemporaryDirectory() as folder:
@@ -79,4 +92,5 @@ if __name__ == "__main__":
     if shutil.which("g++"):
         fused_kernels_at_64_by_50000("inductor")
     hidden_states_of_several_shapes()
+    forward_mode()
     collectives_are_left_outside()
