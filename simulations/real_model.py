@@ -60,12 +60,13 @@ ARMS: tuple[tuple[str, int], ...] = (
     ("entropy-bonus(coefficient=0.02)", 1),
     ("high-entropy", 1),
     (f"random-mask(match='{CLIP_B}')", 1),
-    ("clip-b(mu=0.5)", 1),
     ("none", 2),
     ("clip-higher", 2),
+    ("clip-b(mu=0.5)", 1),
     ("stare(up=2, up_max=2, target=None)", 1),
 )
-"""Rule and updates per batch."""
+"""Rule and updates per batch. The last `LATER` of them run when everything else is there."""
+LATER = 2
 
 THRESHOLDS = (
     *(f"clip-b(mu={mu:g})" for mu in (0.25, 0.5, 0.7, 0.9, 1.0, 1.25, 1.5, 2.0, 2.5)),
@@ -115,7 +116,7 @@ QUICK: dict[str, Any] = {
 
 
 def tasks(config: RealModelConfig) -> list[Any]:
-    """The tasks: all arms with the first seed; conditions, samplers and cut tokens; then the other seeds."""
+    """The tasks: arms with the first seed; conditions, samplers and cut tokens; the other seeds; the later arms."""
 
     def arms(seed: int) -> list[Any]:
         return [
@@ -140,14 +141,16 @@ def tasks(config: RealModelConfig) -> list[Any]:
         return [SampledPolicy(seed, config.batches, *SAMPLERS[name], held_out=n) for name, n in measured.items()]
 
     first, *others = config.seeds
+    soon = len(ARMS) - LATER
     cuts = [CutInModel(seed, config.cut_steps, 4, bf16=config.bf16) for seed in config.seeds]
     return [
-        *arms(first),
+        *arms(first)[:soon],
         *(task for seed in config.seeds for task in conditions(seed)),
         *(task for seed in config.seeds for task in samplers(seed)),
         cuts[0],
-        *(task for seed in others for task in arms(seed)),
+        *(task for seed in others for task in arms(seed)[:soon]),
         *cuts[1:],
+        *(task for seed in config.seeds for task in arms(seed)[soon:]),
     ]
 
 
