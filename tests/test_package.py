@@ -15,7 +15,18 @@ import entropy_theory
 
 PACKAGE = Path(entropy_theory.__file__).parent
 LEAVES = {"errors", "records", "rewards", "sampling", "intervals", "ranks"}  # every room may use them
-BELOW_THE_COMMANDS = {"theory", "vocab", "control", "dynamics", "bridge", "testbed", "training", "audit", "inspection"}
+BELOW_THE_COMMANDS = {
+    "theory",
+    "vocab",
+    "control",
+    "dynamics",
+    "influence",
+    "bridge",
+    "testbed",
+    "training",
+    "audit",
+    "inspection",
+}
 # What each room and each module beside them may import of the others.
 ALLOWED = {
     "errors": set(),
@@ -30,10 +41,11 @@ ALLOWED = {
     "control": {"vocab"},
     "dynamics": {"vocab", "control"},
     "testbed": set(),
-    "bridge": {"vocab", "control"},
+    "influence": {"vocab", "control"},
+    "bridge": {"vocab", "control", "influence"},
     "training": {"vocab", "control", "bridge", "testbed"},
-    "audit": {"vocab", "control", "bridge", "training", "testbed"},
-    "inspection": {"vocab", "control", "bridge", "testbed"},
+    "audit": {"vocab", "control", "influence", "bridge", "training", "testbed"},
+    "inspection": {"vocab", "control", "influence", "testbed"},
     "report": set(),
     "testing": {"theory"},
     "arms": {"program"},

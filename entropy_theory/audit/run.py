@@ -17,6 +17,7 @@ from entropy_theory.audit.step import write_step
 from entropy_theory.audit.summary import summarise
 from entropy_theory.bridge.trl import checkpoints
 from entropy_theory.errors import invalid, reading
+from entropy_theory.influence import StepBatch
 from entropy_theory.training.config import TrainConfig
 from entropy_theory.training.inputs import Progress, check_chat, check_weights, load_task, load_tokenizer, model_folder
 from entropy_theory.training.run import load_libraries, silence, trainer_arguments
@@ -136,7 +137,7 @@ def _probe(config: AuditConfig, arm: Arm, seed: int, trainer: Any, progress: Any
     class Probe(TrainerCallback):
         """Looks at the parameters on both sides of the optimizer's step."""
 
-        batch: audit_step.StepBatch | None = None
+        batch: StepBatch | None = None
         before: dict[str, Tensor] | None = None
 
         def due(self, step: int) -> int | None:
@@ -184,10 +185,10 @@ def _probe(config: AuditConfig, arm: Arm, seed: int, trainer: Any, progress: Any
     return Probe()
 
 
-def _batch(output: dict[str, Tensor], group: int, temperature: float) -> audit_step.StepBatch:
+def _batch(output: dict[str, Tensor], group: int, temperature: float) -> StepBatch:
     mask, advantages = output["completion_mask"], output["advantages"]
     trained = mask.bool() & output["tool_mask"].bool() if "tool_mask" in output else None
-    return audit_step.StepBatch(
+    return StepBatch(
         prompt_ids=output["prompt_ids"],
         prompt_mask=output["prompt_mask"],
         completion_ids=output["completion_ids"],

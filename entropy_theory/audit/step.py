@@ -19,7 +19,6 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,11 @@ from torch.func import functional_call, grad, jvp
 from torch.overrides import TorchFunctionMode
 
 from entropy_theory import records
-from entropy_theory.bridge.model_head import OutputLayer
 from entropy_theory.control import TokenBatch
 from entropy_theory.errors import invalid
+from entropy_theory.influence import StepBatch
 from entropy_theory.vocab import TokenStatistics, token_statistics
+from entropy_theory.vocab.model_head import OutputLayer
 
 Parameters = dict[str, Tensor]
 
@@ -43,33 +43,6 @@ LOGITS_BUDGET = 1 << 27
 
 PIECES = ("own", "context", "sharing", "rest", "preconditioning", "momentum")
 """The parts of the first order at a position, in the order of the module's formula."""
-
-
-@dataclass(frozen=True, eq=False)
-class StepBatch:
-    """The tokens of a step, held fixed.
-
-    Attributes:
-        prompt_ids: (B, P), padded on the left.
-        prompt_mask: (B, P).
-        completion_ids: (B, T), padded on the right.
-        completion_mask: (B, T).
-        advantages: ∂J/∂log p_t up to the loss's denominator, after the rule, (B, T).
-        group_ids: The prompt group of each completion, (B,).
-        temperature: T of the policy π_T whose entropy is meant and whose log-probabilities the loss has.
-        trained_mask: Tokens that are trained on, (B, T); default: the completion mask.
-        contexts: Which positions have the same logits, (B, T) integers; default: those with the same tokens before.
-    """
-
-    prompt_ids: Tensor
-    prompt_mask: Tensor
-    completion_ids: Tensor
-    completion_mask: Tensor
-    advantages: Tensor
-    group_ids: Tensor
-    temperature: float = 1.0
-    trained_mask: Tensor | None = None
-    contexts: Tensor | None = None
 
 
 def measurable(model: Any, precision: str) -> nn.Module:
@@ -185,7 +158,7 @@ class _View:
         self.model, self.batch = model, batch
         dtype = next(model.parameters()).dtype
         self.start = {name: value.detach().to(dtype) for name, value in before.items()}
-        self.mask = (batch.completion_mask if batch.trained_mask is None else batch.trained_mask).bool()
+        self.mask = batch.valid
         self.count = int(self.mask.sum())
         if not self.count:
             raise invalid("completion_mask", "at least one valid token", "none")
@@ -194,7 +167,7 @@ class _View:
         self.length = batch.completion_ids.shape[1]
         self.tokens = batch.completion_ids[self.mask]
         self.coefficients = batch.advantages.to(dtype)[self.mask] / self.count
-        contexts = _contexts(batch) if batch.contexts is None else batch.contexts
+        contexts = batch.context_numbers()
         self.contexts = torch.unique(contexts[self.mask], return_inverse=True)[1]
         self._rows: int | None = None
 
@@ -412,17 +385,3 @@ def _gradient(value: Tensor, leaves: Parameters) -> Parameters:
 
 def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     return float(sum((a[name] * b[name]).sum(dtype=torch.float64) for name in a))
-
-
-def _contexts(batch: StepBatch) -> Tensor:
-    """Number the contexts: equal tokens before, padding left out."""
-    numbers: dict[bytes, int] = {}
-    rows = []
-    for ids, inside, completion in zip(
-        batch.prompt_ids.cpu(), batch.prompt_mask.bool().cpu(), batch.completion_ids.cpu(), strict=True
-    ):
-        words = torch.cat([ids[inside], completion]).numpy()
-        start = int(inside.sum())
-        keys = (words[: start + time].tobytes() for time in range(len(completion)))
-        rows.append([numbers.setdefault(key, len(numbers)) for key in keys])
-    return torch.tensor(rows, device=batch.completion_ids.device)

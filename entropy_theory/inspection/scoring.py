@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from entropy_theory import records
-from entropy_theory.bridge import model_head
-from entropy_theory.bridge.model_head import OutputLayer
 from entropy_theory.errors import invalid, missing_extra, reading
 from entropy_theory.inspection.tokens import Pieces, Tokenised
 from entropy_theory.testbed.pretrained import check_finite, resolve_model
-from entropy_theory.vocab import token_statistics
+from entropy_theory.vocab import model_head, token_statistics
+from entropy_theory.vocab.model_head import OutputLayer
 from entropy_theory.vocab.statistics import FIELDS, SECOND_ORDER_FIELDS
 
 if TYPE_CHECKING:

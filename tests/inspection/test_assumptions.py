@@ -76,7 +76,7 @@ def test_end_tokens_that_are_no_ids(byte_model: Path, tmp_path: Path, end: Any) 
 def test_of_several_end_tokens_the_likeliest_is_scored(
     several_ends: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int
 ) -> None:
-    monkeypatch.setattr("entropy_theory.bridge.model_head.LOGITS_BUDGET", budget)
+    monkeypatch.setattr("entropy_theory.vocab.model_head.LOGITS_BUDGET", budget)
     lines = [{"prompt": "sum", "completion": text, "reward": n % 2} for n, text in enumerate(WORDS)]
     inspection = opened(jsonl(tmp_path, lines), several_ends, tmp_path)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(several_ends), AutoTokenizer.from_pretrained(several_ends)

@@ -12,12 +12,11 @@ import pytest
 import torch
 
 from entropy_theory import cli
-from entropy_theory.bridge import model_head
 from entropy_theory.inspection.rollouts import Rollouts, advantages_of, read_rollouts
 from entropy_theory.inspection.scoring import load_policy, score
 from entropy_theory.inspection.tokens import Tokenised, TokenOptions, tokenise
 from entropy_theory.testbed import decoder
-from entropy_theory.vocab import token_statistics
+from entropy_theory.vocab import model_head, token_statistics
 
 LINES: list[dict[str, Any]] = [
     {"prompt": "17=", "completion": "9+0+1+7", "reward": 1.0},

@@ -21,10 +21,14 @@ def test_a_whole_first_seed_comes_first() -> None:
     tasks = script.tasks(script.RealModelConfig())
     assert len(set(tasks)) == len(tasks)
     arms = [task for task in tasks if isinstance(task, runs.ModelRun) and task.held_out]
-    assert tasks[: len(script.ARMS)] == arms[: len(script.ARMS)]
-    assert [(task.rule, task.num_iterations) for task in tasks[: len(script.ARMS)]] == list(script.ARMS)
-    assert {task.seed for task in arms[: len(script.ARMS)]} == {0}
-    later = tasks.index(arms[len(script.ARMS)])
+    soon = script.ARMS[: -script.LATER]
+    assert tasks[: len(soon)] == arms[: len(soon)]
+    assert [(task.rule, task.num_iterations) for task in tasks[: len(soon)]] == list(soon)
+    assert {task.seed for task in arms[: len(soon)]} == {0}
+    assert [(task.rule, task.num_iterations) for task in tasks[-script.LATER :]] == list(script.ARMS[-script.LATER :])
+    seeds = 3
+    assert {(t.rule, t.num_iterations, t.seed) for t in arms} == {(*a, s) for a in script.ARMS for s in range(seeds)}
+    later = tasks.index(arms[len(soon)])
     assert all(isinstance(task, runs.CutInModel) or task in arms for task in tasks[later:])
 
 

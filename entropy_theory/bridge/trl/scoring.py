@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from entropy_theory.bridge.model_head import LARGE_VOCABULARY, OutputLayer, positions_within_budget
 from entropy_theory.bridge.trl.host import HostTrainer
 from entropy_theory.vocab import TokenStatistics, token_statistics
+from entropy_theory.vocab.model_head import LARGE_VOCABULARY, OutputLayer, positions_within_budget
 from entropy_theory.vocab.statistics import FIELDS, SECOND_ORDER_FIELDS
 
 
