@@ -28,23 +28,24 @@ class ModelView:
     Args:
         model: Maps ``input_ids`` and ``attention_mask`` to an object with ``.logits``; causal.
         batch: The tokens.
+        parameters: The weights that train, by name; default: those of the model that require a gradient.
 
     Raises:
         ValueError: No token is valid, or no parameter requires a gradient.
     """
 
-    def __init__(self, model: nn.Module, batch: StepBatch) -> None:
+    def __init__(self, model: nn.Module, batch: StepBatch, parameters: Mapping[str, Tensor] | None = None) -> None:
         self.model, self.batch = model, batch
         self.mask = batch.valid
         self.count = int(self.mask.sum())
         if not self.count:
             raise invalid("batch", "at least one valid token", "none")
-        trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        trained = parameters or {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not trained:
             raise invalid("model", "parameters that require a gradient", "none: all are frozen")
         dtype = next(iter(trained.values())).dtype
         self.dtype = torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
-        self.start = {name: value.to(self.dtype) for name, value in trained.items()}
+        self.start = {name: value.detach().to(self.dtype) for name, value in trained.items()}
         self._frozen = {
             name: value.detach().to(self.dtype)
             for values in (model.named_parameters(), model.named_buffers())
@@ -94,38 +95,37 @@ class ModelView:
         inside[rows] = self.mask[rows]
         whole[inside] = values
 
-    def gradients(self, *weights: tuple[Tensor, Tensor]) -> tuple[list[Parameters], Tensor]:
-        """Differentiate weighted sums of entropies and log-probabilities: one forward, a backward for each.
+    def gradient(
+        self, *, entropy: Tensor | None = None, log_probs: Tensor | None = None, rows: Tensor | None = None
+    ) -> tuple[Parameters, Tensor]:
+        """Differentiate Σ_t (a_t h_t + b_t log p_t) over the valid tokens of some rows.
 
         Args:
-            *weights: Pairs (a, b), each (B, T), for ∇_θ Σ_t (a_t h_t + b_t log p_t) over the valid tokens.
+            entropy: a, (B, T); None for 0.
+            log_probs: b, (B, T); None for 0.
+            rows: By number; None for all.
 
         Returns:
-            A gradient for each pair, and the entropies h, (B, T).
+            The gradient by the name of what trains, and the entropies h of those rows, (B, T).
         """
-        totals = [{name: torch.zeros_like(value) for name, value in self.start.items()} for _ in weights]
+        total = {name: torch.zeros_like(value) for name, value in self.start.items()}
         leaves = {name: value.clone().requires_grad_() for name, value in self.start.items()}
-        entropy = torch.zeros(self.mask.shape, dtype=self.dtype, device=self.mask.device)
-        for rows in self.blocks():
-            inside = self.mask[rows]
-            tokens = self.batch.completion_ids[rows][inside]
+        heights = torch.zeros(self.mask.shape, dtype=self.dtype, device=self.mask.device)
+        for block in self.blocks(rows):
+            inside = self.mask[block]
+            tokens = self.batch.completion_ids[block][inside]
             with torch.enable_grad():
-                logits = self.logits(leaves, rows)[inside]
-                statistics = token_statistics(logits, tokens)
-                for number, (total, (a, b)) in enumerate(zip(totals, weights, strict=True)):
-                    value = (a[rows][inside] * statistics.entropy + b[rows][inside] * statistics.log_probs).sum()
-                    parts = torch.autograd.grad(
-                        value, list(leaves.values()), retain_graph=number + 1 < len(weights), materialize_grads=True
-                    )
-                    for name, part in zip(leaves, parts, strict=True):
-                        total[name] += part
-            self.put(entropy, rows, statistics.entropy.detach())
-            del logits, statistics
-        for total in totals:
-            for name, value in total.items():
-                if not bool(torch.isfinite(value).all()):
-                    raise invalid("model", "finite gradients", f"NaN or infinity in that of {name}")
-        return totals, entropy
+                statistics = token_statistics(self.logits(leaves, block)[inside], tokens)
+                terms = ((entropy, statistics.entropy), (log_probs, statistics.log_probs))
+                value = torch.stack([(w[block][inside] * term).sum() for w, term in terms if w is not None]).sum()
+            parts = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+            for name, part in zip(leaves, parts, strict=True):
+                total[name] += part
+            self.put(heights, block, statistics.entropy.detach())
+        for name, slope in total.items():
+            if not bool(torch.isfinite(slope).all()):
+                raise invalid("model", "finite gradients", f"NaN or infinity in that of {name}")
+        return total, heights
 
 
 def entropy_gradient(model: nn.Module, batch: StepBatch) -> tuple[Parameters, Tensor]:
@@ -145,8 +145,7 @@ def entropy_gradient(model: nn.Module, batch: StepBatch) -> tuple[Parameters, Te
         view = ModelView(model, batch)
         with full_precision(view.dtype):
             share = torch.full(view.mask.shape, 1 / view.count, dtype=view.dtype, device=view.mask.device)
-            (gradient,), entropy = view.gradients((share, torch.zeros_like(share)))
-    return gradient, entropy
+            return view.gradient(entropy=share)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def valid_values(influence: Any, batch: StepBatch) -> torch.Tensor:
 def test_equals_one_backward_per_token(temperature: float, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_view, "LOGITS_BUDGET", budget)
     model, batch = TinyModel(), step_batch(temperature=temperature)
-    influence = token_influence(model, batch)
+    influence = token_influence(model, batch, check="all")
     expected = one_backward_per_token(model, batch, batch.valid)
     # forward against reverse mode in float64
     torch.testing.assert_close(valid_values(influence, batch), expected, rtol=1e-9, atol=1e-13)
@@ -168,9 +168,9 @@ def test_crossed_means_are_zero_and_same_batch_means_need_not_be() -> None:
         alone = StepBatch(prompt, one[:1], completion, two[:1], torch.ones(1), torch.zeros(1, dtype=torch.long))
         logs = log_policies(model, alone).detach()
         weight = logs.gather(-1, completion.T).sum().exp()
-        crossed = token_influence(model, batch, over="crossed", check=False).values[0]
+        crossed = token_influence(model, batch, over="crossed", check="none").values[0]
         means["crossed"] += weight * crossed
-        means["same"] += weight * token_influence(model, alone, check=False).values[0]
+        means["same"] += weight * token_influence(model, alone, check="none").values[0]
         size += float(weight * crossed.abs().mean())
     assert means["crossed"].abs().max() < 1e-12 * size
     assert means["same"][0].abs() > 0.01 * size
@@ -188,7 +188,7 @@ def test_crossed_means_of_samples_are_zero_within_their_error() -> None:
     ones, means = torch.ones(6, width, dtype=torch.long), []
     for own in ids.split(6):
         batch = StepBatch(own[:, :2], ones[:, :2], own[:, 2:], ones, torch.ones(6), torch.arange(6))
-        means.append(token_influence(model, batch, over="crossed", check=False).values.mean())
+        means.append(token_influence(model, batch, over="crossed", check="none").values.mean())
     mean = torch.stack(means)
     assert abs(mean.mean()) < 3 * mean.std() / len(mean) ** 0.5
 
@@ -292,6 +292,7 @@ def test_wrong_input_is_named() -> None:
         ("preconditioner: expected finite", model, batch, {"preconditioner": not_finite}),
         ("preconditioner: expected shape", model, batch, {"preconditioner": lambda direction: {}}),
         ("over: expected 'same' or 'crossed'", model, batch, {"over": "other"}),
+        ("check: expected 'sample'", model, batch, {"check": True}),
         ("method: expected 'auto'", model, batch, {"method": "exact"}),
         ("over: expected 'same'", model, one_group, {"over": "crossed"}),
         ("method: expected 'jvp'", model, batch, {"method": "output"}),
