@@ -39,6 +39,7 @@ class Influence:
 
     Attributes:
         values: D_t, in nats per unit of (η/n) g_t.
+        log_probs: log p_t, nats.
         entropy: h_t, nats.
         centered_discriminant: S_c,t. The tabular theory has −S_c,t/n for D_t.
         coefficients: g_t.
@@ -53,6 +54,7 @@ class Influence:
     """
 
     values: Tensor
+    log_probs: Tensor
     entropy: Tensor
     centered_discriminant: Tensor
     coefficients: Tensor
@@ -128,6 +130,7 @@ def token_influence(
     gap = abs(part - product) / abs(product) if product else abs(part)
     return Influence(
         values=measured.influence,
+        log_probs=measured.statistics.log_probs,
         entropy=measured.statistics.entropy,
         centered_discriminant=measured.statistics.centered_discriminant,
         coefficients=coefficients,
