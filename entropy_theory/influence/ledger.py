@@ -1,7 +1,7 @@
 """The ledger of on-policy entropy: an account of why the entropy in a trainer's log moved.
 
-M_k is the token mean of H over generation batch k under the policy that sampled it, which is what trainers plot. M'_k is
-the mean over the same tokens under the weights after all updates on that batch. Then
+M_k is the token mean of H over generation batch k under the policy that sampled it, which is what trainers plot. M'_k
+is the mean over the same tokens under the weights after all updates on that batch. Then
 
     fixed_k = M'_k − M_k          what the updates did at contexts that were held fixed
     remainder_k = M_{k+1} − M'_k  the visit of other contexts (state shift), and the sampling of prompts and completions
@@ -26,6 +26,8 @@ from entropy_theory.errors import invalid
 
 PREFIX = "entropy_control/ledger/"
 """What the ledger's metrics begin with in a run's log."""
+
+_ROUNDING = 1e-9  # far above that of float64 sums over a million batches, far below a part that is missing
 
 
 @dataclass(frozen=True)
@@ -310,7 +312,8 @@ def run_summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         sum of the parts; and ``curves``, columns of numbers by name, among them ``step``.
 
     Raises:
-        ValueError: There is no entry, or one of its numbers is not finite.
+        ValueError: There is no entry, one of its numbers is not finite, or the parts do not add up, as when lines are
+            missing or each is a mean over several batches.
 
     Example:
         >>> lines = [{"step": 1, PREFIX + "entropy": 2.0}, {"step": 2, PREFIX + "entropy": 1.0, PREFIX + "fixed": -0.75,
@@ -328,6 +331,10 @@ def run_summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     parts = {name: math.fsum(row.get(name, 0.0) for row in split) for name in ("now", "momentum", "decay", "curvature")}
     parts["fixed"] = math.fsum(row.get("fixed", 0.0) for row in later if "curvature" not in row)
     parts["remainder"] = math.fsum(row.get("remainder", 0.0) for row in later)
+    closing = last["entropy"] - first["entropy"] - math.fsum(parts.values())
+    if abs(closing) > _ROUNDING:
+        expected = f"a ledger whose parts add up to the change of entropy within {_ROUNDING:g}, one entry in each line"
+        raise invalid("run", expected, f"{closing:.3g} nats that no part explains")
     names = ("step", "entropy", "cumulative_fixed", "cumulative_remainder", "cumulative_remainder_se")
     return {
         "start": first["entropy"],
@@ -338,7 +345,7 @@ def run_summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "split_batches": len(split),
         **parts,
         "remainder_se": last.get("cumulative_remainder_se"),
-        "closing_error": last["entropy"] - first["entropy"] - math.fsum(parts.values()),
+        "closing_error": closing,
         "curves": {name: [row.get(name) for row in rows] for name in names},
     }
 

@@ -38,9 +38,9 @@ class StepParts:
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """The numbers of one parameter's step, read after it: with s = ±1 and d = s g + coupled θ⁻,
+    """The numbers of one parameter's step, read after it.
 
-    Δθ = direction · (present d + carried (buffer − inside d)) − decoupled θ⁻.
+    Δθ = direction · (present d + carried (buffer − inside d)) − decoupled θ⁻   with d = sign g + coupled θ⁻.
     """
 
     name: str
@@ -181,7 +181,9 @@ def _steps(optimizer: Any, parameters: Mapping[str, Tensor], names: Mapping[str,
         if isinstance(optimizer, torch.optim.SGD):
             buffer = state.get("momentum_buffer")
             buffer = None if buffer is None else buffer.double()
-            carried = float(group["momentum"]) if group["nesterov"] else 1.0  # Nesterov: d + μ b = (1 + μ) d + μ (b − d)
+            carried = (
+                float(group["momentum"]) if group["nesterov"] else 1.0
+            )  # Nesterov: d + μ b = (1 + μ) d + μ (b − d)
             present = 1 + carried if group["nesterov"] else 1.0
             yield _Step(name, 1.0, -rate, present, buffer, 1.0, carried, decay, 0.0, sign)
         else:

@@ -44,10 +44,10 @@ class TrainConfig:
         bf16: Mixed precision with bfloat16.
         gradient_checkpointing: Recompute activations in the backward pass.
         realised_every: Measure the realised entropy change on the same tokens every k generations; 0: never.
-        ledger: Account for the run's on-policy entropy, batch by batch: what the updates did at fixed contexts, and what
-            visiting other contexts and sampling did (`entropy-theory ledger OUT` draws it); one more forward a batch.
+        ledger: Account for the run's on-policy entropy: what the updates did at fixed contexts, and what visiting other
+            contexts and sampling did; one more forward for each generation batch. `entropy-theory ledger OUT` draws it.
         influence_every: With --ledger, split the fixed-context change of every k-th generation batch to first order:
-            present gradient, momentum, weight decay; one more forward and backward an update; 0: never.
+            present gradient, momentum, weight decay; one more forward and backward for each update; 0: never.
         scoring: Where token statistics are computed: "auto", inside the training forward where that is exact; "batch",
             in a forward of their own; "one-pass", always inside the training forward.
         save_batches: Save the token statistics of every k-th generation batch to OUT/batches, for the lens; 0: never.

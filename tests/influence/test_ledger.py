@@ -1,4 +1,4 @@
-"""The ledger's account on numbers that are known, its errors against resampling, its first order against differences."""
+"""The ledger on known numbers, its errors against resampling, its first order against finite differences."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ def test_standard_error_against_the_jackknife_over_groups() -> None:
     errors = []
     for seed in range(5):
         entropy, mask, groups = drawn(torch.Generator().manual_seed(seed), groups=64)
-        without = torch.stack(
-            [entropy[mask & (groups != g)[:, None]].double().mean() for g in range(64)]
-        )
+        without = torch.stack([entropy[mask & (groups != g)[:, None]].double().mean() for g in range(64)])
         jackknife = math.sqrt(63 / 64 * float(((without - without.mean()) ** 2).sum()))
         errors.append(BatchEntropy.from_tokens(entropy, mask, groups).standard_error / jackknife)
     assert errors == pytest.approx([1.0] * 5, abs=3 / 64)  # O(1/G) of linearisation
@@ -191,6 +189,9 @@ def test_refusals() -> None:
         Ledger.from_data({"batches": 1})
     with pytest.raises(ValueError, match="run: expected a run with ledger entries, as train --ledger writes them"):
         run_summary([{"step": 1, "entropy": 2.0}])
+    entries = [{PREFIX + "entropy": 2.0}, {PREFIX + "entropy": 1.5, PREFIX + "fixed": -0.25}]
+    with pytest.raises(ValueError, match=r"run: expected a ledger whose parts add up .* received -0\.25 nats"):
+        run_summary([{"step": 1} | entries[0], {"step": 2} | entries[1]])
     for wrong in (None, "much", True, float("inf")):
         with pytest.raises(ValueError, match=f"{PREFIX}fixed: expected a finite number"):
             run_summary([{"step": 1, PREFIX + "entropy": 2.0, PREFIX + "fixed": wrong}])

@@ -1,9 +1,9 @@
 """The ledger of on-policy entropy in TRL's trainer: what is measured, and when.
 
-A batch enters the account when it is scored, under the policy that sampled it. Its tokens are scored again after the last
-update that precedes the next batch: at the end of the optimizer step that ends its use, or, where a step spans several
-generation batches, right before the next one is sampled. A batch without a valid token enters nothing: the tokens of the
-batch before are then scored again after it, so that its updates (momentum, decay, KL) are part of that batch's
+A batch enters the account when it is scored, under the policy that sampled it. Its tokens are scored again after the
+last update that precedes the next batch: at the end of the optimizer step that ends its use, or, where a step spans
+several generation batches, right before the next one is sampled. A batch without a valid token enters nothing: the tokens
+of the batch before are then scored again after it, so that its updates (momentum, decay, KL) are part of that batch's
 fixed-context change.
 """
 
@@ -89,9 +89,7 @@ class LedgerKeeper:
             return
         entropy = self._scorer.score(self._batch).entropy
         groups, reducer = self._batch.get(GROUPS), self._run.reducer()
-        self.ledger = self.ledger.with_updated(
-            BatchEntropy.from_tokens(entropy, self._batch[_MASK], groups, reducer)
-        )
+        self.ledger = self.ledger.with_updated(BatchEntropy.from_tokens(entropy, self._batch[_MASK], groups, reducer))
         self._measured_at = self._host.state.global_step
 
     # -- the first order ----------------------------------------------------------------------------------------------
@@ -113,11 +111,11 @@ class LedgerKeeper:
             return
         parameters = dict(self._host.accelerator.unwrap_model(self._host.model).named_parameters())
         parts = step_parts(optimizer, parameters, self._before, self._gradient)
-        along_gradient = (
+        sums = (
             sum(float((self._entropy_gradient[name].double() * moved).sum()) for name, moved in part.items())
             for part in (parts.now, parts.momentum, parts.decay)
         )
-        self.ledger = self.ledger.with_update(FirstOrder(*along_gradient))
+        self.ledger = self.ledger.with_update(FirstOrder(*sums))
         self._before, self._gradient, self._entropy_gradient = {}, {}, {}
 
     def _step_batch(self) -> StepBatch:
@@ -164,7 +162,9 @@ class LedgerCallback(TrainerCallback):
     def __init__(self, keeper: LedgerKeeper, host: HostTrainer, influence_every: int) -> None:
         self._keeper, self._host, self._influence_every = keeper, host, influence_every
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
         """Refuse an optimizer whose steps cannot be split, before any work."""
         if self._influence_every:
             check_optimizer(given["optimizer"])

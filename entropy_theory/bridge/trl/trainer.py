@@ -202,7 +202,11 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         live = [
             rule for rule in (self._run.live_part, *self._run.observed) if rule is not None and rule.phase == "live"
         ]
-        read = {REWARDS: self._run.needs("rewards"), GROUPS: self._run.needs("group_ids") or self._ledger is not None, OLD: bool(live)}
+        read = {
+            REWARDS: self._run.needs("rewards"),
+            GROUPS: self._run.needs("group_ids") or self._ledger is not None,
+            OLD: bool(live),
+        }
         computed = {REWARDS: self._rewards is not None, GROUPS: self._rewards is not None}
         computed[OLD] = self._sampled is not None and not self.reads_token_advantages
         for key in (key for key in read if read[key] and computed[key] and key not in output):
