@@ -10,10 +10,12 @@ from entropy_theory.influence.optimizer_steps import (
     step_parts,
 )
 from entropy_theory.influence.step_batch import StepBatch
+from entropy_theory.influence.token_influence import Influence, tangent_statistics, token_influence
 
 __all__ = [
     "BatchEntropy",
     "FirstOrder",
+    "Influence",
     "Ledger",
     "LedgerEntry",
     "StepBatch",
@@ -24,4 +26,6 @@ __all__ = [
     "preconditioner",
     "run_summary",
     "step_parts",
+    "tangent_statistics",
+    "token_influence",
 ]

@@ -1,58 +1,207 @@
-"""Mean entropy of fixed contexts as a function of a model's weights, and its gradient."""
+"""A step's tokens seen through a causal language model: logits and gradients as functions of what trains."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
+from entropy_theory.errors import invalid
 from entropy_theory.influence.step_batch import StepBatch
+from entropy_theory.vocab import token_statistics
+
+Parameters = dict[str, Tensor]
+
+LOGITS_BUDGET = 1 << 27
+"""Logits that one forward may hold, in bytes; a derivative holds some copies of them."""
+
+
+class ModelView:
+    """A batch seen through a model, in float32 or wider, without touching the model's weights or gradients.
+
+    Args:
+        model: Maps ``input_ids`` and ``attention_mask`` to an object with ``.logits``; causal.
+        batch: The tokens.
+        parameters: The weights that train, by name; default: those of the model that require a gradient.
+
+    Raises:
+        ValueError: No token is valid, or no parameter requires a gradient.
+    """
+
+    def __init__(self, model: nn.Module, batch: StepBatch, parameters: Mapping[str, Tensor] | None = None) -> None:
+        self.model, self.batch = model, batch
+        self.mask = batch.valid
+        self.count = int(self.mask.sum())
+        if not self.count:
+            raise invalid("batch", "at least one valid token", "none")
+        trained = parameters or {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not trained:
+            raise invalid("model", "parameters that require a gradient", "none: all are frozen")
+        dtype = next(iter(trained.values())).dtype
+        self.dtype = torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
+        self.start = {name: value.detach().to(self.dtype) for name, value in trained.items()}
+        self._frozen = {
+            name: value.detach().to(self.dtype)
+            for values in (model.named_parameters(), model.named_buffers())
+            for name, value in values
+            if name not in trained and value.is_floating_point() and value.dtype.itemsize < 4
+        }
+        self.ids = torch.cat([batch.prompt_ids, batch.completion_ids], dim=1)
+        self.attention = torch.cat([batch.prompt_mask.bool(), batch.completion_mask.bool()], dim=1).long()
+        self.length = batch.completion_ids.shape[1]
+        takes = inspect.signature(model.forward).parameters
+        keeps = "logits_to_keep" in {*takes, *inspect.signature(self.base.forward).parameters}
+        anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+        self._options: dict[str, Any] = {"use_cache": False} if "use_cache" in takes or anything else {}
+        if keeps:
+            self._options["logits_to_keep"] = self.length + 1
+        self._size: int | None = None
+
+    @property
+    def base(self) -> Any:
+        """The language model without adapters."""
+        return unwrapped(self.model)
+
+    def logits(self, parameters: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+        """Tempered logits z/T before each completion token of some rows, (b, T, V)."""
+        inputs = {"input_ids": self.ids[rows], "attention_mask": self.attention[rows]} | self._options
+        with torch.autocast(self.ids.device.type, enabled=False):
+            logits: Tensor = functional_call(self.model, {**self._frozen, **parameters}, (), inputs).logits
+        return logits[:, -self.length - 1 : -1] / self.batch.temperature
+
+    def blocks(self, rows: Tensor | None = None) -> Iterator[Tensor]:
+        """Those of some rows, by number, that have a valid token; as many at a time as one forward may hold."""
+        if self._size is None:
+            row = self.mask.any(-1).nonzero()[:1, 0]
+            with torch.no_grad():
+                first = self.logits(self.start, row)
+            if not bool(torch.isfinite(first[self.mask[row]].amax(-1)).all()):
+                raise invalid("model", "finite logits", "NaN or infinity")
+            self._size = max(1, LOGITS_BUDGET // (first.numel() * first.element_size()))
+        valid = self.mask.any(-1)
+        if rows is not None:
+            valid = valid & torch.zeros_like(valid).index_fill(0, rows, True)
+        yield from valid.nonzero()[:, 0].split(self._size)
+
+    def put(self, whole: Tensor, rows: Tensor, values: Tensor) -> None:
+        """Put one number per valid token of some rows, in row order, to its place in (B, T)."""
+        inside = torch.zeros_like(self.mask)
+        inside[rows] = self.mask[rows]
+        whole[inside] = values
+
+    def gradient(
+        self, *, entropy: Tensor | None = None, log_probs: Tensor | None = None, rows: Tensor | None = None
+    ) -> tuple[Parameters, Tensor]:
+        """Differentiate Σ_t (a_t h_t + b_t log p_t) over the valid tokens of some rows.
+
+        Args:
+            entropy: a, (B, T); None for 0.
+            log_probs: b, (B, T); None for 0.
+            rows: By number; None for all.
+
+        Returns:
+            The gradient by the name of what trains, and the entropies h of those rows, (B, T).
+        """
+        total = {name: torch.zeros_like(value) for name, value in self.start.items()}
+        leaves = {name: value.clone().requires_grad_() for name, value in self.start.items()}
+        heights = torch.zeros(self.mask.shape, dtype=self.dtype, device=self.mask.device)
+        for block in self.blocks(rows):
+            inside = self.mask[block]
+            tokens = self.batch.completion_ids[block][inside]
+            with torch.enable_grad():
+                statistics = token_statistics(self.logits(leaves, block)[inside], tokens)
+                terms = ((entropy, statistics.entropy), (log_probs, statistics.log_probs))
+                value = torch.stack([(w[block][inside] * term).sum() for w, term in terms if w is not None]).sum()
+            parts = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+            for name, part in zip(leaves, parts, strict=True):
+                total[name] += part
+            self.put(heights, block, statistics.entropy.detach())
+        for name, slope in total.items():
+            if not bool(torch.isfinite(slope).all()):
+                raise invalid("model", "finite gradients", f"NaN or infinity in that of {name}")
+        return total, heights
+
+
+def entropy_gradient(model: nn.Module, batch: StepBatch) -> tuple[Parameters, Tensor]:
+    """Differentiate the mean entropy of a step's contexts: ∇_θ H̄ with H̄ = (1/n) Σ_t h_t over its n valid tokens.
+
+    Args:
+        model: A causal language model; its weights, gradients and mode are left as they are.
+        batch: The tokens.
+
+    Returns:
+        ∇H̄ by the name of what trains, nats, float32 or wider; and h_t, (B, T), zero at invalid positions.
+
+    Raises:
+        ValueError: No token is valid, nothing trains, or the model gives numbers that are not finite.
+    """
+    with observed(model):
+        view = ModelView(model, batch)
+        with full_precision(view.dtype):
+            share = torch.full(view.mask.shape, 1 / view.count, dtype=view.dtype, device=view.mask.device)
+            return view.gradient(entropy=share)
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    before = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
+def observed(model: Any, *, forward_mode: bool = False) -> Iterator[None]:
+    """Put a model into the state in which it is measured, and back.
 
-
-def entropy_gradient(model: Any, batch: StepBatch) -> tuple[dict[str, Tensor], Tensor]:
-    """Compute ∇_θ of the token mean of H over the batch's valid tokens, and the entropies.
+    In evaluation mode (no dropout, no gradient checkpointing), without a trainer's patch of its forward (autocast), and
+    with attention written out where forward-mode derivatives are wanted, which fused attention lacks on the CPU.
 
     Args:
-        model: A causal language model of transformers.
-        batch: The tokens; their advantages are not read.
-
-    Returns:
-        The gradient by name of the parameters that train, in float32 or wider, and H of every position, (B, T), in
-        nats. No ``.grad`` is touched, and the model is evaluated without dropout.
+        model: The model.
+        forward_mode: Whether forward-mode derivatives go through it.
     """
-    weights = {
-        name: parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32)).requires_grad_()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-    inputs = {
-        "input_ids": torch.cat([batch.prompt_ids, batch.completion_ids], dim=1),
-        "attention_mask": torch.cat([batch.prompt_mask, batch.completion_mask], dim=1),
-        "use_cache": False,
-    }
-    length = batch.completion_ids.shape[1]
-    with _evaluating(model), torch.enable_grad():
-        logits = functional_call(model, weights, kwargs=inputs).logits[:, -length - 1 : -1]
-        log_p = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / batch.temperature).log_softmax(-1)
-        entropy = -(log_p.exp() * log_p).sum(-1)
-        gradient = torch.autograd.grad(entropy[batch.valid].mean(), list(weights.values()), allow_unused=True)
-    found = {
-        name: torch.zeros_like(weights[name]) if value is None else value
-        for name, value in zip(weights, gradient, strict=True)
-    }
-    return found, entropy.detach()
+    training = [module for module in model.modules() if module.training]
+    patched = [(m, vars(m).pop("forward")) for m in {model, unwrapped(model)} if "forward" in vars(m)]
+    config = getattr(model, "config", None)
+    attention = getattr(config, "_attn_implementation", None) if hasattr(model, "set_attn_implementation") else None
+    model.eval()
+    try:
+        if forward_mode and attention not in (None, "eager"):
+            model.set_attn_implementation("eager")
+        yield
+    finally:
+        if forward_mode and attention not in (None, "eager"):
+            model.set_attn_implementation(attention)
+        for module, forward in patched:
+            module.forward = forward
+        for module in training:
+            module.training = True
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the language model inside adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+class _KeepFloat64(TorchFunctionMode):
+    """Turns the float32 that models cast to inside (norms, rotary angles, the softmax of attention) into float64."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.float:
+            func = Tensor.double
+        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        return func(*args, **{k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()})
+
+
+@contextmanager
+def full_precision(dtype: torch.dtype) -> Iterator[None]:
+    """Keep float64 where a model casts to float32 by itself; nothing for other dtypes."""
+    if dtype is torch.float64:
+        with _KeepFloat64():
+            yield
+    else:
+        yield
+
+
+def inner_product(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """⟨a, b⟩ over all parameters, summed in float64."""
+    return float(sum((a[name] * b[name]).sum(dtype=torch.float64) for name in a))
