@@ -2,9 +2,9 @@
 
 A batch enters the account when it is scored, under the policy that sampled it. Its tokens are scored again after the
 last update that precedes the next batch: at the end of the optimizer step that ends its use, or, where a step spans
-several generation batches, right before the next one is sampled. A batch without a valid token enters nothing: the tokens
-of the batch before are then scored again after it, so that its updates (momentum, decay, KL) are part of that batch's
-fixed-context change.
+several generation batches, right before the next one is sampled. A batch without a valid token enters nothing: the
+tokens of the batch before are then scored again after it, so that its updates (momentum, decay, KL) are part of that
+batch's fixed-context change.
 """
 
 from __future__ import annotations

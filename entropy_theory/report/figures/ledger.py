@@ -72,10 +72,10 @@ def _waterfall(axis: Axes, summary: Mapping[str, Any]) -> None:
     axis.set_xticks(range(len(labels)), labels, rotation=35, ha="right", rotation_mode="anchor", fontsize=7)
     axis.grid(axis="x", visible=False)
     axis.set_ylabel("mean entropy (nats)")
-    # bars begin at zero; the parts of a run that hardly moves are read on their own scale
     low, high = min(levels), max(levels)
-    if low > 0 and high - low < 0.25 * high:
-        axis.set_ylim(low - 0.6 * (high - low) - 1e-12, high + 0.3 * (high - low) + 1e-12)
+    if 0 < high - low < 0.25 * high and low > 0:  # of a run that hardly moves the parts would not be seen from zero
+        axis.set_ylim(low - 0.6 * (high - low), high + 0.3 * (high - low))
+        axis.set_ylabel("mean entropy (nats), axis cut")
     else:
         axis.margins(y=0.12)
     axis.set_title("where the change of entropy came from", fontsize=9)
