@@ -24,9 +24,9 @@ class ControlOptions:
             "batch".
         save_batches: Save the token statistics of every k-th generation batch, gathered over ranks, to
             ``OUTPUT_DIR/batches`` for ``entropy-theory lens``; 0 never does.
-        ledger: Account for the run's on-policy entropy, batch by batch: how much of its change the updates made at fixed
-            contexts, and how much came from visiting other contexts and from sampling. It costs one more forward for
-            each generation batch.
+        ledger: Account for the run's on-policy entropy, batch by batch: how much of its change the updates made at
+            fixed contexts, and how much came from visiting other contexts and from sampling. It costs one more forward
+            for each generation batch.
         influence_every: With ``ledger``, split the fixed-context change of every k-th generation batch to first order
             into the present gradient's part, momentum and weight decay; 0 never does. It costs one more forward and
             backward for each update, and needs one process and torch's SGD, Adam or AdamW.
