@@ -17,7 +17,7 @@ from entropy_theory.audit.step import write_step
 from entropy_theory.audit.summary import summarise
 from entropy_theory.bridge.trl import checkpoints
 from entropy_theory.errors import invalid, reading
-from entropy_theory.influence import StepBatch
+from entropy_theory.influence import StepBatch, gradient_only_update
 from entropy_theory.training.config import TrainConfig
 from entropy_theory.training.inputs import Progress, check_chat, check_weights, load_task, load_tokenizer, model_folder
 from entropy_theory.training.run import load_libraries, silence, trainer_arguments
@@ -207,26 +207,3 @@ def train_output_matrix_only(model: Any) -> None:
         raise invalid("arms", "no sgd-output: the model's output matrix is also its embedding", "sgd-output")
     for parameter in model.parameters():
         parameter.requires_grad_(parameter is head.weight)
-
-
-@torch.no_grad()
-def gradient_only_update(
-    optimizer: Any, parameters: dict[str, Tensor], gradient: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """Compute the update of this gradient without any earlier one: −η g, in Adam's metric if there is one."""
-    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-    names = {parameter: name for name, parameter in parameters.items()}
-    update = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            name = names[parameter]
-            if name not in gradient:
-                continue
-            step = -group["lr"] * gradient[name].double()
-            state = optimizer.state.get(parameter, {})
-            if "exp_avg_sq" in state:
-                first, second = (1 - beta ** float(state["step"]) for beta in group["betas"])
-                scale = (state["exp_avg_sq"].double() / second).sqrt() + group["eps"]
-                step = step * (1 - group["betas"][0]) / first / scale
-            update[name] = step
-    return update

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from entropy_theory.audit import step as audit_step
-from entropy_theory.audit.run import gradient_only_update
 from entropy_theory.audit.step import PIECES, measure_step
-from entropy_theory.influence import StepBatch
+from entropy_theory.influence import StepBatch, gradient_only_update
 from entropy_theory.testbed import decoder
 
 RATE = 1e-3
