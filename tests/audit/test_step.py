@@ -13,7 +13,8 @@ from torch import nn
 from entropy_theory.audit import step as audit_step
 from entropy_theory.audit.run import gradient_only_update
 from entropy_theory.audit.step import PIECES, measure_step
-from entropy_theory.influence import StepBatch
+from entropy_theory.influence import StepBatch, model_view
+from entropy_theory.influence.model_view import full_precision
 from entropy_theory.testbed import decoder
 
 RATE = 1e-3
@@ -51,7 +52,7 @@ def step(model: nn.Module, batch: StepBatch, optimizer: torch.optim.Optimizer | 
     """Make an optimizer step; parameters before and after it, the gradient."""
     optimizer = optimizer or torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=RATE)
     optimizer.zero_grad()
-    with audit_step.full_precision(torch.float64):  # the model's own casts to float32 would be in the gradient
+    with full_precision(torch.float64):  # the model's own casts to float32 would be in the gradient
         loss(model, batch).backward()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in trained.items()}
@@ -84,7 +85,7 @@ def entropies(model: nn.Module, parameters, batch: StepBatch) -> torch.Tensor:
     ids = torch.cat([batch.prompt_ids, batch.completion_ids], dim=1)
     attention = torch.cat([batch.prompt_mask, batch.completion_mask], dim=1)
     inputs = {"input_ids": ids, "attention_mask": attention, "use_cache": False}
-    with torch.no_grad(), audit_step.full_precision(torch.float64):
+    with torch.no_grad(), full_precision(torch.float64):
         logits = torch.func.functional_call(model, parameters, (), inputs).logits
     logs = (logits[:, batch.prompt_ids.shape[1] - 1 : -1] / batch.temperature).log_softmax(-1)
     return -(logs.exp() * logs).sum(-1)[batch.completion_mask.bool()]
@@ -129,7 +130,7 @@ def test_pieces_against_every_token_by_itself(measured) -> None:
         tuple(batch.prompt_ids[r][batch.prompt_mask[r].bool()].tolist()) + tuple(batch.completion_ids[r, :t].tolist())
         for r, t in inside.nonzero().tolist()
     ]
-    with audit_step.full_precision(torch.float64):
+    with full_precision(torch.float64):
         terms = log_probs(model, batch)[inside] * batch.advantages.double()[inside] / inside.sum()
         each = [
             torch.cat([g.flatten() for g in torch.autograd.grad(t, model.parameters(), retain_graph=True)])
@@ -232,13 +233,13 @@ def test_nothing_to_measure_is_refused() -> None:
     with pytest.raises(ValueError, match="gradient: expected a finite gradient and a step"):
         measure_step(model, before, after, spoiled, batch)
     empty = replace(batch, completion_mask=torch.zeros_like(batch.completion_mask))
-    with pytest.raises(ValueError, match="completion_mask: expected at least one valid token"):
+    with pytest.raises(ValueError, match="batch: expected at least one valid token"):
         measure_step(model, before, after, gradient, empty)
 
 
 def test_blocks_of_rows_do_not_matter(measured, monkeypatch: pytest.MonkeyPatch) -> None:
     batch, model, sides, arrays, _ = measured
-    monkeypatch.setattr(audit_step, "LOGITS_BUDGET", 1)  # one row at a time
+    monkeypatch.setattr(model_view, "LOGITS_BUDGET", 1)  # one row at a time
     alone, _ = measure_step(audit_step.measurable(model, "float64"), *sides, batch, positions=1000)
     for name, values in arrays.items():
         # sums over rows in another order; changes are of the order of 1e-4
