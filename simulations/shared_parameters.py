@@ -74,6 +74,7 @@ def audit_config(run: AuditRun, config: SharedParametersConfig | None = None) ->
         prompts_per_step=run.prompts,
         generations=run.generations,
         positions=run.positions,
+        precision="float64",
         out=run.folder,
     )
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from entropy_theory import records
+from entropy_theory.audit import held_out
 from entropy_theory.audit import step as audit_step
 from entropy_theory.audit.config import PATIENCE, Arm, AuditConfig
 from entropy_theory.audit.step import write_step
 from entropy_theory.audit.summary import summarise
+from entropy_theory.audit.tokens import measure_tokens
 from entropy_theory.bridge.trl import checkpoints
 from entropy_theory.errors import invalid, reading
 from entropy_theory.influence import StepBatch
 from entropy_theory.training.config import TrainConfig
 from entropy_theory.training.inputs import Progress, check_chat, check_weights, load_task, load_tokenizer, model_folder
-from entropy_theory.training.run import load_libraries, silence, trainer_arguments
+from entropy_theory.training.run import load_libraries, sampling_of, silence, trainer_arguments
 
 SMALL = 1_000_000  # parameters below which the work of an operation is not worth a second thread
 
@@ -101,6 +104,7 @@ def _build(config: AuditConfig, arm: Arm, run: TrainConfig, progress: Any) -> An
             output = super()._generate_and_score_completions(inputs)
             if self.model.training and probe.due(self.state.global_step + 1) is not None:
                 probe.batch = _batch(output, self.num_generations, float(self.temperature))
+                probe.prompts = [example["prompt"] for example in inputs]
             return output
 
     arguments = trainer_arguments(run, 1) | {"save_strategy": "no", "save_total_limit": 1}
@@ -134,11 +138,14 @@ def _build(config: AuditConfig, arm: Arm, run: TrainConfig, progress: Any) -> An
 def _probe(config: AuditConfig, arm: Arm, seed: int, trainer: Any, progress: Any) -> Any:
     from transformers import TrainerCallback
 
+    precision, positions = cast(str, config.precision), cast(int, config.positions)  # AuditConfig fills them in
+
     class Probe(TrainerCallback):
         """Looks at the parameters on both sides of the optimizer's step."""
 
         batch: StepBatch | None = None
-        before: dict[str, Tensor] | None = None
+        prompts: Sequence[Any] = ()
+        twin: Any = None  # the model before the step
 
         def due(self, step: int) -> int | None:
             """The earliest of the chosen steps that is not behind us."""
@@ -147,39 +154,63 @@ def _probe(config: AuditConfig, arm: Arm, seed: int, trainer: Any, progress: Any
             )
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            trained = {n: p for n, p in trainer.model.named_parameters() if p.grad is not None}
-            self.before = None
-            if self.due(state.global_step + 1) is not None and any(bool(p.grad.any()) for p in trained.values()):
-                self.before = {name: p.detach().clone() for name, p in trained.items()}
-                self.gradient = {name: p.grad.detach().clone() for name, p in trained.items()}
+            self.gradient = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
+            self.twin = None
+            if self.due(state.global_step + 1) is not None and any(bool(g.any()) for g in self.gradient.values()):
+                self.twin = audit_step.measurable(trainer.model, precision)
+                self.rollouts = self.sample(torch.Generator().manual_seed(seed + 1_000_003 * state.global_step))
+
+        def sample(self, generator: torch.Generator) -> StepBatch:
+            prompts = held_out.other_prompts(
+                trainer.train_dataset["prompt"], self.prompts, config.run(arm, seed).prompts_per_step, generator
+            )
+            return held_out.sample_rollouts(
+                trainer.model,
+                held_out.prompt_tokens(prompts, trainer.processing_class),
+                trainer.num_generations,
+                trainer.max_completion_length,
+                sampling_of(trainer).end_token_ids or [],
+                float(trainer.temperature),
+                generator,
+            )
 
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if self.before is None:
+            if self.twin is None:
                 return
             step = state.global_step + 1
             if progress is not None:
                 progress(state.global_step, f"{arm}, seed {seed}: measuring step {step}")
             parameters = dict(trainer.model.named_parameters())
+            before = {name: p for name, p in self.twin.named_parameters() if name in self.gradient}
+            after = {name: parameters[name].detach() for name in before}
             assert self.batch is not None  # this step's, set when it was generated
             arrays, scalars = audit_step.measure_step(
-                audit_step.measurable(trainer.model, config.precision),
-                self.before,
-                {name: parameters[name].detach() for name in self.before},
+                self.twin,
+                before,
+                after,
                 self.gradient,
                 self.batch,
                 alone=gradient_only_update(trainer.optimizer, parameters, self.gradient),
-                positions=config.positions,
+                positions=positions,
                 seed=seed,
             )
-            scalars |= {"step": step, "learning_rate": float(trainer.optimizer.param_groups[0]["lr"])}
+            of_tokens, numbers = measure_tokens(
+                self.twin,
+                before,
+                self.batch,
+                _preconditioner(trainer.optimizer, parameters),
+                partial(_first_order, trainer.optimizer, parameters, before, self.gradient),
+            )
+            numbers |= held_out.measure_held_out(self.twin, before, after, self.rollouts)
+            numbers |= {"step": step, "learning_rate": float(trainer.optimizer.param_groups[0]["lr"])}
             at = self.due(step)
             assert at is not None
-            write_step(config.file(arm, seed, at), arrays, scalars)
+            write_step(config.file(arm, seed, at), arrays | of_tokens, scalars | numbers)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if progress is not None:
                 progress(min(state.global_step, max(config.at)), f"{arm}, seed {seed}")
-            control.should_save = self.before is not None
+            control.should_save = self.twin is not None
             control.should_training_stop |= self.due(max(config.at)) is None
 
     return Probe()
@@ -230,3 +261,45 @@ def gradient_only_update(
                 step = step * (1 - group["betas"][0]) / first / scale
             update[name] = step
     return update
+
+
+def _preconditioner(optimizer: Any, parameters: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """Read P = 1/(√v̂ + ε) from Adam's state; None for an optimizer without one."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    names = {parameter: name for name, parameter in parameters.items()}
+    factors = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            if "exp_avg_sq" in state:
+                second = 1 - group["betas"][1] ** float(state["step"])
+                factors[names[parameter]] = 1 / ((state["exp_avg_sq"] / second).sqrt() + group["eps"])
+    return factors or None
+
+
+@torch.no_grad()
+def _first_order(
+    optimizer: Any,
+    parameters: dict[str, Tensor],
+    before: dict[str, Tensor],
+    gradient: dict[str, Tensor],
+    slope: dict[str, Tensor],
+) -> dict[str, float]:
+    """Split ⟨∇H̄, Δθ⟩ into this step's gradient (now), earlier ones (momentum) and weight decay."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    names = {parameter: name for name, parameter in parameters.items()}
+    now = momentum = decay = 0.0
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name, state = names[parameter], optimizer.state.get(parameter, {})
+            if name not in gradient:
+                continue
+            towards, g = slope[name].double() * group["lr"], gradient[name].double()
+            decay -= group["weight_decay"] * float((towards * before[name]).sum())
+            if "exp_avg_sq" in state:
+                first, second = (1 - beta ** float(state["step"]) for beta in group["betas"])
+                towards /= first * ((state["exp_avg_sq"].double() / second).sqrt() + group["eps"])
+                g *= 1 - group["betas"][0]
+                momentum -= float((towards * (state["exp_avg"].double() - g)).sum())
+            now -= float((towards * g).sum())
+    return {"now": now, "momentum": momentum, "decay": decay}

@@ -331,4 +331,3 @@ def _quadrants(statistics: TokenStatistics, coefficients: Tensor) -> Tensor:
 def _gradient(value: Tensor, leaves: Parameters) -> Parameters:
     parts = torch.autograd.grad(value, list(leaves.values()), retain_graph=True, materialize_grads=True)
     return dict(zip(leaves, parts, strict=True))
-

@@ -23,6 +23,7 @@ from entropy_theory.testbed import decoder, sum_task
 def small(model: Path, out: Path, **changes: object) -> AuditConfig:
     settings = {"arms": ("adamw", "sgd-output"), "at": (2, 4), "seeds": (0,), "max_completion_length": 8}
     settings |= {"prompts_per_step": 4, "generations": 8, "positions": 8, "resamples": 20, "learning_rate": 1e-3}
+    settings |= {"precision": "float64"}
     return AuditConfig(**settings | changes, model=str(model), out=out)
 
 
@@ -94,7 +95,16 @@ def test_the_command_prints_draws_and_does_not_repeat(
     monkeypatch.setattr(audit_run, "run_arm", lambda *_: pytest.fail("a finished audit was repeated"))
     words = ["--arms", *config.arms, "--at", "2", "4", "--seeds", "0", "--max-completion-length", "8"]
     words += ["--prompts-per-step", "4", "--generations", "8", "--positions", "8", "--resamples", "20"]
-    words += ["--learning-rate", "1e-3", "--model", str(config.model), "--out", str(config.out)]
+    words += [
+        "--learning-rate",
+        "1e-3",
+        "--precision",
+        "float64",
+        "--model",
+        str(config.model),
+        "--out",
+        str(config.out),
+    ]
     assert cli.main(["audit", *words]) == 0
     out = capsys.readouterr().out
     assert "first order in" in out
