@@ -20,6 +20,7 @@ SMALL_DECODER: dict[str, Any] = {
     "prompts_per_step": 16,
     "generations": 16,
     "positions": 256,
+    "held_out": 128,
     "precision": "float64",
 }
 """Defaults for the small decoder, which takes some minutes."""
@@ -31,6 +32,7 @@ GIVEN_MODEL: dict[str, Any] = {
     "prompts_per_step": 4,
     "generations": 8,
     "positions": 8,
+    "held_out": 8,
     "precision": "float32",
     "max_completion_length": 16,
     "learning_rate": 2e-5,
@@ -77,6 +79,8 @@ class AuditConfig:
         sgd_learning_rate: Rate of SGD. At ten times the default the first order no longer holds for the demo's decoder.
         temperature: Sampling temperature; all entropies are those of the tempered policy.
         positions: Positions of each measured step at which it is taken apart; default: 256; 8 for a given model.
+        held_out: Rollouts per prompt that do not make the step, from as many prompts as the batch has; default: 128; 8
+            for a given model.
         precision: Arithmetic of the measurement; the training is in float32. The noise floor is reported. Default:
             float64; float32 for a given model.
         resamples: Bootstrap resamples.
@@ -99,6 +103,7 @@ class AuditConfig:
     sgd_learning_rate: float = 1e-3
     temperature: float = 1.0
     positions: int | None = None
+    held_out: int | None = None
     precision: Literal["float64", "float32"] | None = None
     resamples: int = 1000
     out: Path = Path("runs/audit")
@@ -118,7 +123,7 @@ class AuditConfig:
             self.run("adamw", seed)
         if min(self.at) < 1:
             raise invalid("at", "steps >= 1", self.at)
-        at_least(self, 1, "positions", "resamples")
+        at_least(self, 1, "positions", "held_out", "resamples")
         finite_number(self, "sgd_learning_rate")
         rule = build_rule(self.rule)
         if rule.phase != "batch" or rule.entropy_term:

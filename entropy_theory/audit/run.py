@@ -167,7 +167,7 @@ def _probe(config: AuditConfig, arm: Arm, seed: int, trainer: Any, progress: Any
             return held_out.sample_rollouts(
                 trainer.model,
                 held_out.prompt_tokens(prompts, trainer.processing_class),
-                trainer.num_generations,
+                cast(int, config.held_out),
                 trainer.max_completion_length,
                 sampling_of(trainer).end_token_ids or [],
                 float(trainer.temperature),

@@ -24,6 +24,8 @@ from entropy_theory.intervals import Array, Resampling
 STRONGEST = 0.03
 """The share of a step's tokens, by absolute value, of which it is asked how many both sides have in common."""
 
+SCATTER = 200  # tokens of each arm that the record keeps for the figure
+
 TOKEN_ESTIMATES = ("pearson", "spearman", "sign_agreement", "strongest_shared")
 
 OVER = ("same", "crossed")
@@ -138,6 +140,12 @@ def _standardised(values: Array) -> Array:
     return (values - values.mean()) / spread if spread else np.zeros_like(values)
 
 
+def _in_units_of_rms(values: Array, steps: NDArray[np.int64]) -> Array:
+    squares = np.bincount(steps, weights=values**2) / np.bincount(steps)
+    units: Array = np.sqrt(np.where(squares > 0, squares, 1.0))[steps]
+    return values / units
+
+
 def _strongest(values: Array) -> NDArray[np.bool_]:
     order = np.argsort(-np.abs(values), kind="stable")
     top = np.zeros(len(values), dtype=bool)
@@ -155,7 +163,7 @@ def tokens_summary(steps: Sequence[Mapping[str, Array]], resamples: int) -> dict
     Returns:
         For "same" and "crossed", None where no step has it: ``plain``, −S_c against n D, and ``weighted``, −g S_c
         against n g D over the tokens with g ≠ 0. In each: ``overall``, ``quadrants`` and ``deciles`` of entropy, as
-        `token_agreement`.
+        `token_agreement`. Beside them ``scatter``: −S_c and n D of some tokens, in units of the step's root mean square.
     """
     return {over: _summary(steps, over, resamples) for over in OVER}
 
@@ -169,7 +177,11 @@ def _summary(steps: Sequence[Mapping[str, Array]], over: str, resamples: int) ->
     names = ("centered_discriminant", f"influence_{over}", "coefficient", "quadrant", "entropy")
     S_c, D, g, quadrant, entropy = (np.concatenate([arrays[name] for arrays in having]) for name in names)
     tenth, edges = deciles(entropy)
-    result = {}
+    some = np.random.default_rng(0).permutation(len(g))[:SCATTER]
+    columns = {"predicted": _in_units_of_rms(-S_c, number)[some], "influence": _in_units_of_rms(D, number)[some]}
+    result: dict[str, Any] = {
+        "scatter": {name: [float(f"{v:.4g}") for v in column] for name, column in columns.items()}
+    }
     for kind, weight, inside in (("plain", np.ones_like(g), np.ones(len(g), dtype=bool)), ("weighted", g, g != 0)):
         x, y = -weight * S_c, weight * D
 

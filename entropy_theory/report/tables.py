@@ -146,12 +146,6 @@ def audit_table(result: Mapping[str, Any]) -> Table:
 
     from entropy_theory.report.figures.audit import ARMS, PREDICTIONS
 
-    def cell(measured: Mapping[str, float] | None, form: str, interval: bool = True) -> str:
-        if measured is None:
-            return "—"
-        value = format(measured["value"], form)
-        return f"{value}\n\\[{measured['low']:{form}}, {measured['high']:{form}}]" if interval else value
-
     names = PREDICTIONS | {"token_2": "own token, 2nd order", "context_2": "own context, 2nd order"}
     table = Table(title="predicted against realised ΔH, position by position", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("prediction", max_width=16)
@@ -165,11 +159,11 @@ def audit_table(result: Mapping[str, Any]) -> Table:
                 continue
             table.add_row(
                 names[name],
-                cell(row["sign_agreement"], ".0%"),
-                cell(row["slope"], ".2g", interval=False),
-                cell(row["r2_fitted"], ".2f"),
-                cell(row["r2_actual"], ".2f", interval=False),
-                cell(row["rank_correlation"], ".2f"),
+                _estimate_cell(row["sign_agreement"], ".0%"),
+                _estimate_cell(row["slope"], ".2g", interval=False),
+                _estimate_cell(row["r2_fitted"], ".2f"),
+                _estimate_cell(row["r2_actual"], ".2f", interval=False),
+                _estimate_cell(row["rank_correlation"], ".2f"),
                 end_section=name == "parameters",
             )
     positions = ", ".join(f"{ARMS.get(arm, arm)} {measured['positions']:,}" for arm, measured in result["arms"].items())
@@ -179,6 +173,80 @@ def audit_table(result: Mapping[str, Any]) -> Table:
         "nearest to AdamW's step; actual: R² at that step; 2nd orders are at the fitted one"
     )
     return table
+
+
+def audit_tokens_table(result: Mapping[str, Any]) -> Table:
+    """Lay out the tokens' view of an audit: for each optimizer, how −S_c agrees with a token's influence."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from entropy_theory.report.figures.audit import ARMS
+
+    table = Table(title="tabular −S_c against influence D, token by token", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("influence on", max_width=16)
+    for name in ("tokens", "Pearson", "Spearman", "same sign", "strongest 3 %"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for arm, measured in result["arms"].items():
+        table.add_row(f"[bold]{ARMS.get(arm, arm)}[/]")
+        for over, label in (("same", "own contexts"), ("crossed", "crossed contexts")):
+            for kind, words in (("plain", ""), ("weighted", ", × g")):
+                if measured["tokens"][over] is not None:
+                    row = measured["tokens"][over][kind]["overall"]
+                    forms = {"pearson": ".2f", "spearman": ".2f", "sign_agreement": ".0%", "strongest_shared": ".0%"}
+                    cells = [_estimate_cell(row[name], form) for name, form in forms.items()]
+                    table.add_row(label + words, f"{row['tokens']:,}", *cells)
+        table.add_section()
+    table.caption = (
+        "influence: what a token does to mean entropy, exactly to first order, on the batch's own contexts and on those of "
+        "the other half of the prompt groups; × g: −g S_c against g D; strongest: how many of the 3 % of tokens with the "
+        "largest influence are among those with the largest S_c; correlations are within steps"
+    )
+    return table
+
+
+def audit_means_table(result: Mapping[str, Any]) -> Table:
+    """Lay out the mean entropy of an audit's steps: predicted, first order and realised; fixed contexts and shift."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title="change of mean entropy, 0.001 nats, step by step", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("step", no_wrap=True)
+    columns = {"mean_token": "tabular", "first_order_now": "now", "first_order_momentum": "momentum"}
+    if any(row["first_order_decay"] for row in result["steps"]):
+        columns["first_order_decay"] = "decay"
+    columns |= {"mean_parameters": "in all", "mean_realised": "real"}
+    for name in (*columns.values(), "fixed", "shift", "ESS"):
+        table.add_column(name, justify="right", no_wrap=True)
+
+    def milli(number: float) -> str:
+        return f"{1000 * number:.2g}"
+
+    for arm in result["arms"]:
+        table.add_row(f"[bold]{escape(arm)}[/]")
+        for row in result["steps"]:
+            if row["arm"] == arm:
+                held_out = []
+                for part in ("fixed", "shift"):
+                    error = row.get(f"held_out_{part}_error")
+                    held_out.append(milli(row[f"held_out_{part}"]) + ("" if error is None else f"\n±{milli(error)}"))
+                share = row["held_out_effective_sample_size"] / row["held_out_tokens"]
+                numbers = [milli(row[name]) for name in columns]
+                table.add_row(str(row["step"]), *numbers, *held_out, f"{share:.0%}")
+        table.add_section()
+    table.caption = (
+        "tabular: mean of −η A S_c of the positions' own tokens; first order in the weights: this gradient (now), momentum, "
+        "weight decay, in all; real: realised on the batch; in rollouts of other prompts, reweighted: the change at fixed "
+        "contexts and the shift of contexts, ± 1 standard error, with the effective sample size over the tokens"
+    )
+    return table
+
+
+def _estimate_cell(measured: Mapping[str, float] | None, form: str, interval: bool = True) -> str:
+    if measured is None:
+        return "—"
+    value = format(measured["value"], form)
+    return f"{value}\n\\[{measured['low']:{form}}, {measured['high']:{form}}]" if interval else value
 
 
 def _outcome(report: Mapping[str, Any]) -> str:
