@@ -163,7 +163,7 @@ def tokens_summary(steps: Sequence[Mapping[str, Array]], resamples: int) -> dict
     Returns:
         For "same" and "crossed", None where no step has it: ``plain``, −S_c against n D, and ``weighted``, −g S_c
         against n g D over the tokens with g ≠ 0. In each: ``overall``, ``quadrants`` and ``deciles`` of entropy, as
-        `token_agreement`. Beside them ``scatter``: −S_c and n D of some tokens, in units of the step's root mean square.
+        `token_agreement`. Beside them ``scatter``: −S_c and n D of some tokens over the step's root mean square.
     """
     return {over: _summary(steps, over, resamples) for over in OVER}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -197,9 +198,9 @@ def audit_tokens_table(result: Mapping[str, Any]) -> Table:
                     table.add_row(label + words, f"{row['tokens']:,}", *cells)
         table.add_section()
     table.caption = (
-        "influence: what a token does to mean entropy, exactly to first order, on the batch's own contexts and on those of "
-        "the other half of the prompt groups; × g: −g S_c against g D; strongest: how many of the 3 % of tokens with the "
-        "largest influence are among those with the largest S_c; correlations are within steps"
+        "influence: what a token does to mean entropy, exactly to first order, on the batch's own contexts and on "
+        "those of the other half of the prompt groups; × g: −g S_c against g D; strongest: how many of the 3 % of tokens "
+        "with the largest influence are among those with the largest S_c; correlations are within steps"
     )
     return table
 
@@ -210,7 +211,7 @@ def audit_means_table(result: Mapping[str, Any]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title="change of mean entropy, 0.001 nats, step by step", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title="change of mean entropy, step by step", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("step", no_wrap=True)
     columns = {"mean_token": "tabular", "first_order_now": "now", "first_order_momentum": "momentum"}
     if any(row["first_order_decay"] for row in result["steps"]):
@@ -219,25 +220,23 @@ def audit_means_table(result: Mapping[str, Any]) -> Table:
     for name in (*columns.values(), "fixed", "shift", "ESS"):
         table.add_column(name, justify="right", no_wrap=True)
 
-    def milli(number: float) -> str:
-        return f"{1000 * number:.2g}"
-
     for arm in result["arms"]:
-        table.add_row(f"[bold]{escape(arm)}[/]")
-        for row in result["steps"]:
-            if row["arm"] == arm:
-                held_out = []
-                for part in ("fixed", "shift"):
-                    error = row.get(f"held_out_{part}_error")
-                    held_out.append(milli(row[f"held_out_{part}"]) + ("" if error is None else f"\n±{milli(error)}"))
-                share = row["held_out_effective_sample_size"] / row["held_out_tokens"]
-                numbers = [milli(row[name]) for name in columns]
-                table.add_row(str(row["step"]), *numbers, *held_out, f"{share:.0%}")
+        rows = [row for row in result["steps"] if row["arm"] == arm]
+        power = math.floor(math.log10(max(abs(row["mean_realised"]) for row in rows) or 1.0))
+        table.add_row(f"[bold]{escape(arm)}[/]\n10^{power} nats")
+        for row in rows:
+            in_unit = {name: value / 10**power for name, value in row.items() if isinstance(value, float)}
+            cells = [f"{in_unit[name]:{'.0e' if name == 'mean_token' else '.2f'}}" for name in columns]
+            for part in ("fixed", "shift"):
+                error = in_unit.get(f"held_out_{part}_error")
+                cells.append(f"{in_unit[f'held_out_{part}']:.2f}" + ("" if error is None else f"\n±{error:.2f}"))
+            share = row["held_out_effective_sample_size"] / row["held_out_tokens"]
+            table.add_row(str(row["step"]), *cells, f"{share:.0%}")
         table.add_section()
     table.caption = (
-        "tabular: mean of −η A S_c of the positions' own tokens; first order in the weights: this gradient (now), momentum, "
-        "weight decay, in all; real: realised on the batch; in rollouts of other prompts, reweighted: the change at fixed "
-        "contexts and the shift of contexts, ± 1 standard error, with the effective sample size over the tokens"
+        "tabular: mean of −η A S_c of the positions' own tokens; first order in the weights: this gradient (now), "
+        "momentum, weight decay, in all; real: realised on the batch; in rollouts of other prompts, reweighted: the change "
+        "at fixed contexts and the shift of contexts, ± 1 standard error, with the effective sample size over the tokens"
     )
     return table
 

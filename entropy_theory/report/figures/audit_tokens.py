@@ -93,7 +93,7 @@ def _by_entropy(axis: Axes, arms: Mapping[str, Any], colours: Mapping[str, str])
             estimate_mark(axis, place + beside(index, arms), row["spearman"], colours[arm], "o")
     axis.set_xticks(range(1, 11))
     axis.axhline(0, color=COLOURS[0], linewidth=0.8, linestyle=":")
-    axis.set(xlabel="decile of entropy", ylabel="Spearman, −S_c against influence", ylim=(-1.03, 1.03))
+    axis.set(xlabel="decile of entropy", ylabel="Spearman", ylim=(-1.03, 1.03))
 
 
 def _means(axis: Axes, result: Mapping[str, Any], colours: Mapping[str, str]) -> None:
@@ -120,7 +120,7 @@ def _held_out(axis: Axes, result: Mapping[str, Any], colours: Mapping[str, str])
                 ends = {"value": value, "low": value - error, "high": value + error}
                 estimate_mark(axis, place + aside, ends, colours[arm], mark, fill)
             place += 1
-        ticks.append(((first + place - 1) / 2, ARMS.get(arm, arm).replace(", ", ",\n")))
+        ticks.append(((first + place - 1) / 2, ARMS.get(arm, arm).replace(", ", ",\n").replace("output ", "output\n")))
         place += 1
     for label, mark, fill in (("fixed contexts", "o", "full"), ("state shift", "^", "none")):
         axis.plot([], [], mark, color=COLOURS[0], markersize=4, fillstyle=fill, label=label)
