@@ -143,6 +143,8 @@ class AuditConfig:
             steps=max(self.at) + PATIENCE,
             prompts_per_step=cast(int, self.prompts_per_step),  # filled in above
             generations=cast(int, self.generations),
+            # A micro-batch for each prompt: the activations of a given model take far more memory than its weights.
+            gradient_accumulation=1 if self.model is None else cast(int, self.prompts_per_step),
             max_completion_length=self.max_completion_length,
             learning_rate=self.learning_rate if arm == "adamw" else self.sgd_learning_rate,
             temperature=self.temperature,

@@ -190,7 +190,10 @@ def _probe(config: AuditConfig, arm: Arm, seed: int, trainer: Any, progress: Any
                 after,
                 self.gradient,
                 self.batch,
-                alone=gradient_only_update(trainer.optimizer, parameters, self.gradient),
+                alone={
+                    name: gradient_only_update(trainer.optimizer, parameters, {name: g})[name].to(before[name].dtype)
+                    for name, g in self.gradient.items()  # one by one: the update is in float64
+                },
                 positions=positions,
                 seed=seed,
             )
@@ -198,8 +201,8 @@ def _probe(config: AuditConfig, arm: Arm, seed: int, trainer: Any, progress: Any
                 self.twin,
                 before,
                 self.batch,
-                _preconditioner(trainer.optimizer, parameters),
-                partial(_first_order, trainer.optimizer, parameters, before, self.gradient),
+                preconditioner(trainer.optimizer, parameters),
+                partial(first_order_parts, trainer.optimizer, parameters, before, self.gradient),
             )
             numbers |= held_out.measure_held_out(self.twin, before, after, self.rollouts)
             numbers |= {"step": step, "learning_rate": float(trainer.optimizer.param_groups[0]["lr"])}
@@ -263,7 +266,7 @@ def gradient_only_update(
     return update
 
 
-def _preconditioner(optimizer: Any, parameters: dict[str, Tensor]) -> dict[str, Tensor] | None:
+def preconditioner(optimizer: Any, parameters: dict[str, Tensor]) -> dict[str, Tensor] | None:
     """Read P = 1/(√v̂ + ε) from Adam's state; None for an optimizer without one."""
     optimizer = getattr(optimizer, "optimizer", optimizer)
     names = {parameter: name for name, parameter in parameters.items()}
@@ -278,7 +281,7 @@ def _preconditioner(optimizer: Any, parameters: dict[str, Tensor]) -> dict[str, 
 
 
 @torch.no_grad()
-def _first_order(
+def first_order_parts(
     optimizer: Any,
     parameters: dict[str, Tensor],
     before: dict[str, Tensor],
@@ -298,8 +301,8 @@ def _first_order(
             decay -= group["weight_decay"] * float((towards * before[name]).sum())
             if "exp_avg_sq" in state:
                 first, second = (1 - beta ** float(state["step"]) for beta in group["betas"])
-                towards /= first * ((state["exp_avg_sq"].double() / second).sqrt() + group["eps"])
-                g *= 1 - group["betas"][0]
+                towards = towards / first / ((state["exp_avg_sq"].double() / second).sqrt() + group["eps"])
+                g = (1 - group["betas"][0]) * g
                 momentum -= float((towards * (state["exp_avg"].double() - g)).sum())
             now -= float((towards * g).sum())
     return {"now": now, "momentum": momentum, "decay": decay}

@@ -199,8 +199,8 @@ def audit_tokens_table(result: Mapping[str, Any]) -> Table:
         table.add_section()
     table.caption = (
         "influence: what a token does to mean entropy, exactly to first order, on the batch's own contexts and on "
-        "those of the other half of the prompt groups; × g: −g S_c against g D; strongest: how many of the 3 % of tokens "
-        "with the largest influence are among those with the largest S_c; correlations are within steps"
+        "those of the other half of the prompt groups; × g: −g S_c against g D; strongest: how many of the 3 % of "
+        "tokens with the largest influence are among those with the largest S_c; correlations are within steps"
     )
     return table
 
@@ -231,12 +231,13 @@ def audit_means_table(result: Mapping[str, Any]) -> Table:
                 error = in_unit.get(f"held_out_{part}_error")
                 cells.append(f"{in_unit[f'held_out_{part}']:.2f}" + ("" if error is None else f"\n±{error:.2f}"))
             share = row["held_out_effective_sample_size"] / row["held_out_tokens"]
-            table.add_row(str(row["step"]), *cells, f"{share:.0%}")
+            table.add_row(f"{row['step']}, seed {row['seed']}", *cells, f"{share:.0%}")
         table.add_section()
     table.caption = (
         "tabular: mean of −η A S_c of the positions' own tokens; first order in the weights: this gradient (now), "
-        "momentum, weight decay, in all; real: realised on the batch; in rollouts of other prompts, reweighted: the change "
-        "at fixed contexts and the shift of contexts, ± 1 standard error, with the effective sample size over the tokens"
+        "momentum, weight decay, in all; real: realised on the batch; in rollouts of other prompts, reweighted: the "
+        "change at fixed contexts and the shift of contexts, ± 1 standard error, with the effective sample size as a "
+        "share of the tokens"
     )
     return table
 
