@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -21,6 +21,8 @@ from entropy_theory.audit.tokens import measure_tokens
 from entropy_theory.bridge.trl import checkpoints
 from entropy_theory.errors import invalid, reading
 from entropy_theory.influence import StepBatch
+from entropy_theory.influence.model_view import inner_product
+from entropy_theory.influence.optimizer_steps import gradient_only_update, preconditioner, step_parts
 from entropy_theory.training.config import TrainConfig
 from entropy_theory.training.inputs import Progress, check_chat, check_weights, load_task, load_tokenizer, model_folder
 from entropy_theory.training.run import load_libraries, sampling_of, silence, trainer_arguments
@@ -201,7 +203,7 @@ def _probe(config: AuditConfig, arm: Arm, seed: int, trainer: Any, progress: Any
                 self.twin,
                 before,
                 self.batch,
-                preconditioner(trainer.optimizer, parameters),
+                None if arm != "adamw" else self.metric(parameters, before),
                 partial(first_order_parts, trainer.optimizer, parameters, before, self.gradient),
             )
             numbers |= held_out.measure_held_out(self.twin, before, after, self.rollouts)
@@ -209,6 +211,12 @@ def _probe(config: AuditConfig, arm: Arm, seed: int, trainer: Any, progress: Any
             at = self.due(step)
             assert at is not None
             write_step(config.file(arm, seed, at), arrays | of_tokens, scalars | numbers)
+
+        def metric(self, parameters: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {
+                name: preconditioner(trainer.optimizer, {name: parameters[name]})[name].to(value.dtype)
+                for name, value in like.items()  # one by one, as above
+            }
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if progress is not None:
@@ -243,66 +251,25 @@ def train_output_matrix_only(model: Any) -> None:
         parameter.requires_grad_(parameter is head.weight)
 
 
-@torch.no_grad()
-def gradient_only_update(
-    optimizer: Any, parameters: dict[str, Tensor], gradient: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """Compute the update of this gradient without any earlier one: −η g, in Adam's metric if there is one."""
-    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-    names = {parameter: name for name, parameter in parameters.items()}
-    update = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            name = names[parameter]
-            if name not in gradient:
-                continue
-            step = -group["lr"] * gradient[name].double()
-            state = optimizer.state.get(parameter, {})
-            if "exp_avg_sq" in state:
-                first, second = (1 - beta ** float(state["step"]) for beta in group["betas"])
-                scale = (state["exp_avg_sq"].double() / second).sqrt() + group["eps"]
-                step = step * (1 - group["betas"][0]) / first / scale
-            update[name] = step
-    return update
-
-
-def preconditioner(optimizer: Any, parameters: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """Read P = 1/(√v̂ + ε) from Adam's state; None for an optimizer without one."""
-    optimizer = getattr(optimizer, "optimizer", optimizer)
-    names = {parameter: name for name, parameter in parameters.items()}
-    factors = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = optimizer.state.get(parameter, {})
-            if "exp_avg_sq" in state:
-                second = 1 - group["betas"][1] ** float(state["step"])
-                factors[names[parameter]] = 1 / ((state["exp_avg_sq"] / second).sqrt() + group["eps"])
-    return factors or None
-
-
-@torch.no_grad()
 def first_order_parts(
     optimizer: Any,
-    parameters: dict[str, Tensor],
-    before: dict[str, Tensor],
-    gradient: dict[str, Tensor],
-    slope: dict[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    before: Mapping[str, Tensor],
+    gradient: Mapping[str, Tensor],
+    slope: Mapping[str, Tensor],
 ) -> dict[str, float]:
-    """Split ⟨∇H̄, Δθ⟩ into this step's gradient (now), earlier ones (momentum) and weight decay."""
-    optimizer = getattr(optimizer, "optimizer", optimizer)
-    names = {parameter: name for name, parameter in parameters.items()}
-    now = momentum = decay = 0.0
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            name, state = names[parameter], optimizer.state.get(parameter, {})
-            if name not in gradient:
-                continue
-            towards, g = slope[name].double() * group["lr"], gradient[name].double()
-            decay -= group["weight_decay"] * float((towards * before[name]).sum())
-            if "exp_avg_sq" in state:
-                first, second = (1 - beta ** float(state["step"]) for beta in group["betas"])
-                towards = towards / first / ((state["exp_avg_sq"].double() / second).sqrt() + group["eps"])
-                g = (1 - group["betas"][0]) * g
-                momentum -= float((towards * (state["exp_avg"].double() - g)).sum())
-            now -= float((towards * g).sum())
-    return {"now": now, "momentum": momentum, "decay": decay}
+    """Compute ⟨slope, part⟩ for the parts of the step that the optimizer has made: now, momentum, decay.
+
+    Args:
+        optimizer: As for `step_parts`, like the next three.
+        parameters: Likewise.
+        before: Likewise.
+        gradient: Likewise.
+        slope: By name.
+    """
+    along = {"now": 0.0, "momentum": 0.0, "decay": 0.0}
+    for name in gradient:  # one by one: the parts are in float64
+        parts = step_parts(optimizer, parameters, {name: before[name]}, {name: gradient[name]})
+        for part in along:
+            along[part] += inner_product({name: slope[name]}, getattr(parts, part))
+    return along

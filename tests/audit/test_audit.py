@@ -95,24 +95,17 @@ def test_the_command_prints_draws_and_does_not_repeat(
     monkeypatch.setattr(audit_run, "run_arm", lambda *_: pytest.fail("a finished audit was repeated"))
     words = ["--arms", *config.arms, "--at", "2", "4", "--seeds", "0", "--max-completion-length", "8"]
     words += ["--prompts-per-step", "4", "--generations", "8", "--positions", "8", "--resamples", "20"]
-    words += [
-        "--learning-rate",
-        "1e-3",
-        "--precision",
-        "float64",
-        "--model",
-        str(config.model),
-        "--out",
-        str(config.out),
-    ]
+    words += ["--learning-rate", "1e-3", "--precision", "float64"]
+    words += ["--model", str(config.model), "--out", str(config.out)]
     assert cli.main(["audit", *words]) == 0
     out = capsys.readouterr().out
     assert "first order in" in out
     assert "sharing with other contexts" in " ".join(out.split())
     written = json.loads((config.out / "audit.json").read_text())
     assert written["arms"] == json.loads(json.dumps(result["arms"]))
-    assert len(written["findings"]) == 2
-    assert (config.out / "audit.png").stat().st_size > 20_000
+    assert len(written["findings"]) == 4  # of positions and of tokens, for each arm
+    for name in ("audit.png", "audit_tokens.png"):
+        assert (config.out / name).stat().st_size > 20_000
 
 
 def test_steps_without_a_gradient_are_waited_out_and_then_named(

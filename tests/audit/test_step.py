@@ -10,10 +10,10 @@ import torch
 from audit_models import RATE, Bigrams, entropies, log_probs, sampled, small_decoder, step
 
 from entropy_theory.audit import step as audit_step
-from entropy_theory.audit.run import gradient_only_update
 from entropy_theory.audit.step import PIECES, measure_step
 from entropy_theory.influence import model_view
 from entropy_theory.influence.model_view import full_precision
+from entropy_theory.influence.optimizer_steps import gradient_only_update
 
 
 @pytest.fixture(scope="module", params=[1.0, 0.7])

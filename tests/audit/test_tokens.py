@@ -13,7 +13,7 @@ from audit_models import RATE, Bigrams, entropies, sampled, small_decoder, step
 from scipy import stats
 
 from entropy_theory.audit import step as audit_step
-from entropy_theory.audit.run import first_order_parts, preconditioner
+from entropy_theory.audit.run import first_order_parts
 from entropy_theory.audit.step import measure_step
 from entropy_theory.audit.tokens import (
     TOKEN_ESTIMATES,
@@ -23,6 +23,7 @@ from entropy_theory.audit.tokens import (
     token_row,
     tokens_summary,
 )
+from entropy_theory.influence.optimizer_steps import preconditioner
 from entropy_theory.intervals import Resampling
 
 
@@ -202,12 +203,11 @@ def test_parts_of_an_adam_step_are_those_of_optimizers_that_step() -> None:
     assert in_all == pytest.approx(float(arrays["parameters"].mean()), rel=1e-9)
 
 
-def test_plain_sgd_has_no_metric_and_no_momentum() -> None:
+def test_plain_sgd_has_no_momentum() -> None:
     batch, model = sampled(), small_decoder()
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     before, after, gradient = step(model, batch, optimizer)
     parameters = dict(model.named_parameters())
-    assert preconditioner(optimizer, parameters) is None
     slope = {name: torch.ones_like(p) for name, p in before.items()}
     parts = first_order_parts(optimizer, parameters, before, gradient, slope)
     assert parts["now"] == pytest.approx(sum(float((after[n] - before[n]).sum()) for n in before), rel=1e-9)
