@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -74,26 +75,33 @@ def sample_rollouts(
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :], mask[row, width - len(prompt) :] = torch.tensor(prompt), 1
-    ids, mask = (each.repeat_interleave(generations, 0).to(device) for each in (ids, mask))
+    ids, mask = ids.to(device), mask.to(device)
+    count = len(prompts) * generations
     ends = torch.tensor(sorted(end_tokens), device=device)
-    tokens, inside = torch.zeros(2, len(ids), length, dtype=torch.long, device=device)
-    going = torch.ones(len(ids), dtype=torch.long, device=device)
+    tokens, inside = torch.zeros(2, count, length, dtype=torch.long, device=device)
+    going = torch.ones(count, dtype=torch.long, device=device)
     with observed(model):
-        latest, attention, cache = ids, mask, None
-        for time in range(length):
-            inputs = {"input_ids": latest, "attention_mask": attention, "past_key_values": cache}
-            with torch.autocast(device.type, enabled=False):
-                output = model(**inputs, use_cache=True)
-            cache = output.past_key_values
-            probs = (output.logits[:, -1].float() / temperature).softmax(-1).cpu()
-            latest = torch.multinomial(probs, 1, generator=generator).to(device) * going[:, None]
-            tokens[:, time], inside[:, time] = latest[:, 0], going
-            attention = torch.cat([attention, going[:, None]], dim=1)
-            going = going * ~torch.isin(latest[:, 0], ends)
-            if not going.any():
-                break
+        keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        options: dict[str, Any] = {"use_cache": True} | ({"logits_to_keep": 1} if keeps else {})
+        with torch.autocast(device.type, enabled=False):
+            output = model(input_ids=ids, attention_mask=mask, **options)  # each prompt is read once
+            ids, mask = (each.repeat_interleave(generations, 0) for each in (ids, mask))
+            cache, attention = output.past_key_values, mask
+            cache.batch_repeat_interleave(generations)
+            logits = output.logits[:, -1].repeat_interleave(generations, 0)
+            for time in range(length):
+                probs = (logits.float() / temperature).softmax(-1).cpu()
+                latest = torch.multinomial(probs, 1, generator=generator).to(device) * going[:, None]
+                tokens[:, time], inside[:, time] = latest[:, 0], going
+                attention = torch.cat([attention, going[:, None]], dim=1)
+                going = going * ~torch.isin(latest[:, 0], ends)
+                if time == length - 1 or not going.any():
+                    break
+                logits = model(input_ids=latest, attention_mask=attention, past_key_values=cache, **options).logits[
+                    :, -1
+                ]
     groups = torch.arange(len(prompts), device=device).repeat_interleave(generations)
-    advantages = torch.zeros(len(ids), device=device)
+    advantages = torch.zeros(count, device=device)
     return StepBatch(ids, mask, tokens, inside, advantages, groups, temperature)
 
 

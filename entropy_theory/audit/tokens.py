@@ -163,7 +163,7 @@ def tokens_summary(steps: Sequence[Mapping[str, Array]], resamples: int) -> dict
     Returns:
         For "same" and "crossed", None where no step has it: ``plain``, −S_c against n D, and ``weighted``, −g S_c
         against n g D over the tokens with g ≠ 0. In each: ``overall``, ``quadrants`` and ``deciles`` of entropy, as
-        `token_agreement`. Beside them ``scatter``: −S_c and n D of some tokens over the step's root mean square.
+        `token_agreement`. Of "same" also ``scatter``: −S_c and n D of some tokens over the step's root mean square.
     """
     return {over: _summary(steps, over, resamples) for over in OVER}
 
@@ -177,11 +177,11 @@ def _summary(steps: Sequence[Mapping[str, Array]], over: str, resamples: int) ->
     names = ("centered_discriminant", f"influence_{over}", "coefficient", "quadrant", "entropy")
     S_c, D, g, quadrant, entropy = (np.concatenate([arrays[name] for arrays in having]) for name in names)
     tenth, edges = deciles(entropy)
-    some = np.random.default_rng(0).permutation(len(g))[:SCATTER]
-    columns = {"predicted": _in_units_of_rms(-S_c, number)[some], "influence": _in_units_of_rms(D, number)[some]}
-    result: dict[str, Any] = {
-        "scatter": {name: [float(f"{v:.4g}") for v in column] for name, column in columns.items()}
-    }
+    result: dict[str, Any] = {}
+    if over == "same":
+        some = np.random.default_rng(0).permutation(len(g))[:SCATTER]
+        columns = {"predicted": _in_units_of_rms(-S_c, number)[some], "influence": _in_units_of_rms(D, number)[some]}
+        result["scatter"] = {name: [float(f"{v:.4g}") for v in column] for name, column in columns.items()}
     for kind, weight, inside in (("plain", np.ones_like(g), np.ones(len(g), dtype=bool)), ("weighted", g, g != 0)):
         x, y = -weight * S_c, weight * D
 

@@ -181,7 +181,9 @@ def _steps(optimizer: Any, parameters: Mapping[str, Tensor], names: Mapping[str,
         if isinstance(optimizer, torch.optim.SGD):
             buffer = state.get("momentum_buffer")
             buffer = None if buffer is None else buffer.double()
-            carried = float(group["momentum"]) if group["nesterov"] else 1.0  # Nesterov: d + μ b = (1 + μ) d + μ (b − d)
+            carried = (
+                float(group["momentum"]) if group["nesterov"] else 1.0
+            )  # Nesterov: d + μ b = (1 + μ) d + μ (b − d)
             present = 1 + carried if group["nesterov"] else 1.0
             yield _Step(name, 1.0, -rate, present, buffer, 1.0, carried, decay, 0.0, sign)
         else:
