@@ -222,6 +222,7 @@ def _probe(config: AuditConfig, arm: Arm, seed: int, trainer: Any, progress: Any
             if progress is not None:
                 progress(min(state.global_step, max(config.at)), f"{arm}, seed {seed}")
             control.should_save = self.twin is not None
+            self.twin, self.gradient = None, {}  # copies of the weights
             control.should_training_stop |= self.due(max(config.at)) is None
 
     return Probe()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from entropy_theory.audit.statistics import deciles, estimate
-from entropy_theory.influence import StepBatch, entropy_gradient, token_influence
+from entropy_theory.influence import StepBatch, token_influence
 from entropy_theory.influence.model_view import Parameters
 from entropy_theory.intervals import Array, Resampling
 
@@ -53,22 +53,29 @@ def measure_tokens(
         Scalars: ``influence_total`` Σ g D/n over the same contexts; ``influence_check``, its relative distance from
         ⟨∇J, P ∇H̄⟩ on some rows; and ``first_order_NAME`` for the parts, ⟨∇H̄, part⟩.
     """
+    first_order: dict[str, float] = {}
+
+    def metric(slope: Parameters) -> Parameters:
+        return slope if preconditioner is None else {name: preconditioner[name] * v for name, v in slope.items()}
+
+    def measured(slope: Parameters) -> Parameters:  # here ∇H̄ comes by: no other pass is needed for it
+        first_order.update({f"first_order_{name}": value for name, value in parts(slope).items()})
+        return metric(slope)
+
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in before)
     try:
-        same = token_influence(model, batch, preconditioner=preconditioner)
+        same = token_influence(model, batch, preconditioner=measured)
         arrays = {
             "influence_same": same.values[batch.valid] * same.count,
             "centered_discriminant": same.centered_discriminant[batch.valid],
         }
         if len(batch.group_ids[batch.valid.any(-1)].unique()) > 1:
-            crossed = token_influence(model, batch, over="crossed", preconditioner=preconditioner, check="none")
+            crossed = token_influence(model, batch, over="crossed", preconditioner=metric, check="none")
             arrays["influence_crossed"] = crossed.values[batch.valid] * crossed.count
-        slope, _ = entropy_gradient(model, batch)
     finally:
         model.requires_grad_(False)
-    scalars = {"influence_total": same.total, "influence_check": same.check}
-    scalars |= {f"first_order_{name}": value for name, value in parts(slope).items()}
+    scalars = {"influence_total": same.total, "influence_check": same.check} | first_order
     return {name: value.cpu() for name, value in arrays.items()}, scalars
 
 
