@@ -38,9 +38,9 @@ class StepParts:
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """The numbers of one parameter's step, read after it: with s = ±1 and d = s g + coupled θ⁻,
+    """The numbers of one parameter's step, read after it.
 
-    Δθ = direction · (present d + carried (buffer − inside d)) − decoupled θ⁻.
+    Δθ = direction · (present d + carried (buffer − inside d)) − decoupled θ⁻   with d = sign g + coupled θ⁻.
     """
 
     name: str
