@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -25,6 +26,7 @@ import torch
 
 from entropy_theory import records
 from entropy_theory.influence import StepBatch, entropy_gradient, token_influence
+from entropy_theory.influence.token_influence import Method
 from entropy_theory.program import run_script
 from entropy_theory.testbed import decoder
 from entropy_theory.testbed.pretrained import resolve_model
@@ -87,9 +89,10 @@ def measurements(model: Any, batch: StepBatch) -> dict[str, Callable[[], Any]]:
         with torch.no_grad():
             model(**inputs)
 
+    methods: tuple[Method, ...] = ("jvp", "difference", "output")
     influence: dict[str, Callable[[], Any]] = {
-        f"influence, {method}": lambda method=method: token_influence(model, batch, method=method, check="none")
-        for method in ("jvp", "difference", "output")
+        f"influence, {method}": partial(token_influence, model, batch, method=method, check="none")
+        for method in methods
     }
     return {
         "training step": training_step,

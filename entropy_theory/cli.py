@@ -218,17 +218,20 @@ def _audit(config: Any, console: Console) -> int:
     from entropy_theory.audit.run import audit
     from entropy_theory.report import figures, findings
     from entropy_theory.report.figures.audit import audit_figure
-    from entropy_theory.report.tables import audit_table
+    from entropy_theory.report.figures.audit_tokens import audit_tokens_figure
+    from entropy_theory.report.tables import audit_means_table, audit_table, audit_tokens_table
 
     with progress_bar(console) as progress:
         result = audit(config, progress)
-    sentences = findings.audit(result)
+    sentences = [*findings.audit(result), *findings.audit_tokens(result)]
     records.write_json(config.out / "audit.json", {"findings": sentences, **result})
     figures.save(audit_figure(result), config.out / "audit.png")
-    console.print(audit_table(result))
+    figures.save(audit_tokens_figure(result), config.out / "audit_tokens.png")
+    for table in (audit_table, audit_tokens_table, audit_means_table):
+        console.print(table(result))
     for sentence in sentences:
         console.print(f"• {sentence}")
-    console.print(f"written: {config.out / 'audit.json'}, {config.out / 'audit.png'}")
+    console.print(f"written: {config.out}/audit.json, audit.png, audit_tokens.png")
     return 0
 
 

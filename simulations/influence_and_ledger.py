@@ -349,42 +349,49 @@ def main(config: InfluenceConfig) -> dict[str, Any] | None:
 def show(summary: dict[str, Any]) -> None:
     """Print the tables."""
     for model, parts in summary.items():
-        print(f"\n{model}: −S_c/n against D, over tokens; means over batches and seeds ± 95 % t-intervals")
-        names = ("pearson", "spearman", "sign_agreement", "strongest_shared")
-        print(f"{'':34}" + "".join(f"{name.replace('_', ' '):>18}" for name in names) + f"{'half by':>16}")
+        show_influence(model, parts["stages"])
         for stage, variants in parts["stages"].items():
-            for variant, rows in variants.items():
-                for kind in ("plain", "weighted") if rows else ():
-                    cells = "".join(
-                        f"{sweep.shown(rows[f'{kind}/{name}']) if f'{kind}/{name}' in rows else '':>18}"
-                        for name in names
-                    )
-                    half = f"{sweep.shown(rows['half'], 0):>16}" if kind == "plain" else ""
-                    print(f"{stage + ', ' + variant + ', ' + kind:34}{cells}{half}")
-        for stage, variants in parts["stages"].items():
-            rows = variants["same"]
-            if not rows:
-                continue
-            print(f"\n{stage}: by kind of token: share of tokens, of Σ |g D|, Pearson, equal signs")
-            for kind in KINDS:
-                cells = [rows.get(f"kinds/{kind}/{n}") for n in ("share_of_tokens", "share_of_effects")]
-                cells += [rows.get(f"kinds/{kind}/{n}") for n in ("pearson", "sign_agreement")]
-                if cells[0] and cells[0]["mean"]:
-                    print(f"  {kind:18}" + "".join(f"{sweep.shown(c) if c else '':>18}" for c in cells))
-            words = {
-                "count": "tokens",
-                "influence/share_falling": "with g D < 0",
-                "influence/taken": "their Σ g D over Σ |g D|",
-                "influence/batch": "of the batch",
-                "tabular/taken": "the same by S_c",
-                "tabular/batch": "of the batch",
-            }
-            cells = [f"{text} {sweep.shown(rows[f'clip_b/{n}'])}" for n, text in words.items() if f"clip_b/{n}" in rows]
-            print("  dropped by Clip_B: " + "; ".join(cells))
+            if variants["same"]:
+                show_tokens(stage, variants["same"])
         for updates, rows in parts["ledgers"].items():
-            print(f"\nledger, {updates} update(s) per batch")
+            print(f"\n{model}: ledger, {updates} update(s) per batch")
             for name, measured in rows.items():
                 print(f"  {name.replace('_', ' '):24}{sweep.shown(measured, 4)}")
+
+
+def show_influence(model: str, stages: dict[str, Any]) -> None:
+    """Print how −S_c/n and D agree, by stage and variant."""
+    print(f"\n{model}: −S_c/n against D, over tokens; means over batches and seeds ± 95 % t-intervals")
+    names = ("pearson", "spearman", "sign_agreement", "strongest_shared")
+    print(f"{'':34}" + "".join(f"{name.replace('_', ' '):>18}" for name in names) + f"{'half by':>16}")
+    for stage, variants in stages.items():
+        for variant, rows in variants.items():
+            for kind in ("plain", "weighted") if rows else ():
+                row = [sweep.shown(rows[f"{kind}/{n}"]) if f"{kind}/{n}" in rows else "" for n in names]
+                row.append(sweep.shown(rows["half"], 0) if kind == "plain" else "")
+                print(f"{f'{stage}, {variant}, {kind}':34}" + "".join(f"{cell:>18}" for cell in row))
+
+
+def show_tokens(stage: str, rows: dict[str, Any]) -> None:
+    """Print the kinds of tokens, and what Clip_B would drop."""
+    print(f"\n{stage}: by kind of token: share of tokens, of Σ |g D|, Pearson, equal signs")
+    for kind in KINDS:
+        columns = ("share_of_tokens", "share_of_effects", "pearson", "sign_agreement")
+        cells = [rows.get(f"kinds/{kind}/{column}") for column in columns]
+        if cells[0] and cells[0]["mean"]:
+            print(f"  {kind:18}" + "".join(f"{sweep.shown(cell) if cell else '':>18}" for cell in cells))
+    words = {
+        "count": "tokens",
+        "influence/share_falling": "with g D < 0",
+        "influence/taken": "their Σ g D over Σ |g D|",
+        "influence/batch": "of the batch",
+        "tabular/taken": "the same by S_c",
+        "tabular/batch": "of the batch",
+    }
+    known = [
+        f"{text} {sweep.shown(rows[f'clip_b/{name}'])}" for name, text in words.items() if f"clip_b/{name}" in rows
+    ]
+    print("  dropped by Clip_B: " + "; ".join(known))
 
 
 if __name__ == "__main__":

@@ -74,6 +74,8 @@ def audit_config(run: AuditRun, config: SharedParametersConfig | None = None) ->
         prompts_per_step=run.prompts,
         generations=run.generations,
         positions=run.positions,
+        precision="float64",
+        held_out=8 if run.tiny else 128,
         out=run.folder,
     )
 
@@ -95,7 +97,8 @@ def main(config: SharedParametersConfig) -> dict[str, Any] | None:
     from entropy_theory.audit.summary import summarise
     from entropy_theory.report import figures, findings
     from entropy_theory.report.figures.audit import audit_figure
-    from entropy_theory.report.tables import audit_table
+    from entropy_theory.report.figures.audit_tokens import audit_tokens_figure
+    from entropy_theory.report.tables import audit_means_table, audit_table, audit_tokens_table
 
     config = sweep.with_quick_settings(config, QUICK)
     shape = (config.at, config.positions, config.prompts, config.generations, config.tiny)
@@ -104,7 +107,8 @@ def main(config: SharedParametersConfig) -> dict[str, Any] | None:
 
     def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
         measured = summarise(audit_config(tasks[0], config))
-        return {"findings": findings.audit(measured), "arms": measured["arms"]}
+        sentences = {"findings": findings.audit(measured), "token_findings": findings.audit_tokens(measured)}
+        return {**sentences, "arms": measured["arms"]}
 
     record = sweep.run("shared_parameters", config, tasks, work, summary)
     if record is None:
@@ -114,14 +118,17 @@ def main(config: SharedParametersConfig) -> dict[str, Any] | None:
         "steps": [s for entry in record["results"] for s in entry["result"]["steps"]],
     }
     console = Console()
-    console.print(audit_table(result))
-    for sentence in record["summary"]["findings"]:
+    for table in (audit_table, audit_tokens_table, audit_means_table):
+        console.print(table(result))
+    for sentence in (*record["summary"]["findings"], *record["summary"]["token_findings"]):
         console.print(f"• {sentence}")
     out = config.picture or (
         config.out or (config.runs if config.quick else sweep.RESULTS) / "shared_parameters"
     ).with_suffix(".png")
     figures.save(audit_figure(result), out)
-    console.print(f"figure: {out}")
+    of_tokens = out.with_stem(f"{out.stem}_tokens")
+    figures.save(audit_tokens_figure(result), of_tokens)
+    console.print(f"figures: {out}, {of_tokens}")
     return record
 
 

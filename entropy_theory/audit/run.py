@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from entropy_theory import records
+from entropy_theory.audit import held_out
 from entropy_theory.audit import step as audit_step
 from entropy_theory.audit.config import PATIENCE, Arm, AuditConfig
 from entropy_theory.audit.step import write_step
 from entropy_theory.audit.summary import summarise
+from entropy_theory.audit.tokens import measure_tokens
 from entropy_theory.bridge.trl import checkpoints
+from entropy_theory.bridge.trl.step_batch import step_batch_of
 from entropy_theory.errors import invalid, reading
-from entropy_theory.influence import StepBatch, gradient_only_update
+from entropy_theory.influence import StepBatch
+from entropy_theory.influence.model_view import inner_product
+from entropy_theory.influence.optimizer_steps import gradient_only_update, preconditioner, step_parts
 from entropy_theory.training.config import TrainConfig
 from entropy_theory.training.inputs import Progress, check_chat, check_weights, load_task, load_tokenizer, model_folder
-from entropy_theory.training.run import load_libraries, silence, trainer_arguments
+from entropy_theory.training.run import load_libraries, sampling_of, silence, trainer_arguments
 
 SMALL = 1_000_000  # parameters below which the work of an operation is not worth a second thread
 
@@ -100,7 +106,8 @@ def _build(config: AuditConfig, arm: Arm, run: TrainConfig, progress: Any) -> An
         def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
             output = super()._generate_and_score_completions(inputs)
             if self.model.training and probe.due(self.state.global_step + 1) is not None:
-                probe.batch = _batch(output, self.num_generations, float(self.temperature))
+                probe.batch = step_batch_of(output, self.num_generations, float(self.temperature))
+                probe.prompts = [example["prompt"] for example in inputs]
             return output
 
     arguments = trainer_arguments(run, 1) | {"save_strategy": "no", "save_total_limit": 1}
@@ -134,11 +141,14 @@ def _build(config: AuditConfig, arm: Arm, run: TrainConfig, progress: Any) -> An
 def _probe(config: AuditConfig, arm: Arm, seed: int, trainer: Any, progress: Any) -> Any:
     from transformers import TrainerCallback
 
+    precision, positions = cast(str, config.precision), cast(int, config.positions)  # AuditConfig fills them in
+
     class Probe(TrainerCallback):
         """Looks at the parameters on both sides of the optimizer's step."""
 
         batch: StepBatch | None = None
-        before: dict[str, Tensor] | None = None
+        prompts: Sequence[Any] = ()
+        twin: Any = None  # the model before the step
 
         def due(self, step: int) -> int | None:
             """The earliest of the chosen steps that is not behind us."""
@@ -147,57 +157,76 @@ def _probe(config: AuditConfig, arm: Arm, seed: int, trainer: Any, progress: Any
             )
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            trained = {n: p for n, p in trainer.model.named_parameters() if p.grad is not None}
-            self.before = None
-            if self.due(state.global_step + 1) is not None and any(bool(p.grad.any()) for p in trained.values()):
-                self.before = {name: p.detach().clone() for name, p in trained.items()}
-                self.gradient = {name: p.grad.detach().clone() for name, p in trained.items()}
+            self.gradient = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
+            self.twin = None
+            if self.due(state.global_step + 1) is not None and any(bool(g.any()) for g in self.gradient.values()):
+                self.twin = audit_step.measurable(trainer.model, precision)
+                self.rollouts = self.sample(torch.Generator().manual_seed(seed + 1_000_003 * state.global_step))
+
+        def sample(self, generator: torch.Generator) -> StepBatch:
+            prompts = held_out.other_prompts(
+                trainer.train_dataset["prompt"], self.prompts, config.run(arm, seed).prompts_per_step, generator
+            )
+            return held_out.sample_rollouts(
+                trainer.model,
+                held_out.prompt_tokens(prompts, trainer.processing_class),
+                cast(int, config.held_out),
+                trainer.max_completion_length,
+                sampling_of(trainer).end_token_ids or [],
+                float(trainer.temperature),
+                generator,
+            )
 
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if self.before is None:
+            if self.twin is None:
                 return
             step = state.global_step + 1
             if progress is not None:
                 progress(state.global_step, f"{arm}, seed {seed}: measuring step {step}")
             parameters = dict(trainer.model.named_parameters())
+            before = {name: p for name, p in self.twin.named_parameters() if name in self.gradient}
+            after = {name: parameters[name].detach() for name in before}
             assert self.batch is not None  # this step's, set when it was generated
             arrays, scalars = audit_step.measure_step(
-                audit_step.measurable(trainer.model, config.precision),
-                self.before,
-                {name: parameters[name].detach() for name in self.before},
+                self.twin,
+                before,
+                after,
                 self.gradient,
                 self.batch,
-                alone=gradient_only_update(trainer.optimizer, parameters, self.gradient),
-                positions=config.positions,
+                alone={
+                    name: gradient_only_update(trainer.optimizer, parameters, {name: g})[name].to(before[name].dtype)
+                    for name, g in self.gradient.items()  # one by one: the update is in float64
+                },
+                positions=positions,
                 seed=seed,
             )
-            scalars |= {"step": step, "learning_rate": float(trainer.optimizer.param_groups[0]["lr"])}
+            of_tokens, numbers = measure_tokens(
+                self.twin,
+                before,
+                self.batch,
+                None if arm != "adamw" else self.metric(parameters, before),
+                partial(first_order_parts, trainer.optimizer, parameters, before, self.gradient),
+            )
+            numbers |= held_out.measure_held_out(self.twin, before, after, self.rollouts)
+            numbers |= {"step": step, "learning_rate": float(trainer.optimizer.param_groups[0]["lr"])}
             at = self.due(step)
             assert at is not None
-            write_step(config.file(arm, seed, at), arrays, scalars)
+            write_step(config.file(arm, seed, at), arrays | of_tokens, scalars | numbers)
+
+        def metric(self, parameters: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {
+                name: preconditioner(trainer.optimizer, {name: parameters[name]})[name].to(value.dtype)
+                for name, value in like.items()  # one by one, as above
+            }
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if progress is not None:
                 progress(min(state.global_step, max(config.at)), f"{arm}, seed {seed}")
-            control.should_save = self.before is not None
+            control.should_save = self.twin is not None
+            self.twin, self.gradient = None, {}  # copies of the weights
             control.should_training_stop |= self.due(max(config.at)) is None
 
     return Probe()
-
-
-def _batch(output: dict[str, Tensor], group: int, temperature: float) -> StepBatch:
-    mask, advantages = output["completion_mask"], output["advantages"]
-    trained = mask.bool() & output["tool_mask"].bool() if "tool_mask" in output else None
-    return StepBatch(
-        prompt_ids=output["prompt_ids"],
-        prompt_mask=output["prompt_mask"],
-        completion_ids=output["completion_ids"],
-        completion_mask=mask,
-        advantages=(advantages if advantages.dim() == 2 else advantages[:, None].expand(mask.shape)).clone(),
-        group_ids=torch.arange(mask.shape[0]) // group,
-        temperature=temperature,
-        trained_mask=trained,
-    )
 
 
 def train_output_matrix_only(model: Any) -> None:
@@ -207,3 +236,27 @@ def train_output_matrix_only(model: Any) -> None:
         raise invalid("arms", "no sgd-output: the model's output matrix is also its embedding", "sgd-output")
     for parameter in model.parameters():
         parameter.requires_grad_(parameter is head.weight)
+
+
+def first_order_parts(
+    optimizer: Any,
+    parameters: Mapping[str, Tensor],
+    before: Mapping[str, Tensor],
+    gradient: Mapping[str, Tensor],
+    slope: Mapping[str, Tensor],
+) -> dict[str, float]:
+    """Compute ⟨slope, part⟩ for the parts of the step that the optimizer has made: now, momentum, decay.
+
+    Args:
+        optimizer: As for `step_parts`, like the next three.
+        parameters: Likewise.
+        before: Likewise.
+        gradient: Likewise.
+        slope: By name.
+    """
+    along = {"now": 0.0, "momentum": 0.0, "decay": 0.0}
+    for name in gradient:  # one by one: the parts are in float64
+        parts = step_parts(optimizer, parameters, {name: before[name]}, {name: gradient[name]})
+        for part in along:
+            along[part] += inner_product({name: slope[name]}, getattr(parts, part))
+    return along

@@ -8,6 +8,7 @@ first draws steps, then groups within them, and never single tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,20 @@ def shares(pieces: Mapping[str, Array], resampling: Resampling) -> dict[str, Any
     with np.errstate(divide="ignore", invalid="ignore"):  # a position or a resample may hold nothing
         each = {name: np.where(inside, np.abs(piece) / whole, 0.0) for name, piece in pieces.items()}
         return {name: estimate(resampling.totals(share) / count) for name, share in each.items()}
+
+
+def deciles(values: Array) -> tuple[NDArray[np.int64], list[dict[str, float]]]:
+    """Find the tenth of the data that each value is in, 0 to 9, and the ends of the ten.
+
+    Example:
+        >>> tenth, ends = deciles(np.arange(20.0))
+        >>> tenth[[0, 1, 2, 19]].tolist(), ends[9]["high"]
+        ([0, 0, 1, 9], 19.0)
+    """
+    edges = np.quantile(values, np.linspace(0, 1, 11))
+    tenth = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, 9)
+    ends = [{"low": float(f"{low:.4g}"), "high": float(f"{high:.4g}")} for low, high in pairwise(edges)]
+    return tenth, ends
 
 
 def estimate(values: Array) -> dict[str, float] | None:

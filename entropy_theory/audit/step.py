@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.func import functional_call, grad, jvp
-from torch.overrides import TorchFunctionMode
 
 from entropy_theory import records
 from entropy_theory.control import TokenBatch
 from entropy_theory.errors import invalid
 from entropy_theory.influence import StepBatch
+from entropy_theory.influence.held_out import token_scores
+from entropy_theory.influence.model_view import ModelView, Parameters, full_precision, inner_product
 from entropy_theory.vocab import TokenStatistics, token_statistics
 from entropy_theory.vocab.model_head import OutputLayer
-
-Parameters = dict[str, Tensor]
-
-LOGITS_BUDGET = 1 << 27
-"""Logits that one forward may hold, in bytes; a forward-mode derivative holds some copies of them."""
 
 PIECES = ("own", "context", "sharing", "rest", "preconditioning", "momentum")
 """The parts of the first order at a position, in the order of the module's formula."""
@@ -98,41 +94,33 @@ def measure_step(
         ValueError: There is no valid position, or the gradient or the step is zero or not finite.
     """
     view = _View(model, before, batch)
-    dtype = next(iter(view.start.values())).dtype
-    delta = {name: after[name].to(dtype) - view.start[name] for name in view.start}
-    g = {name: gradient[name].to(dtype) for name in view.start}
-    norm = _dot(g, g)
-    step_size = -_dot(delta, g) / norm if norm else 0.0
+    delta = {name: after[name].to(view.dtype) - value for name, value in view.start.items()}
+    g = {name: gradient[name].to(view.dtype) for name in view.start}
+    norm = inner_product(g, g)
+    step_size = -inner_product(delta, g) / norm if norm else 0.0
     if not step_size or not math.isfinite(step_size):
         raise invalid("gradient", "a finite gradient and a step along it, neither zero", f"norm {norm**0.5}")
-    with full_precision(dtype):
+    u = None if alone is None else {name: alone[name].to(view.dtype) for name in view.start}
+    with full_precision(view.dtype):
         arrays = view.everywhere(delta)
-        ascent = view.ascent()  # Σ c ∇log p
-        clip = -_dot(g, ascent) / _dot(ascent, ascent)
+        ascent, _ = view.gradient(log_probs=view.per_token / view.count)  # Σ c ∇log p
+        clip = -inner_product(g, ascent) / inner_product(ascent, ascent)
         arrays["realised"] = view.entropies(after) - arrays["entropy"]
         scale = step_size * clip / batch.temperature**2
         for kind in ("token", "context"):
             arrays[f"{kind}_1"] *= scale
             arrays[f"{kind}_2"] *= scale**2
-        plain = {name: -step_size * value for name, value in g.items()}
-        u = plain if alone is None else {name: alone[name].to(dtype) for name in view.start}
-        directions = {
-            "gradient": {name: step_size * clip * value for name, value in ascent.items()},
-            "rest": {name: plain[name] - step_size * clip * ascent[name] for name in plain},
-            "preconditioning": {name: u[name] - plain[name] for name in plain},
-            "momentum": {name: delta[name] - u[name] for name in plain},
-        }
-        arrays |= view.pieces(directions, step_size * clip, positions, seed)
+        arrays |= view.pieces(_Parts(step_size, clip, ascent, g, u, delta), positions, seed)
         noise_floor = view.noise_floor(arrays["entropy"], seed)
-    gap = directions["rest"]
+    gap = sum(float((g[name] + clip * ascent[name]).square().sum(dtype=torch.float64)) for name in g)
     scalars = {
         "step_size": step_size,
-        "cosine": -_dot(delta, g) / (_dot(delta, delta) * norm) ** 0.5,
+        "cosine": -inner_product(delta, g) / (inner_product(delta, delta) * norm) ** 0.5,
         "clip_factor": clip,
-        "gradient_gap": (_dot(gap, gap) / _dot(plain, plain)) ** 0.5,
+        "gradient_gap": (gap / norm) ** 0.5,
         "noise_floor": noise_floor,
         "gradient_norm": norm**0.5,
-        "update_norm": _dot(delta, delta) ** 0.5,
+        "update_norm": inner_product(delta, delta) ** 0.5,
     }
     return {name: value.cpu() for name, value in arrays.items()}, scalars
 
@@ -151,54 +139,49 @@ def read_step(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
     return records.read_arrays(path)
 
 
-class _View:
-    """A batch seen through a model: entropies, derivatives, contexts."""
+@dataclass(frozen=True)
+class _Parts:
+    """What a step is made of: Δθ = η κ ascent + η (−g − κ ascent) + (u + η g) + (Δθ − u)."""
+
+    step_size: float
+    clip: float
+    ascent: Parameters
+    gradient: Parameters
+    alone: Parameters | None
+    delta: Parameters
+
+    def along(self, slope: Parameters) -> dict[str, float]:
+        """Inner products of ∇H at a position with the parts."""
+        ascent = self.step_size * self.clip * inner_product(slope, self.ascent)
+        plain = -self.step_size * inner_product(slope, self.gradient)
+        u = plain if self.alone is None else inner_product(slope, self.alone)
+        whole = inner_product(slope, self.delta)
+        return {"ascent": ascent, "rest": plain - ascent, "preconditioning": u - plain, "momentum": whole - u}
+
+
+class _View(ModelView):
+    """A batch seen through a model: derivatives of the entropy at each position, and contexts."""
 
     def __init__(self, model: nn.Module, before: Parameters, batch: StepBatch) -> None:
-        self.model, self.batch = model, batch
         dtype = next(model.parameters()).dtype
-        self.start = {name: value.detach().to(dtype) for name, value in before.items()}
-        self.mask = batch.valid
-        self.count = int(self.mask.sum())
-        if not self.count:
-            raise invalid("completion_mask", "at least one valid token", "none")
-        self.ids = torch.cat([batch.prompt_ids, batch.completion_ids], dim=1)
-        self.attention = torch.cat([batch.prompt_mask.bool(), batch.completion_mask.bool()], dim=1).long()
-        self.length = batch.completion_ids.shape[1]
+        super().__init__(model, batch, {name: value.detach().to(dtype) for name, value in before.items()})
         self.tokens = batch.completion_ids[self.mask]
-        self.coefficients = batch.advantages.to(dtype)[self.mask] / self.count
+        self.per_token = torch.where(self.mask, batch.advantages.to(self.dtype), 0.0)
+        self.coefficients = self.per_token[self.mask] / self.count
         contexts = batch.context_numbers()
         self.contexts = torch.unique(contexts[self.mask], return_inverse=True)[1]
-        self._rows: int | None = None
 
-    # -- forwards -----------------------------------------------------------------------------------------------------
-
-    def _logits(self, parameters: Parameters, rows: slice) -> Tensor:
-        """Tempered logits of the policy at the completion tokens of some rows, (b, T, V)."""
-        inputs = {"input_ids": self.ids[rows], "attention_mask": self.attention[rows], "use_cache": False}
-        logits = functional_call(self.model, parameters, (), inputs).logits
-        return logits[:, -self.length - 1 : -1] / self.batch.temperature
-
-    def _blocks(self) -> Iterator[tuple[slice, slice]]:
+    def placed_blocks(self) -> Iterator[tuple[Tensor, slice]]:
         """Rows that one forward may hold, and where their positions are among all."""
-        if self._rows is None:
-            with torch.no_grad():
-                first = self._logits(self.start, slice(0, 1))
-            self._rows = max(1, LOGITS_BUDGET // (first.numel() * first.element_size()))
         done = 0
-        for start in range(0, self.ids.shape[0], self._rows):
-            rows = slice(start, start + self._rows)
+        for rows in self.blocks():
             here = slice(done, done + int(self.mask[rows].sum()))
             done = here.stop
             yield rows, here
 
-    @torch.no_grad()
     def entropies(self, parameters: Parameters) -> Tensor:
         """H at every valid position, (n,)."""
-        dtype = next(iter(self.start.values())).dtype
-        cast = {name: value.to(dtype) for name, value in parameters.items()}
-        parts = [_entropy(self._logits(cast, rows))[self.mask[rows]] for rows, _ in self._blocks()]
-        return torch.cat(parts)
+        return token_scores(self, parameters)[1][self.mask]
 
     @torch.no_grad()
     def everywhere(self, delta: Parameters) -> dict[str, Tensor]:
@@ -207,25 +190,26 @@ class _View:
         collected: dict[str, list[Tensor]] = {name: [] for name in names}
         shared = torch.bincount(self.contexts)[self.contexts] > 1
         of_shared: dict[int, Tensor] = {}  # logits of the contexts with several tokens; the vocabulary may be large
-        for rows, here in self._blocks():
+        for rows, here in self.placed_blocks():
             inside = self.mask[rows]
 
-            def heights(parameters: Parameters, rows: slice = rows) -> tuple[Tensor, Tensor]:
-                logits = self._logits(parameters, rows)
+            def heights(parameters: Parameters, rows: Tensor = rows) -> tuple[Tensor, Tensor]:
+                logits = self.logits(parameters, rows)
                 return _entropy(logits), logits.detach()
 
             values: Any = jvp(heights, (self.start,), (delta,), has_aux=True)
-            entropy, slope, logits = (value[inside] for value in values)
+            _, slope, logits = (value[inside] for value in values)
             c = self.coefficients[here]
             statistics = token_statistics(logits, self.tokens[here], second_order=True, impl="eager")
             assert statistics.grpo_curvature is not None  # asked for
             first, second = -c * statistics.centered_discriminant, 0.5 * c.square() * statistics.grpo_curvature
             quadrant = _quadrants(statistics, c)
-            for name, value in zip(names, (entropy, slope, first, second, quadrant), strict=True):
+            for name, value in zip(names, (statistics.entropy, slope, first, second, quadrant), strict=True):
                 collected[name].append(value)
             for place in shared[here].nonzero()[:, 0].tolist():
                 of_shared.setdefault(int(self.contexts[here][place]), logits[place].clone())
         arrays = {name: torch.cat(parts) for name, parts in collected.items()}
+        arrays["coefficient"] = self.per_token[self.mask]
         sums = torch.zeros(int(self.contexts.max()) + 1, dtype=arrays["token_1"].dtype, device=self.contexts.device)
         arrays["context_1"] = sums.index_add(0, self.contexts, arrays["token_1"])[self.contexts]
         arrays["context_2"] = arrays["token_2"].clone()
@@ -250,22 +234,7 @@ class _View:
             off[name] = value + 0.5 * torch.finfo(value.dtype).eps * sign * value
         return float((self.entropies(off) - entropy).square().mean().sqrt())
 
-    # -- derivatives --------------------------------------------------------------------------------------------------
-
-    def ascent(self) -> Parameters:
-        """Σ_t c_t ∇_θ log p_t, the policy gradient of the batch."""
-        total = {name: torch.zeros_like(value) for name, value in self.start.items()}
-        for rows, here in self._blocks():
-            leaves = {name: value.clone().requires_grad_() for name, value in self.start.items()}
-            log_probs = self._logits(leaves, rows)[self.mask[rows]].log_softmax(-1)
-            objective = self.coefficients[here] @ log_probs.gather(-1, self.tokens[here, None])[:, 0]
-            for name, part in zip(leaves, torch.autograd.grad(objective, list(leaves.values())), strict=True):
-                total[name] += part
-        return total
-
-    def pieces(
-        self, directions: Mapping[str, Parameters], scale: float, positions: int, seed: int
-    ) -> dict[str, Tensor]:
+    def pieces(self, parts: _Parts, positions: int, seed: int) -> dict[str, Tensor]:
         """Take the first order apart at some positions, one backward pass for each quantity."""
         order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))
         chosen = order[:positions].sort().values.to(self.mask.device)
@@ -273,8 +242,9 @@ class _View:
         head = self._head()
         collected: dict[str, list[float]] = {name: [] for name in PIECES}
         through_head = []
+        scale = parts.step_size * parts.clip
+        leaves = {name: value.detach().requires_grad_() for name, value in self.start.items()}
         for place, (row, time) in zip(chosen.tolist(), where, strict=True):
-            leaves = {name: value.clone().requires_grad_() for name, value in self.start.items()}
             end = self.batch.prompt_ids.shape[1] + time  # causal: what comes later does not matter
             inputs = {"input_ids": self.ids[row : row + 1, :end], "attention_mask": self.attention[row : row + 1, :end]}
             logits = functional_call(self.model, leaves, (), inputs | {"use_cache": False}).logits[0, -1]
@@ -283,16 +253,16 @@ class _View:
             own = self.coefficients[place] * log_probs[self.tokens[place]]
             context = self.coefficients[together] @ log_probs[self.tokens[together]]
             slope = _gradient(_entropy(logits), leaves)
-            total = _dot(slope, directions["gradient"])
-            mine = scale * _dot(slope, _gradient(own, leaves))
-            all_here = scale * _dot(slope, _gradient(context, leaves))
+            along = parts.along(slope)
+            mine = scale * inner_product(slope, _gradient(own, leaves))
+            all_here = scale * inner_product(slope, _gradient(context, leaves))
             collected["own"].append(mine)
             collected["context"].append(all_here - mine)
-            collected["sharing"].append(total - all_here)
+            collected["sharing"].append(along["ascent"] - all_here)
             for name in ("rest", "preconditioning", "momentum"):
-                collected[name].append(_dot(slope, directions[name]))
+                collected[name].append(along[name])
             if head is not None:
-                through_head.append(float((slope[head] * directions["gradient"][head]).sum()))
+                through_head.append(scale * float((slope[head] * parts.ascent[head]).sum()))
         tensor = {name: torch.tensor(values, dtype=torch.float64) for name, values in collected.items()}
         tensor["chosen"] = chosen
         if head is not None:
@@ -329,38 +299,18 @@ class _View:
         has_bias = layer.model.get_output_embeddings().bias is not None
         if has_bias or layer.softcap is not None or layer.obstacle(lambda: self.model(**first).logits):
             return None
-        for rows, _ in self._blocks():
+        for rows, _ in self.placed_blocks():
             with layer.watch() as seen:
-                self._logits(self.start, rows)
+                self.logits(self.start, rows)
             states.append(seen[0][:, -self.length - 1 : -1][self.mask[rows]])
         h = torch.cat(states)
         mine = h[chosen]
         S = -grad(lambda z: _entropy(z).sum())(mine @ matrix.T / T)
         total = torch.zeros_like(mine[:, 0])
-        for _, here in self._blocks():
+        for _, here in self.placed_blocks():
             bracket = S[:, self.tokens[here]] - S @ (h[here] @ matrix.T / T).softmax(-1).T
             total += ((mine @ h[here].T) * bracket) @ self.coefficients[here]
         return -scale / T**2 * total
-
-
-class _KeepFloat64(TorchFunctionMode):
-    """Turns the float32 that models cast to inside (norms, rotary angles, the softmax of attention) into float64."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.float:
-            func = Tensor.double
-        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-        return func(*args, **{k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()})
-
-
-@contextmanager
-def full_precision(dtype: torch.dtype) -> Iterator[None]:
-    """Keep float64 where a model casts to float32 by itself; nothing for other dtypes."""
-    if dtype is torch.float64:
-        with _KeepFloat64():
-            yield
-    else:
-        yield
 
 
 def _entropy(logits: Tensor) -> Tensor:
@@ -381,7 +331,3 @@ def _quadrants(statistics: TokenStatistics, coefficients: Tensor) -> Tensor:
 def _gradient(value: Tensor, leaves: Parameters) -> Parameters:
     parts = torch.autograd.grad(value, list(leaves.values()), retain_graph=True, materialize_grads=True)
     return dict(zip(leaves, parts, strict=True))
-
-
-def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    return float(sum((a[name] * b[name]).sum(dtype=torch.float64) for name in a))

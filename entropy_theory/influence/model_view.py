@@ -18,7 +18,7 @@ from entropy_theory.vocab import token_statistics
 
 Parameters = dict[str, Tensor]
 
-LOGITS_BUDGET = 1 << 27
+LOGITS_BUDGET = 1 << 25
 """Logits that one forward may hold, in bytes; a derivative holds some copies of them."""
 
 
@@ -109,7 +109,7 @@ class ModelView:
             The gradient by the name of what trains, and the entropies h of those rows, (B, T).
         """
         total = {name: torch.zeros_like(value) for name, value in self.start.items()}
-        leaves = {name: value.clone().requires_grad_() for name, value in self.start.items()}
+        leaves = {name: value.detach().requires_grad_() for name, value in self.start.items()}
         heights = torch.zeros(self.mask.shape, dtype=self.dtype, device=self.mask.device)
         for block in self.blocks(rows):
             inside = self.mask[block]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -166,12 +167,6 @@ def audit_table(result: Mapping[str, Any]) -> Table:
 
     from entropy_theory.report.figures.audit import ARMS, PREDICTIONS
 
-    def cell(measured: Mapping[str, float] | None, form: str, interval: bool = True) -> str:
-        if measured is None:
-            return "—"
-        value = format(measured["value"], form)
-        return f"{value}\n\\[{measured['low']:{form}}, {measured['high']:{form}}]" if interval else value
-
     names = PREDICTIONS | {"token_2": "own token, 2nd order", "context_2": "own context, 2nd order"}
     table = Table(title="predicted against realised ΔH, position by position", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("prediction", max_width=16)
@@ -185,11 +180,11 @@ def audit_table(result: Mapping[str, Any]) -> Table:
                 continue
             table.add_row(
                 names[name],
-                cell(row["sign_agreement"], ".0%"),
-                cell(row["slope"], ".2g", interval=False),
-                cell(row["r2_fitted"], ".2f"),
-                cell(row["r2_actual"], ".2f", interval=False),
-                cell(row["rank_correlation"], ".2f"),
+                _estimate_cell(row["sign_agreement"], ".0%"),
+                _estimate_cell(row["slope"], ".2g", interval=False),
+                _estimate_cell(row["r2_fitted"], ".2f"),
+                _estimate_cell(row["r2_actual"], ".2f", interval=False),
+                _estimate_cell(row["rank_correlation"], ".2f"),
                 end_section=name == "parameters",
             )
     positions = ", ".join(f"{ARMS.get(arm, arm)} {measured['positions']:,}" for arm, measured in result["arms"].items())
@@ -199,6 +194,79 @@ def audit_table(result: Mapping[str, Any]) -> Table:
         "nearest to AdamW's step; actual: R² at that step; 2nd orders are at the fitted one"
     )
     return table
+
+
+def audit_tokens_table(result: Mapping[str, Any]) -> Table:
+    """Lay out the tokens' view of an audit: for each optimizer, how −S_c agrees with a token's influence."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from entropy_theory.report.figures.audit import ARMS
+
+    table = Table(title="tabular −S_c against influence D, token by token", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("influence on", max_width=16)
+    for name in ("tokens", "Pearson", "Spearman", "same sign", "strongest 3 %"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for arm, measured in result["arms"].items():
+        table.add_row(f"[bold]{ARMS.get(arm, arm)}[/]")
+        for over, label in (("same", "own contexts"), ("crossed", "crossed contexts")):
+            for kind, words in (("plain", ""), ("weighted", ", × g")):
+                if measured["tokens"][over] is not None:
+                    row = measured["tokens"][over][kind]["overall"]
+                    forms = {"pearson": ".2f", "spearman": ".2f", "sign_agreement": ".0%", "strongest_shared": ".0%"}
+                    cells = [_estimate_cell(row[name], form) for name, form in forms.items()]
+                    table.add_row(label + words, f"{row['tokens']:,}", *cells)
+        table.add_section()
+    table.caption = (
+        "influence: what a token does to mean entropy, exactly to first order, on the batch's own contexts and on "
+        "those of the other half of the prompt groups; × g: −g S_c against g D; strongest: how many of the 3 % of "
+        "tokens with the largest influence are among those with the largest S_c; correlations are within steps"
+    )
+    return table
+
+
+def audit_means_table(result: Mapping[str, Any]) -> Table:
+    """Lay out the mean entropy of an audit's steps: predicted, first order and realised; fixed contexts and shift."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title="change of mean entropy, step by step", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("step", no_wrap=True)
+    columns = {"mean_token": "tabular", "first_order_now": "now", "first_order_momentum": "momentum"}
+    if any(row["first_order_decay"] for row in result["steps"]):
+        columns["first_order_decay"] = "decay"
+    columns |= {"mean_parameters": "in all", "mean_realised": "real"}
+    for name in (*columns.values(), "fixed", "shift", "ESS"):
+        table.add_column(name, justify="right", no_wrap=True)
+
+    for arm in result["arms"]:
+        rows = [row for row in result["steps"] if row["arm"] == arm]
+        power = math.floor(math.log10(max(abs(row["mean_realised"]) for row in rows) or 1.0))
+        table.add_row(f"[bold]{escape(arm)}[/]\n10^{power} nats")
+        for row in rows:
+            in_unit = {name: value / 10**power for name, value in row.items() if isinstance(value, float)}
+            cells = [f"{in_unit[name]:{'.0e' if name == 'mean_token' else '.2f'}}" for name in columns]
+            for part in ("fixed", "shift"):
+                error = in_unit.get(f"held_out_{part}_error")
+                cells.append(f"{in_unit[f'held_out_{part}']:.2f}" + ("" if error is None else f"\n±{error:.2f}"))
+            share = row["held_out_effective_sample_size"] / row["held_out_tokens"]
+            table.add_row(f"{row['step']}, seed {row['seed']}", *cells, f"{share:.0%}")
+        table.add_section()
+    table.caption = (
+        "tabular: mean of −η A S_c of the positions' own tokens; first order in the weights: this gradient (now), "
+        "momentum, weight decay, in all; real: realised on the batch; in rollouts of other prompts, reweighted: the "
+        "change at fixed contexts and the shift of contexts, ± 1 standard error, with the effective sample size as a "
+        "share of the tokens"
+    )
+    return table
+
+
+def _estimate_cell(measured: Mapping[str, float] | None, form: str, interval: bool = True) -> str:
+    if measured is None:
+        return "—"
+    value = format(measured["value"], form)
+    return f"{value}\n\\[{measured['low']:{form}}, {measured['high']:{form}}]" if interval else value
 
 
 def _outcome(report: Mapping[str, Any]) -> str:

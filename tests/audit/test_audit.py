@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from entropy_theory import cli
@@ -17,12 +19,15 @@ from entropy_theory.audit import run as audit_run
 from entropy_theory.audit.config import AuditConfig
 from entropy_theory.audit.run import audit
 from entropy_theory.audit.step import read_step
+from entropy_theory.report import tables
+from entropy_theory.report.figures.audit_tokens import audit_tokens_figure
 from entropy_theory.testbed import decoder, sum_task
 
 
 def small(model: Path, out: Path, **changes: object) -> AuditConfig:
     settings = {"arms": ("adamw", "sgd-output"), "at": (2, 4), "seeds": (0,), "max_completion_length": 8}
     settings |= {"prompts_per_step": 4, "generations": 8, "positions": 8, "resamples": 20, "learning_rate": 1e-3}
+    settings |= {"precision": "float64"}
     return AuditConfig(**settings | changes, model=str(model), out=out)
 
 
@@ -55,6 +60,22 @@ def test_every_step_is_measured_and_holds_its_checks(finished: tuple[AuditConfig
     # on one matrix a small step is its first order, and what a token does to itself is S_c times ‖h‖²
     assert output["predictors"]["parameters"]["r2_fitted"]["value"] > 0.99
     assert output["own_effect"]["token"]["sign_agreement"]["value"] > 0.99
+    # rollouts of the policy before the step are of nearly the policy after it
+    assert all(0.5 < row["held_out_effective_sample_size"] / row["held_out_tokens"] <= 1 for row in result["steps"])
+    for row in result["steps"]:
+        parts = sum(row[f"first_order_{name}"] for name in ("now", "momentum", "decay"))
+        # the step's own parts in float64 against the rounded float32 weights that it left
+        assert parts == pytest.approx(row["mean_parameters"], rel=1e-2)
+        assert row["influence_check"] < 1e-9
+        factor = row["learning_rate"] * row["clip_factor"]
+        if row["arm"] == "adamw":
+            factor *= (1 - 0.9) / (1 - 0.9 ** row["step"])
+        assert row["first_order_now"] == pytest.approx(factor * row["influence_total"], rel=1e-3)
+    for over in ("same", "crossed"):
+        summary = output["tokens"][over]["plain"]
+        assert summary["overall"]["tokens"] == output["positions"]
+        assert sum(decile["tokens"] for decile in summary["deciles"]) == output["positions"]
+    assert output["means"]["steps"] == 2
     assert (
         sum(row["positions"] for row in output["quadrants"].values() for row in [row["token"]]) == output["positions"]
     )
@@ -86,6 +107,62 @@ def test_a_killed_audit_goes_on_and_ends_with_the_same_numbers(
     assert result["arms"] == finished[1]["arms"]
 
 
+def test_measuring_does_not_touch_the_run(tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights after step 4 are the same to the bit, whether step 2 was measured or not."""
+    monkeypatch.setattr(audit_run.shutil, "rmtree", lambda *_, **__: None)  # keep the checkpoints
+    weights = []
+    for at in ((2, 4), (4,)):
+        config = small(tiny_decoder, tmp_path / str(len(at)), arms=("adamw",), at=at)
+        audit_run.run_arm(config, "adamw", 0)
+        weights.append((config.out / "runs/adamw-0/trainer/checkpoint-4/model.safetensors").read_bytes())
+        assert len(list((config.out / "steps").iterdir())) == len(at)
+    assert weights[0] == weights[1]
+
+
+def test_one_group_leaves_the_crossed_view_and_the_errors_out(
+    tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sum_task, "reward", lambda completions, **_: [float(i % 2) for i in range(len(completions))])
+    words = ["--model", str(tiny_decoder), "--arms", "sgd", "--at", "1", "--seeds", "0", "--prompts-per-step", "1"]
+    words += ["--resamples", "5", "--positions", "2", "--out", str(tmp_path / "run")]
+    assert cli.main(["audit", *words]) == 0
+    assert "Influence on crossed contexts was left out" in " ".join(capsys.readouterr().out.split())
+    record = json.loads((tmp_path / "run" / "audit.json").read_text())
+    assert record["arms"]["sgd"]["tokens"]["crossed"] is None
+    assert record["arms"]["sgd"]["means"]["held_out"]["shift"]["error"] is None
+    assert record["configuration"]["precision"] == "float32"
+
+
+def test_tables_and_figure_of_the_tokens(finished: tuple[AuditConfig, dict]) -> None:
+    _, result = finished
+    console = Console(width=80, record=True, file=io.StringIO())
+    for table in (tables.audit_tokens_table(result), tables.audit_means_table(result)):
+        console.print(table)
+    text = console.export_text()
+    assert "…" not in text
+    assert "decay" not in text.split("adamw")[1].split("tabular:")[0]  # the runs have none
+    assert f"{result['arms']['adamw']['tokens']['crossed']['plain']['overall']['sign_agreement']['value']:.0%}" in text
+    figure = audit_tokens_figure(result)
+    (legend,) = figure.legends
+    assert {"AdamW", "SGD, output matrix only", "crossed contexts"} <= {t.get_text() for t in legend.get_texts()}
+    shown = figure.axes[4].lines
+    realised = [row["mean_realised"] for row in result["steps"] if row["arm"] == "adamw"]
+    unit = np.sqrt(np.mean(np.square(realised)))
+    assert any(np.allclose(line.get_ydata(), np.array(realised) / unit) for line in shown)
+
+
+def test_defaults_are_those_of_the_small_decoder_or_of_a_given_model() -> None:
+    small, real = AuditConfig(), AuditConfig(model="smollm2")
+    assert (small.at, small.seeds, small.precision, small.task) == ((5, 15, 30, 60), (0, 1, 2), "float64", None)
+    assert (real.at, real.seeds, real.precision, real.task) == ((2, 4), (0,), "float32", "addition")
+    run = real.run("adamw", 0)
+    assert (run.prompts_per_step, run.generations, run.max_completion_length, run.learning_rate) == (4, 8, 16, 2e-5)
+    assert real.run("sgd", 0).learning_rate == 1e-3
+    assert "sgd-output" not in real.arms  # a matrix that is also the embedding cannot be trained alone
+    given = AuditConfig(model="smollm2", dataset="prompts.jsonl", reward="module:function", at=(1,), held_out=3)
+    assert (given.task, given.at, given.held_out) == (None, (1,), 3)
+
+
 def test_the_command_prints_draws_and_does_not_repeat(
     finished: tuple[AuditConfig, dict], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,15 +171,17 @@ def test_the_command_prints_draws_and_does_not_repeat(
     monkeypatch.setattr(audit_run, "run_arm", lambda *_: pytest.fail("a finished audit was repeated"))
     words = ["--arms", *config.arms, "--at", "2", "4", "--seeds", "0", "--max-completion-length", "8"]
     words += ["--prompts-per-step", "4", "--generations", "8", "--positions", "8", "--resamples", "20"]
-    words += ["--learning-rate", "1e-3", "--model", str(config.model), "--out", str(config.out)]
+    words += ["--learning-rate", "1e-3", "--precision", "float64"]
+    words += ["--model", str(config.model), "--out", str(config.out)]
     assert cli.main(["audit", *words]) == 0
     out = capsys.readouterr().out
     assert "first order in" in out
     assert "sharing with other contexts" in " ".join(out.split())
     written = json.loads((config.out / "audit.json").read_text())
     assert written["arms"] == json.loads(json.dumps(result["arms"]))
-    assert len(written["findings"]) == 2
-    assert (config.out / "audit.png").stat().st_size > 20_000
+    assert len(written["findings"]) == 4  # of positions and of tokens, for each arm
+    for name in ("audit.png", "audit_tokens.png"):
+        assert (config.out / name).stat().st_size > 20_000
 
 
 def test_steps_without_a_gradient_are_waited_out_and_then_named(
@@ -152,6 +231,7 @@ def test_a_tied_output_matrix_cannot_be_trained_alone() -> None:
         (["--at", "2", "2"], "at: expected one or more different steps"),
         (["--seeds", "1", "1"], "seeds: expected one or more different integers"),
         (["--arms", "rmsprop"], "rmsprop"),
+        (["--held-out", "0"], "held_out: expected an integer >= 1"),
         (["--positions", "0"], "positions: expected an integer >= 1"),
         (["--sgd-learning-rate", "-1"], "sgd_learning_rate: expected a finite number > 0"),
         (["--generations", "1"], "generations"),

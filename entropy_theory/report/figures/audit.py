@@ -66,7 +66,7 @@ def _ranks(axis: Axes, arms: Mapping[str, Any], colours: Mapping[str, str]) -> N
     for index, (arm, measured) in enumerate(arms.items()):
         rows = [measured["own_effect"]["token"], *(measured["predictors"][prediction] for prediction in PREDICTIONS)]
         for place, row in enumerate(rows):
-            _interval(axis, place + _aside(index, arms), row, "rank_correlation", colours[arm], "token")
+            _interval(axis, place + beside(index, arms), row, "rank_correlation", colours[arm], "token")
     axis.axvline(0.5, color=COLOURS[0], linewidth=0.7)
     labels = ["own token,\nown part of ΔH", "own\ntoken", "own\ncontext", "first order in\nparameters"]
     axis.set_xticks(range(4), labels, fontsize=7)
@@ -92,7 +92,7 @@ def _by_quadrant(axis: Axes, arms: Mapping[str, Any], colours: Mapping[str, str]
         for place, quadrant in enumerate(("q1", "q2", "q3", "q4")):
             for prediction in _MARKS:
                 row = measured["quadrants"][quadrant][prediction]
-                _interval(axis, place + _aside(index, arms), row, "sign_agreement", colours[arm], prediction)
+                _interval(axis, place + beside(index, arms), row, "sign_agreement", colours[arm], prediction)
     axis.set_xticks(range(4), ["Q1\nA>0, S_c>0", "Q2\nA>0, S_c<0", "Q3\nA<0, S_c>0", "Q4\nA<0, S_c<0"], fontsize=7)
     _chance(axis)
 
@@ -101,7 +101,7 @@ def _by_entropy(axis: Axes, arms: Mapping[str, Any], colours: Mapping[str, str])
     for index, (arm, measured) in enumerate(arms.items()):
         for place, row in enumerate(measured["deciles"], start=1):
             for prediction in _MARKS:
-                where = place + 1.2 * _aside(index, arms)
+                where = place + 1.2 * beside(index, arms)
                 _interval(axis, where, row[prediction], "sign_agreement", colours[arm], prediction)
     axis.set_xticks(range(1, 11))
     axis.set_xlabel("decile of entropy")
@@ -116,20 +116,25 @@ def _chance(axis: Axes) -> None:
 def _interval(
     axis: Axes, place: float, row: Mapping[str, Any], name: str, colour: str, prediction: str = "parameters"
 ) -> None:
-    measured = row[name]
-    if measured is None:
+    estimate_mark(axis, place, row[name], colour, _MARKS[prediction], _fill(prediction))
+
+
+def estimate_mark(
+    axis: Axes, place: float, estimate: Mapping[str, float] | None, colour: str, mark: str, fill: Any = "full"
+) -> None:
+    """Draw an estimate with its interval at a place of the horizontal axis; nothing for None."""
+    if estimate is None:
         return
-    axis.plot([place, place], [measured["low"], measured["high"]], color=colour, linewidth=1.2, alpha=0.7)
-    axis.plot(
-        [place], [measured["value"]], _MARKS[prediction], color=colour, markersize=3.4, fillstyle=_fill(prediction)
-    )
+    axis.plot([place, place], [estimate["low"], estimate["high"]], color=colour, linewidth=1.2, alpha=0.7)
+    axis.plot([place], [estimate["value"]], mark, color=colour, markersize=3.4, fillstyle=fill)
 
 
 def _fill(prediction: str) -> Any:
     return "none" if prediction == "context" else "full"
 
 
-def _aside(index: int, arms: Mapping[str, Any]) -> float:
+def beside(index: int, arms: Mapping[str, Any]) -> float:
+    """Move an arm's marks aside, so that those of several arms stand next to one another."""
     return 0.2 * (index - (len(arms) - 1) / 2)
 
 
