@@ -73,7 +73,7 @@ class InfluenceConfig(sweep.SweepOptions):
     tiny: bool = False
 
 
-QUICK = {"models": ("decoder",), "seeds": (0, 1), "steps": 4, "tiny": True}
+QUICK = {"models": ("decoder",), "seeds": (0, 1), "steps": 9, "tiny": True}
 
 
 @dataclass(frozen=True)
