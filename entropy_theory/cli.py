@@ -138,6 +138,42 @@ def _lens(config: LensConfig, console: Console) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class LedgerConfig:
+    """Ask why the entropy of a training run moved: updates at fixed contexts, or other contexts visited.
+
+    Reads the metrics of a finished or unfinished run of `train --ledger` and draws the account. Examples:
+
+      entropy-theory train --ledger --influence-every 1 --out runs/train
+      entropy-theory ledger runs/train
+
+    Attributes:
+        run: The folder of the run.
+        out: Folder for ledger.json and ledger.png; default: that of the run.
+    """
+
+    run: tyro.conf.Positional[Path]
+    out: Path | None = None
+
+
+def _ledger(config: LedgerConfig, console: Console) -> int:
+    from entropy_theory import records
+    from entropy_theory.influence import run_summary
+    from entropy_theory.report import figures
+    from entropy_theory.report.figures.ledger import ledger_figure
+    from entropy_theory.report.tables import ledger_table
+
+    metrics, out = config.run / "metrics.jsonl", config.out or config.run
+    if not metrics.is_file():
+        raise invalid("run", "a folder of train --ledger, with metrics.jsonl", config.run)
+    summary = run_summary(records.read_lines(metrics))
+    records.write_json(out / "ledger.json", summary)
+    figures.save(ledger_figure(summary), out / "ledger.png")
+    console.print(ledger_table(summary))
+    console.print(f"written: {out / 'ledger.json'}, {out / 'ledger.png'}")
+    return 0
+
+
 def _train(config: Any, console: Console) -> int:
     from entropy_theory.training.run import train
 
@@ -263,6 +299,9 @@ COMMANDS = {
         writes_file=True,
     ),
     "train": Command("GRPO with an entropy-control rule", "entropy_theory.training.config:TrainConfig", _train),
+    "ledger": Command(
+        "why the entropy of a training run moved, part by part", "entropy_theory.cli:LedgerConfig", _ledger
+    ),
     "audit": Command(
         "how well the theory predicts what optimizer steps do to your model's entropy",
         "entropy_theory.audit.config:AuditConfig",

@@ -92,6 +92,7 @@ OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "--scoring": ("twice",),
         "--save-every": ("0", "x"),
         "--realised-every": ("-1",),
+        "--influence-every": ("-1", "1", "x"),
         "--save-batches": ("-1",),
         "--seed": ("-1", "x", "99999999999999999999"),
         "--dataset-split": (),

@@ -45,6 +45,11 @@ def test_help_of_a_command_explains_every_option(name: str, capsys: pytest.Captu
         (["lens", str(BATCH), "--rules", "clip-bb"], "did you mean 'clip-b'"),
         (["lens", str(BATCH), "--step-size", "-1"], "step_size: expected a finite number > 0"),
         (["lens"], "lens:"),
+        (
+            ["ledger", "no-such-run"],
+            "run: expected a folder of train --ledger, with metrics.jsonl, received no-such-run",
+        ),
+        (["train", "--influence-every", "2"], "ledger: expected --ledger beside --influence-every"),
         (["demo", "--steps", "0"], "steps: expected an integer >= 1"),
         (["demo", "--seeds", "1", "1"], "seeds: expected one or more different integers"),
     ],

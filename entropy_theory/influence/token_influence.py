@@ -94,7 +94,7 @@ def token_influence(
             forward-mode derivative; "output", through the output matrix alone, in closed form from the hidden states;
             "auto": "jvp", or "difference" where the model has no forward-mode derivative.
         check: The rows whose Σ g D/n is compared with ⟨∇J, P ∇H̄⟩, at the price of a forward and a backward over them:
-            "sample", every eighth and at least four; "all"; "none". "output" compares all, without a backward.
+            "sample", every 16th and at least four; "all"; "none". "output" compares all, without a backward.
 
     Returns:
         The influences.
@@ -209,7 +209,7 @@ def _measure(
             for mine, contexts in halves:
                 slope, _ = view.gradient(entropy=contexts.to(coefficients) / int(contexts.sum()))
                 directions.append((mine.any(-1).nonzero()[:, 0], precondition(slope)))
-            checked = {"all": rows, "none": rows[:0], "sample": rows[:: max(1, min(8, len(rows) // 4))]}[check]
+            checked = {"all": rows, "none": rows[:0], "sample": rows[:: max(1, min(16, len(rows) // 4))]}[check]
             product = 0.0
             for mine, v in directions:
                 both = mine[torch.isin(mine, checked)]

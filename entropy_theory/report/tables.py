@@ -1,4 +1,4 @@
-"""Tables for the terminal of what `Report`, `SimulationResult.summary`, `LensTable` and `audit` give as plain data."""
+"""Tables for the terminal of what verification, simulation, lens, ledger and audit give as plain data."""
 
 from __future__ import annotations
 
@@ -138,6 +138,29 @@ def lens_table(table: Mapping[str, Any]) -> Table:
         cells = [escape(row["rule"]), estimate(row["total"]), milli(row["against_none"]["value"]), *quadrants]
         layout.add_row(*cells, f"{row['dropped_share']:.1%}", milli(row["random_total"]))
     return layout
+
+
+def ledger_table(summary: Mapping[str, Any]) -> Table:
+    """Lay out a run's ledger: entropy at the start, the parts of its change, entropy at the end."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from entropy_theory.report.figures.ledger import shown_parts
+
+    table = Table(title="mean entropy on the policy's own contexts (nats)", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("part")
+    table.add_column("nats", justify="right", no_wrap=True)
+    table.add_row(f"start, step {summary['first_step']}", f"{summary['start']:.4f}", end_section=True)
+    for label, value, error, _ in shown_parts(summary):
+        table.add_row(label, f"{value:+.4f}" + ("" if error is None else f" ± {error:.4f}"))
+    table.add_section()
+    table.add_row(f"end, step {summary['last_step']}", f"{summary['end']:.4f}")
+    split, finished = summary["split_batches"], summary["batches"] - 1
+    table.caption = f"{summary['batches']} generation batches"
+    table.caption += f", the updates on {split} of {finished} split" if 0 < split < finished else ""
+    table.caption += "; ±: one standard error over prompt groups; closing error "
+    table.caption += f"{summary['closing_error']:.0e}"
+    return table
 
 
 def audit_table(result: Mapping[str, Any]) -> Table:

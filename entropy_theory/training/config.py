@@ -44,6 +44,10 @@ class TrainConfig:
         bf16: Mixed precision with bfloat16.
         gradient_checkpointing: Recompute activations in the backward pass.
         realised_every: Measure the realised entropy change on the same tokens every k generations; 0: never.
+        ledger: Account for the run's on-policy entropy: what the updates did at fixed contexts, and what visiting other
+            contexts and sampling did; one more forward for each generation batch. `entropy-theory ledger OUT` draws it.
+        influence_every: With --ledger, split the fixed-context change of every k-th generation batch to first order:
+            present gradient, momentum, weight decay; one more forward and backward for each update; 0: never.
         scoring: Where token statistics are computed: "auto", inside the training forward where that is exact; "batch",
             in a forward of their own; "one-pass", always inside the training forward.
         save_batches: Save the token statistics of every k-th generation batch to OUT/batches, for the lens; 0: never.
@@ -75,6 +79,8 @@ class TrainConfig:
     bf16: bool = False
     gradient_checkpointing: bool = False
     realised_every: int = 0
+    ledger: bool = False
+    influence_every: int = 0
     scoring: Literal["auto", "batch", "one-pass"] = "auto"
     save_batches: int = 0
     save_every: int = 50
@@ -87,7 +93,9 @@ class TrainConfig:
         """Refuse values that no run can use."""
         at_least(self, 1, "steps", "prompts_per_step", "gradient_accumulation", "num_iterations", "save_every")
         at_least(self, 1, "max_completion_length")
-        at_least(self, 0, "realised_every", "save_batches", "seed")
+        at_least(self, 0, "realised_every", "influence_every", "save_batches", "seed")
+        if self.influence_every and not self.ledger:
+            raise invalid("ledger", "--ledger beside --influence-every, which splits its entries", False)
         if self.generations < 2:
             raise invalid("generations", "an integer >= 2 (GRPO compares the completions of a group)", self.generations)
         finite_number(self, "learning_rate", "temperature")

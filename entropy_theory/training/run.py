@@ -187,6 +187,8 @@ def trainer_arguments(config: TrainConfig, processes: int) -> dict[str, Any]:
         "rule_seed": config.seed,
         "observe": list(config.observe),
         "realised_change_every": config.realised_every,
+        "ledger": config.ledger,
+        "influence_every": config.influence_every,
         "scoring": config.scoring,
         "save_batches": config.save_batches,
         "max_steps": config.steps,

@@ -23,7 +23,7 @@ from entropy_theory.audit.tokens import (
     token_row,
     tokens_summary,
 )
-from entropy_theory.influence.optimizer_steps import preconditioner
+from entropy_theory.influence import preconditioner
 from entropy_theory.intervals import Resampling
 
 

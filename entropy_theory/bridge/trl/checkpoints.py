@@ -247,7 +247,7 @@ class SafeCheckpoints(_Trainer):
         manifest, refusal = outcome
         if refusal is not None:
             raise ValueError(refusal)
-        lost = [*manifest["lost"], *self._restore_control(manifest, other)]
+        lost = [*manifest["lost"], *self._restore_control(manifest, other), *self._restore_rank_state(folder, manifest)]
         self._epochs_done, self._step = manifest["epochs"], manifest["micro_step"]
         if manifest["mid_batch"] and manifest["rule"] != str(self.rule):
             lost.append("the rest of a generation batch, decided upon by the old rule, is lost")
@@ -303,7 +303,8 @@ class SafeCheckpoints(_Trainer):
             self.accelerator.wait_for_everyone()
             if self._mid_batch:  # first, since what is uploaded is sealed before the trainer's part ends
                 torch.save(self._buffered_inputs, folder / _BATCH.format(rank=self.accelerator.process_index))
-                self.accelerator.wait_for_everyone()
+            self._save_rank_state(folder)
+            self.accelerator.wait_for_everyone()
             # Transformers deletes older checkpoints at the end of its part, when ours is not yet sealed. A limit of
             # None keeps it from that; `save_model` and `_push_from_checkpoint` write the arguments to files and see the
             # true one.

@@ -49,7 +49,7 @@ def check_supported(rule: Rule, args: Any, installed: str, scoring: str = "auto"
     Raises:
         ValueError: The loss would ignore per-token advantages; an option replaces the code that reads them; a
             ratio-based rule and an option of TRL would both decide the same thing; statistics over an optimizer step
-            cannot be formed; or one pass is not exact.
+            cannot be formed; one pass is not exact; or the ledger's first order would need what one process has not.
     """
     loss_type = getattr(args, "loss_type", None)  # RLOO has none
     if loss_type is not None and loss_type not in SUPPORTED_LOSSES:
@@ -67,6 +67,7 @@ def check_supported(rule: Rule, args: Any, installed: str, scoring: str = "auto"
             )
         _check_ratio_based(rule, args)
     _check_scoring(rule, args, scoring)
+    _check_ledger(args)
 
 
 def _check_ratio_based(rule: Rule, args: Any) -> None:
@@ -99,6 +100,21 @@ def _check_scoring(rule: Rule, args: Any, scoring: str) -> None:
         raise invalid("scoring", "'auto', 'batch' or 'one-pass'", repr(scoring))
     if scoring == "one-pass" and (obstacle := against_one_pass(rule, args)):
         raise invalid("scoring", obstacle[0], f"'one-pass' with {obstacle[1]}")
+
+
+def _check_ledger(args: Any) -> None:
+    every = int(getattr(args, "influence_every", 0))
+    if every < 0:
+        raise invalid("influence_every", "an integer >= 0", every)
+    if not every:
+        return
+    if not getattr(args, "ledger", False):
+        raise invalid("ledger", f"True beside influence_every = {every}, which splits the ledger's entries", False)
+    for name, whole in (("world_size", 1), ("n_gpu", 1), ("fsdp", None), ("deepspeed", None), ("fp16", False)):
+        value = getattr(args, name, whole)
+        if value and value != whole:
+            reason = "0: it needs one process with the whole model, and steps that no loss scaler skips"
+            raise invalid("influence_every", reason, f"{every} with {name} = {value}")
 
 
 def against_one_pass(rule: Rule, args: Any) -> tuple[str, str] | None:

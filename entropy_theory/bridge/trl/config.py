@@ -24,6 +24,12 @@ class ControlOptions:
             "batch".
         save_batches: Save the token statistics of every k-th generation batch, gathered over ranks, to
             ``OUTPUT_DIR/batches`` for ``entropy-theory lens``; 0 never does.
+        ledger: Account for the run's on-policy entropy, batch by batch: how much of its change the updates made at
+            fixed contexts, and how much came from visiting other contexts and from sampling. It costs one more forward
+            for each generation batch.
+        influence_every: With ``ledger``, split the fixed-context change of every k-th generation batch to first order
+            into the present gradient's part, momentum and weight decay; 0 never does. It costs one more forward and
+            backward for each update, and needs one process and torch's SGD, Adam or AdamW.
         resume_with_new_rule: Resume also from a checkpoint of plain TRL, of another rule or parameter, or of another
             release of this package; a warning says what is lost.
     """
@@ -38,6 +44,12 @@ class ControlOptions:
     )
     scoring: str = field(default="auto", metadata={"help": "'batch', 'one-pass', or what costs least: 'auto'."})
     save_batches: int = field(default=0, metadata={"help": "Save every k-th generation batch for the lens; 0: never."})
+    ledger: bool = field(
+        default=False, metadata={"help": "Account for on-policy entropy: fixed contexts, state shift."}
+    )
+    influence_every: int = field(
+        default=0, metadata={"help": "Split the ledger's fixed-context change every k generations; 0: never."}
+    )
     resume_with_new_rule: bool = field(
         default=False, metadata={"help": "Resume also from checkpoints of plain TRL or of another rule."}
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -111,13 +111,21 @@ class GenerationControl:
         scorer: Scores a batch under the present policy.
         save_every: Save every k-th batch; 0 never does.
         realised_every: Measure the realised change of every k-th batch; 0 never does.
+        account: Called with TRL's dictionary, H and the valid tokens of every batch that has any, once scored.
     """
 
     def __init__(
-        self, host: HostTrainer, run: RuleRun, scorer: Scorer, *, save_every: int, realised_every: int
+        self,
+        host: HostTrainer,
+        run: RuleRun,
+        scorer: Scorer,
+        *,
+        save_every: int,
+        realised_every: int,
+        account: Callable[[Mapping[str, Any], Tensor, Tensor], None] | None = None,
     ) -> None:
         self._host, self._run, self._scorer = host, run, scorer
-        self._save_every, self._realised_every = save_every, realised_every
+        self._save_every, self._realised_every, self._account = save_every, realised_every, account
         self.count = 0  # generation batches so far
         self.scored_at = -1  # the optimizer step at which the last batch's statistics were the present policy's
         self.just_sampled = True  # whether that policy sampled all rows, too
@@ -179,6 +187,8 @@ class GenerationControl:
             self.scored_at = host.state.global_step
         if self._realised_every and self.count % self._realised_every == 0:
             self._before_update = ({name: output[name] for name in MODEL_INPUTS}, statistics.entropy, mask)
+        if self._account is not None:
+            self._account(output, statistics.entropy, mask)
         if self.saves_now:
             save_gathered(batch, host.accelerator, host.batches_folder, host.state.global_step)
         self.count += 1

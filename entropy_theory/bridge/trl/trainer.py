@@ -46,6 +46,7 @@ from entropy_theory.bridge.trl.derived import (
     with_core,
 )
 from entropy_theory.bridge.trl.generation import GenerationControl, RuleRun
+from entropy_theory.bridge.trl.ledger import LedgerCallback, LedgerKeeper
 from entropy_theory.bridge.trl.live_loss import LiveLoss
 from entropy_theory.bridge.trl.scoring import Scorer
 from entropy_theory.control import Rule
@@ -124,12 +125,16 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         realised_every = int(getattr(args, "realised_change_every", 0))
         self._run = RuleRun(self, self.rule, self.observed, int(getattr(args, "rule_seed", 0)))
         self._scorer = Scorer(self)
+        every = int(getattr(args, "influence_every", 0))
+        kept = bool(getattr(args, "ledger", False))
+        self._ledger = LedgerKeeper(self, self._run, self._scorer, every) if kept else None
         self._generation = GenerationControl(
             self,
             self._run,
             self._scorer,
             save_every=int(getattr(args, "save_batches", 0)),
             realised_every=realised_every,
+            account=None if self._ledger is None else self._ledger.enter,
         )
         self._live = LiveLoss(self, self._run, self._scorer, self._generation)
         self._live.one_pass = self._takes_one_pass()
@@ -138,6 +143,8 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         self._generating = False  # while TRL generates and scores
         if realised_every:
             self.add_callback(_RealisedChange(self._generation))
+        if self._ledger is not None:
+            self.add_callback(LedgerCallback(self._ledger, self, every))
 
     def _takes_one_pass(self) -> bool:
         """Say whether the generation batch can be scored in the training forward without changing a result."""
@@ -164,6 +171,8 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         self._groups_so_far = 0
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        if self._ledger is not None and self.model.training:
+            self._ledger.measure()  # where the last update was not the end of an optimizer step on that batch alone
         self._begin_generation()
         self._generating = True
         try:
@@ -193,7 +202,11 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         live = [
             rule for rule in (self._run.live_part, *self._run.observed) if rule is not None and rule.phase == "live"
         ]
-        read = {REWARDS: self._run.needs("rewards"), GROUPS: self._run.needs("group_ids"), OLD: bool(live)}
+        read = {
+            REWARDS: self._run.needs("rewards"),
+            GROUPS: self._run.needs("group_ids") or self._ledger is not None,
+            OLD: bool(live),
+        }
         computed = {REWARDS: self._rewards is not None, GROUPS: self._rewards is not None}
         computed[OLD] = self._sampled is not None and not self.reads_token_advantages
         for key in (key for key in read if read[key] and computed[key] and key not in output):
@@ -317,7 +330,16 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
 
     def _control_state(self) -> dict[str, Any]:
         state = {"rule": str(self.rule), "rule_seed": self._run.seed, "rule_state": self._run.state}
-        return state | {"generations": self._generation.count}
+        ledger = None if self._ledger is None else self._ledger.state()
+        return state | {"generations": self._generation.count, "ledger": ledger}
+
+    def _save_rank_state(self, folder: Path) -> None:
+        if self._ledger is not None:
+            self._ledger.save(folder)
+
+    def _restore_rank_state(self, folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+        lost = None if self._ledger is None else self._ledger.restore(folder, manifest)
+        return [] if lost is None else [lost]
 
     def _restore_control(self, manifest: Mapping[str, Any], other: bool) -> list[str]:
         """Take up the rule's memory; return in words what is lost, where another rule may take over."""

@@ -21,6 +21,8 @@ OBSERVING: dict[str, Any] = {
     "observe": ["w-reinforce", "clip-v", "ppo-clip", "kl-cov", "random-mask(fraction=0.5)", "entropy-budget"],
     "save_batches": 1,
     "realised_change_every": 1,
+    "ledger": True,
+    "influence_every": 1,
 }
 TWO_PASSES = {"num_iterations": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 16, "max_steps": 4}
 RULES = [spec for name in rule_names() for spec in (SETTINGS.get(name) or [name])[:1]]

@@ -19,7 +19,7 @@ from entropy_theory import records
 from entropy_theory.bridge.trl import checkpoints
 from entropy_theory.cli import main
 
-SIZE = ["--prompts-per-step", "4", "--generations", "4", "--save-every", "3"]
+SIZE = ["--prompts-per-step", "4", "--generations", "4", "--save-every", "3", "--ledger", "--influence-every", "2"]
 
 
 # The last one remembers: its weights move at every generation.
