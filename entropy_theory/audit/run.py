@@ -21,9 +21,8 @@ from entropy_theory.audit.tokens import measure_tokens
 from entropy_theory.bridge.trl import checkpoints
 from entropy_theory.bridge.trl.step_batch import step_batch_of
 from entropy_theory.errors import invalid, reading
-from entropy_theory.influence import StepBatch
+from entropy_theory.influence import StepBatch, gradient_only_update, preconditioner, step_parts
 from entropy_theory.influence.model_view import inner_product
-from entropy_theory.influence.optimizer_steps import gradient_only_update, preconditioner, step_parts
 from entropy_theory.training.config import TrainConfig
 from entropy_theory.training.inputs import Progress, check_chat, check_weights, load_task, load_tokenizer, model_folder
 from entropy_theory.training.run import load_libraries, sampling_of, silence, trainer_arguments

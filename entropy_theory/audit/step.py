@@ -251,11 +251,13 @@ class _View(ModelView):
             logits = logits / self.batch.temperature
             log_probs, together = logits.log_softmax(-1), self.contexts == self.contexts[place]
             own = self.coefficients[place] * log_probs[self.tokens[place]]
-            context = self.coefficients[together] @ log_probs[self.tokens[together]]
             slope = _gradient(_entropy(logits), leaves)
             along = parts.along(slope)
             mine = scale * inner_product(slope, _gradient(own, leaves))
-            all_here = scale * inner_product(slope, _gradient(context, leaves))
+            all_here = mine
+            if together.sum() > 1:
+                context = self.coefficients[together] @ log_probs[self.tokens[together]]
+                all_here = scale * inner_product(slope, _gradient(context, leaves))
             collected["own"].append(mine)
             collected["context"].append(all_here - mine)
             collected["sharing"].append(along["ascent"] - all_here)

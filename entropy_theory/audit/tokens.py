@@ -50,8 +50,8 @@ def measure_tokens(
     Returns:
         Arrays over the n valid positions in row order: ``influence_same``, and ``influence_crossed`` where there are
         two prompt groups or more: n D, which is −S_c where positions share no parameters; ``centered_discriminant``.
-        Scalars: ``influence_total`` Σ g D/n over the same contexts; ``influence_check``, its relative distance from
-        ⟨∇J, P ∇H̄⟩ on some rows; and ``first_order_NAME`` for the parts, ⟨∇H̄, part⟩.
+        Scalars: ``influence_total`` Σ g D/n over the same contexts, by forward mode, and ``first_order_NAME`` for the
+        parts, ⟨∇H̄, part⟩, by reverse mode. The part of this step's gradient is a multiple of ``influence_total``.
     """
     first_order: dict[str, float] = {}
 
@@ -65,7 +65,7 @@ def measure_tokens(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in before)
     try:
-        same = token_influence(model, batch, preconditioner=measured)
+        same = token_influence(model, batch, preconditioner=measured, check="none")
         arrays = {
             "influence_same": same.values[batch.valid] * same.count,
             "centered_discriminant": same.centered_discriminant[batch.valid],
@@ -75,8 +75,8 @@ def measure_tokens(
             arrays["influence_crossed"] = crossed.values[batch.valid] * crossed.count
     finally:
         model.requires_grad_(False)
-    scalars = {"influence_total": same.total, "influence_check": same.check} | first_order
-    return {name: value.cpu() for name, value in arrays.items()}, scalars
+    arrays = {name: value.cpu() for name, value in arrays.items()}
+    return arrays, {"influence_total": same.total} | first_order
 
 
 def token_agreement(

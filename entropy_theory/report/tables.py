@@ -155,7 +155,10 @@ def ledger_table(summary: Mapping[str, Any]) -> Table:
         table.add_row(label, f"{value:+.4f}" + ("" if error is None else f" ± {error:.4f}"))
     table.add_section()
     table.add_row(f"end, step {summary['last_step']}", f"{summary['end']:.4f}")
-    table.caption = f"{summary['batches']} generation batches; ±: one standard error over prompt groups; closing error "
+    split, finished = summary["split_batches"], summary["batches"] - 1
+    table.caption = f"{summary['batches']} generation batches"
+    table.caption += f", the updates on {split} of {finished} split" if 0 < split < finished else ""
+    table.caption += "; ±: one standard error over prompt groups; closing error "
     table.caption += f"{summary['closing_error']:.0e}"
     return table
 

@@ -11,9 +11,8 @@ from audit_models import RATE, Bigrams, entropies, log_probs, sampled, small_dec
 
 from entropy_theory.audit import step as audit_step
 from entropy_theory.audit.step import PIECES, measure_step
-from entropy_theory.influence import model_view
+from entropy_theory.influence import gradient_only_update, model_view
 from entropy_theory.influence.model_view import full_precision
-from entropy_theory.influence.optimizer_steps import gradient_only_update
 
 
 @pytest.fixture(scope="module", params=[1.0, 0.7])

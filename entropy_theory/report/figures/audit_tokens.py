@@ -25,7 +25,7 @@ WAYS = {
 }
 """How −S_c and the influence are compared: the contexts, the weights, and how it is drawn."""
 
-_REACH = 3.0  # the scatter shows so many root mean squares; the few points beyond sit on the frame
+_LINEAR = 1e-2  # root mean squares up to which the scatter's axes are linear
 
 
 @figure_function
@@ -56,11 +56,14 @@ def audit_tokens_figure(result: Mapping[str, Any]) -> Figure:
 def _scatter(axis: Axes, arms: Mapping[str, Any], colours: Mapping[str, str]) -> None:
     for arm, measured in arms.items():
         points = measured["tokens"]["same"]["scatter"]
-        x, y = ([min(max(v, -_REACH), _REACH) for v in points[name]] for name in ("predicted", "influence"))
-        axis.scatter(x, y, s=6, alpha=0.45, color=colours[arm], linewidths=0)
+        axis.scatter(points["predicted"], points["influence"], s=6, alpha=0.45, color=colours[arm], linewidths=0)
     for line in (axis.axhline, axis.axvline):
         line(0, color=COLOURS[0], linewidth=0.7, alpha=0.6, zorder=1)
-    axis.set(xlim=(-_REACH, _REACH), ylim=(-_REACH, _REACH))
+    for scale in (axis.set_xscale, axis.set_yscale):
+        scale("symlog", linthresh=_LINEAR)  # the strongest tokens are thousands of times the weakest
+    ticks = [sign * 10.0**power for sign, power in ((-1, 0), (-1, -2), (1, -2), (1, 0))]
+    axis.set_xticks([*ticks, 0])
+    axis.set_yticks([*ticks, 0])
     axis.set(xlabel="tabular −S_c of a token (r.m.s.)", ylabel="its influence n D (r.m.s.)")
 
 

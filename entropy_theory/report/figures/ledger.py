@@ -31,8 +31,8 @@ def shown_parts(summary: Mapping[str, Any]) -> list[tuple[str, float, float | No
     if split:
         parts += [(label, summary[name], None, colour) for name, (label, colour) in _SPLIT.items()]
     if split < finished or not split:
-        label = "fixed contexts" if not split else f"fixed contexts, {finished - split} of {finished} batches not split"
-        parts.append((label, summary["fixed"], None, _FIXED))
+        label, colour = ("fixed contexts, not split", COLOURS[3]) if split else ("fixed contexts", _FIXED)
+        parts.append((label, summary["fixed"], None, colour))
     label = "state shift and sampling"
     return [*parts, (label, summary["remainder"], summary["remainder_se"], _REMAINDER)]
 
@@ -77,7 +77,8 @@ def _waterfall(axis: Axes, summary: Mapping[str, Any]) -> None:
         axis.set_ylim(low - 0.6 * (high - low), high + 0.3 * (high - low))
         axis.set_ylabel("mean entropy (nats), axis cut")
     else:
-        axis.margins(y=0.12)
+        low = min(low, 0.0)
+        axis.set_ylim(low - 0.08 * (high - low) * (low < 0), high + 0.1 * (high - low))
     axis.set_title("where the change of entropy came from", fontsize=9)
 
 
