@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # μ = 0.9 drops some per cent of the tokens in batches of this size, where the official 2.5 drops none.
 ARMS = {"GRPO": "none", "Clip_B": "clip-b(mu=0.9)", "Entropy bonus": "entropy-bonus(coefficient=0.02)"}
 SAVE_EVERY = 10
-AUDIT_COPIES = 28  # of the weights in memory: 23 were seen on eight completions of eight tokens
+AUDIT_COPIES = 16  # of the weights in memory: 14 were seen on 32 completions of 16 tokens
 LAST = 10
 """Steps whose means say how an arm ended."""
 
@@ -38,7 +38,7 @@ class LlmConfig:
     """Watch entropy collapse in a real pre-trained language model, and what prevents it.
 
     SmolLM2-135M-Instruct, from an installed package (extra llm), is trained by GRPO in three arms: no control, Clip_B
-    and an entropy bonus. Predicted stand beside realised changes of entropy, by training step and, where there are 14
+    and an entropy bonus. Predicted stand beside realised changes of entropy, by training step and, where there are 8
     GiB of free memory for an audit, by position; and a page shows which tokens of the model's own completions move
     entropy. The result is report.html. Two arms at a time need 14 GB of memory, and 10 GB of disk until they are done.
     A killed run resumes with the same command.

@@ -53,13 +53,13 @@ def test_wrong_options_are_one_line(
 def test_the_report_is_whole_and_arms_are_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The audit of this model takes 14 GiB; its own tests run it on small models.
+    # The audit of this model takes 8 GiB; its own tests run it on small models.
     monkeypatch.setattr(memory, "available_bytes", lambda device: 2**30)
     out = tmp_path / "llm"
     assert main(["llm", *SIZE, "--out", str(out)]) == 0
     page = (out / "report.html").read_text()
     assert set(re.findall(r'(?:href|src|srcset)="(?!#|data:)([^"]*)', page)) == {"inspect.html"}
-    assert "audit of single positions was left out: it needs about 14 GiB" in page
+    assert "audit of single positions was left out: it needs about 8 GiB" in page
     arms = records.read_json(out / "result.json")["arms"]
     assert list(arms) == list(llm.ARMS)
     assert all(f"{metrics['entropy']['mean']:.2f}" in page for metrics in arms.values())
