@@ -32,6 +32,7 @@ ORDER = (
     "shares_and_weights",
     "lens_prediction",
     "parameter_sharing",
+    "token_influence",
     "scaling_cost",
 )
 
