@@ -139,6 +139,45 @@ def lens_table(table: Mapping[str, Any]) -> Table:
     return layout
 
 
+def influence_table(table: Mapping[str, Any]) -> Table:
+    """Lay out the predicted changes of mean entropy of all rules by S_c and by D, per unit of learning rate."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    def signed(value: float | None) -> str:
+        return "—" if value is None else f"{value:+.2g}"
+
+    def estimate(numbers: Mapping[str, float] | None, scale: float = 1.0) -> str:
+        if numbers is None:
+            return "—"
+        value, low, high = (signed(numbers[name] * scale) for name in ("value", "low", "high"))
+        return f"{value}\n\\[{low}, {high}]"
+
+    layout = Table(
+        title=f"predicted change of mean entropy, nats, learning rate {table['step_size']:g}",
+        caption="S_c: the tabular theory, as if no two positions shared a weight. D: through the model's shared weights, "
+        "exact to first order for a plain gradient step. Their scales differ: compare signs and order. "
+        "A rule with an entropy term has no D here.",
+        padding=(0, 1, 0, 0),
+        box=SIMPLE_HEAD,
+    )
+    layout.add_column("rule", overflow="fold", min_width=14)
+    for name in ("by S_c", "vs none", "by D", "vs none"):
+        layout.add_column(name, justify="right", no_wrap=True)
+    share = 1 / table["tokens"]
+    for row in table["rows"]:
+        against = row["influence_against_none"]
+        layout.add_row(
+            escape(row["rule"]),
+            estimate(row["total"], share),
+            signed(row["against_none"]["value"] * share),
+            estimate(row["influence"]),
+            signed(None if against is None else against["value"]),
+        )
+    return layout
+
+
 def audit_table(result: Mapping[str, Any]) -> Table:
     """Lay out an audit: for each optimizer, how predicted changes of entropy agree with realised ones."""
     from rich.box import SIMPLE_HEAD
