@@ -167,6 +167,8 @@ def _inspect(config: Any, console: Console) -> int:
     from entropy_theory.inspection.page_data import page_data, write_table
     from entropy_theory.report.pages.inspect import save_inspect_page, verdict
 
+    if config.save_batch is not None:
+        check_folder(config.save_batch.parent, "save_batch")
     with progress_bar(console) as progress:
         inspection = inspect(config, progress)
     is_page = config.out.suffix == ".html"
@@ -174,6 +176,8 @@ def _inspect(config: Any, console: Console) -> int:
         save_inspect_page(page_data(inspection), config.out)
     else:
         write_table(inspection)
+    if config.save_batch is not None:
+        inspection.batch.save(config.save_batch)
     for assumption in inspection.assumptions:
         console.print(assumption, markup=False, highlight=False)
     for warning in inspection.warnings:
@@ -184,6 +188,8 @@ def _inspect(config: Any, console: Console) -> int:
     console.print(
         f"written: {config.out} ({size:.1f} MB), {len(inspection.sequences):,} completions, {tokens:,} tokens"
     )
+    if config.save_batch is not None:
+        console.print(f"written: {config.save_batch}, for the lens")
     return 0
 
 

@@ -198,8 +198,9 @@ def write_table(inspection: Inspection) -> None:
     """Write one row per token to the configured .csv or .parquet file, whole or not at all.
 
     Columns: completion, group, reward, advantage, position, token_id, token, log_prob, prob, entropy, discriminant,
-    baseline, centered_discriminant, quadrant (0 where A = 0 or S_c = 0), effect (ΔH per unit step without control), and
-    for each rule its coefficient g, kept (masks) and effect.
+    baseline, centered_discriminant, quadrant (0 where A = 0 or S_c = 0), effect (ΔH per unit step without control);
+    where D was measured, influence (D) and tabular_influence (−S_c/n); and for each rule its coefficient g, kept
+    (masks) and effect.
 
     Raises:
         ImportError: pandas, or for parquet pyarrow, is not installed (extra ``train``).
@@ -236,6 +237,8 @@ def write_table(inspection: Inspection) -> None:
         "quadrant": flat(batch.quadrants()),
         "effect": flat(effects(None, batch).total),
     }
+    if batch.influence is not None:
+        table |= {"influence": flat(batch.influence), "tabular_influence": flat(-batch.centered_scores() / len(rows))}
     for view in inspection.rules:
         table[f"coefficient[{view.rule}]"] = flat(view.output.coefficients)
         if view.output.keep_mask is not None:

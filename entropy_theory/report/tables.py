@@ -156,7 +156,7 @@ def influence_table(table: Mapping[str, Any]) -> Table:
 
     layout = Table(
         title=f"predicted change of mean entropy, nats, learning rate {table['step_size']:g}",
-        caption="S_c: the tabular theory, as if no two positions shared a weight. D: through the model's shared weights, "
+        caption="S_c: the tabular theory, as if no two positions shared a weight. D: through the shared weights, "
         "exact to first order for a plain gradient step. Their scales differ: compare signs and order. "
         "A rule with an entropy term has no D here.",
         padding=(0, 1, 0, 0),
