@@ -145,8 +145,12 @@ def influence_table(table: Mapping[str, Any]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    def signed(value: float | None) -> str:
-        return "—" if value is None else f"{value:+.2g}"
+    def signed(value: float) -> str:
+        return f"{value:+.2g}"
+
+    def of_none(value: float, against: float) -> str:
+        none = value - against
+        return f"{value / none:.0%}" if none else "—"
 
     def estimate(numbers: Mapping[str, float] | None, scale: float = 1.0) -> str:
         if numbers is None:
@@ -157,24 +161,24 @@ def influence_table(table: Mapping[str, Any]) -> Table:
     layout = Table(
         title=f"predicted change of mean entropy, nats, learning rate {table['step_size']:g}",
         caption="S_c: the tabular theory, as if no two positions shared a weight. D: through the shared weights, "
-        "exact to first order for a plain gradient step. Their scales differ: compare signs and order. "
-        "A rule with an entropy term has no D here.",
+        "exact to first order for a plain gradient step. Their scales differ: compare signs, and how much of the "
+        "effect without control a rule leaves. A rule with an entropy term has no D here.",
         padding=(0, 1, 0, 0),
         box=SIMPLE_HEAD,
     )
     layout.add_column("rule", overflow="fold", min_width=14)
-    for name in ("by S_c", "vs none", "by D", "vs none"):
+    for name in ("by S_c", "of none", "by D", "of none"):
         layout.add_column(name, justify="right", no_wrap=True)
-    share = 1 / table["tokens"]
     for row in table["rows"]:
-        against = row["influence_against_none"]
-        layout.add_row(
-            escape(row["rule"]),
-            estimate(row["total"], share),
-            signed(row["against_none"]["value"] * share),
-            estimate(row["influence"]),
-            signed(None if against is None else against["value"]),
-        )
+        cells = [estimate(row["total"], 1 / table["tokens"]), estimate(row["influence"])]
+        shares = [
+            "—" if total is None else of_none(total["value"], against["value"])
+            for total, against in (
+                (row["total"], row["against_none"]),
+                (row["influence"], row["influence_against_none"]),
+            )
+        ]
+        layout.add_row(escape(row["rule"]), cells[0], shares[0], cells[1], shares[1])
     return layout
 
 

@@ -228,6 +228,8 @@ function paint() {
   }
 }
 
+const named = (name) => (name.includes("S_c") ? [name.split("S_c")[0] + "S", el("sub", {}, "c"), name.split("S_c")[1]] : [name]);
+
 // -- the card ------------------------------------------------------------------------------------------------------------
 function verdict(t, rule) {
   if (rule.none) return `g = A = ${number(advantage(t), true)}`;
@@ -253,7 +255,6 @@ function showCard() {
     p: p > 0.999 ? `1 − ${number(-Math.expm1(column.log_prob[t]))}` : number(p), H: number(column.entropy[t]), S: number(centered[t] + baseline[t], true), N: number(baseline[t]),
     S_c: number(centered[t], true), A: number(advantage(t), true), ...(influence ? { "−S_c/n": number(-centered[t] / data.tokens, true), D: number(influence[t], true) } : {}),
   };
-  const named = (name) => (name.includes("S_c") ? [name.split("S_c")[0] + "S", el("sub", {}, "c"), name.split("S_c")[1]] : [name]);
   const ids = { "−S_c/n": "card-tabular" };
   const through = (value) => el("span", { className: `number ${direction(value)}` }, number(value, true));
   const rows = rules.map((rule) => el("tr", { className: rule === state.rule ? "chosen" : "" }, el("td", {}, el("code", {}, rule.spec)), el("td", {}, verdict(t, rule))));
@@ -395,7 +396,7 @@ if (influence) {
 }
 function drawDisagreements() {
   if (!$("disagreements")) return;
-  const head = ["token", "after", "g", "−g S_c/n", "g D", "place"].map((text, i) => el("th", { scope: "col", className: i > 1 && i < 5 ? "number" : "" }, text));
+  const head = ["token", "after", "g", "−g S_c/n", "g D", "place"].map((text, i) => el("th", { scope: "col", className: i > 1 && i < 5 ? "number" : "" }, ...named(text)));
   const row = (one) => {
     const c = completions.findIndex((completion) => completion.number === one.completion), name = `token ${one.position + 1} of #${one.completion}`;
     const show = c < 0 ? name : el("button", { type: "button" }, name);
