@@ -52,11 +52,11 @@ def one_backward_per_token(policy: Policy, sequences: list[Tokenised], temperatu
     """⟨∇H̄, ∇log p_t⟩ by reverse mode, every sequence by itself and without padding."""
     weights = [p.requires_grad_() for p in policy.model.parameters()]
     log_probs, entropies = [], []
-    for one in sequences:
-        if one.ids:
-            logits = policy.model(input_ids=torch.tensor([one.prompt_ids + one.ids])).logits[0]
-            logs = (logits[len(one.prompt_ids) - 1 : -1] / temperature).log_softmax(-1)
-            log_probs += list(logs.gather(-1, torch.tensor(one.ids)[:, None])[:, 0])
+    for rollout in sequences:
+        if rollout.ids:
+            logits = policy.model(input_ids=torch.tensor([rollout.prompt_ids + rollout.ids])).logits[0]
+            logs = (logits[len(rollout.prompt_ids) - 1 : -1] / temperature).log_softmax(-1)
+            log_probs += list(logs.gather(-1, torch.tensor(rollout.ids)[:, None])[:, 0])
             entropies += list(-(logs.exp() * logs).sum(-1))
     slope = torch.autograd.grad(torch.stack(entropies).mean(), weights, retain_graph=True)
     values = []
@@ -96,14 +96,24 @@ def test_float32_is_close_and_a_single_token_has_an_influence(byte_model: Path, 
         assert measured.check < 1e-4
 
 
+def test_bfloat16_weights_are_measured_in_float32(byte_model: Path, tmp_path: Path) -> None:
+    policy = load_policy(str(byte_model), dtype="bfloat16")
+    measured = measure_influence(policy, SEQUENCES, tmp_path, batch_tokens=12)
+    assert {p.dtype for p in policy.model.parameters()} == {torch.bfloat16}
+    policy.model.float()  # the same rounded weights
+    expected = one_backward_per_token(policy, SEQUENCES, 1.0)
+    # as above; arithmetic in bfloat16 would be off by some percent
+    np.testing.assert_allclose(measured.values, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
 def test_rows_are_padded_on_the_right_only() -> None:
     batch = step_batch(SEQUENCES)
     text = torch.cat([batch.prompt_ids, batch.completion_ids], 1)
     inside = torch.cat([batch.prompt_mask, batch.completion_mask], 1).bool()
-    for row, one in enumerate(SEQUENCES):
-        assert text[row][inside[row]].tolist() == [*one.prompt_ids, *one.ids]
+    for row, rollout in enumerate(SEQUENCES):
+        assert text[row][inside[row]].tolist() == [*rollout.prompt_ids, *rollout.ids]
         assert inside[row].int().diff().max() <= 0  # once outside, never inside again
-        assert batch.completion_ids[row][batch.valid[row]].tolist() == list(one.ids)
+        assert batch.completion_ids[row][batch.valid[row]].tolist() == list(rollout.ids)
 
 
 @pytest.mark.parametrize("kill_at", ["in the gradient", "with their influence"])
@@ -209,10 +219,10 @@ def test_changed_parts_are_refused(byte_model: Path, tmp_path: Path) -> None:
 
 def test_agreement_by_hand() -> None:
     tabular, values = np.array([1.0, 2.0, 3.0, 0.0]), np.array([1.0, -4.0, 9.0, 5.0])
-    found = influence_agreement(tabular, values)
-    assert found["pearson"] == pytest.approx(np.corrcoef(tabular, values)[0, 1])
-    assert found["spearman"] == pytest.approx(np.corrcoef([1, 2, 3, 0], [1, 0, 3, 2])[0, 1])
-    assert found["sign"] == pytest.approx(2 / 3)
+    agreement = influence_agreement(tabular, values)
+    assert agreement["pearson"] == pytest.approx(np.corrcoef(tabular, values)[0, 1])
+    assert agreement["spearman"] == pytest.approx(np.corrcoef([1, 2, 3, 0], [1, 0, 3, 2])[0, 1])
+    assert agreement["sign"] == pytest.approx(2 / 3)
     nothing = {"pearson": None, "spearman": None, "sign": None}
     assert influence_agreement(np.zeros(3), np.array([1.0, 2.0, 3.0])) == nothing
     assert influence_agreement(np.array([1.0]), np.array([2.0])) == {**nothing, "sign": 1.0}

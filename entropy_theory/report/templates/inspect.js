@@ -397,12 +397,12 @@ if (influence) {
 function drawDisagreements() {
   if (!$("disagreements")) return;
   const head = ["token", "after", "g", "−g S_c/n", "g D", "place"].map((text, i) => el("th", { scope: "col", className: i > 1 && i < 5 ? "number" : "" }, ...named(text)));
-  const row = (one) => {
-    const c = completions.findIndex((completion) => completion.number === one.completion), name = `token ${one.position + 1} of #${one.completion}`;
+  const row = (token) => {
+    const c = completions.findIndex((completion) => completion.number === token.completion), name = `token ${token.position + 1} of #${token.completion}`;
     const show = c < 0 ? name : el("button", { type: "button" }, name);
-    if (c >= 0) show.addEventListener("click", () => goTo(c, starts[c] + one.position));
-    const cells = [one.advantage, one.tabular, one.influence].map((x, i) => el("td", { className: `number ${i ? direction(x) : ""}`, "data-value": x }, number(x, true)));
-    return el("tr", {}, el("td", {}, shownText(one)), el("td", { className: "after" }, visible(one.before)), ...cells, el("td", {}, show));
+    if (c >= 0) show.addEventListener("click", () => goTo(c, starts[c] + token.position));
+    const cells = [token.advantage, token.tabular, token.influence].map((x, i) => el("td", { className: `number ${i ? direction(x) : ""}`, "data-value": x }, number(x, true)));
+    return el("tr", {}, el("td", {}, shownText(token)), el("td", { className: "after" }, visible(token.before)), ...cells, el("td", {}, show));
   };
   $("disagreements").replaceChildren(el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...data.influence.disagreements.map(row)));
 }

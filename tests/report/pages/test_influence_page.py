@@ -63,16 +63,16 @@ def test_the_column_and_the_agreement_are_those_of_the_batch(influenced: Inspect
 def test_the_tokens_that_disagree_most_are_listed(influenced: Inspection, data: dict[str, Any]) -> None:
     moved, predicted, rows = by_token(influenced)
     listed = data["payload"]["influence"]["disagreements"]
-    distances = [abs(one["influence"] - one["tabular"]) for one in listed]
+    distances = [abs(entry["influence"] - entry["tabular"]) for entry in listed]
     opposite = np.sign(moved) * np.sign(predicted) < 0
     assert len(listed) == min(DISAGREEMENTS, opposite.sum()) > 3
     np.testing.assert_allclose(distances, np.sort(np.abs(moved - predicted)[opposite])[::-1][: len(listed)], rtol=1e-6)
-    for one in listed:
-        sequence = influenced.sequences[one["completion"] - 1]
-        assert one["text"] == sequence.pieces[one["position"]]
-        assert "".join(sequence.pieces[: one["position"]]).endswith(one["before"])
-        place = np.flatnonzero(rows == one["completion"] - 1)[one["position"]]
-        assert (one["influence"], one["tabular"]) == pytest.approx((moved[place], predicted[place]))
+    for entry in listed:
+        sequence = influenced.sequences[entry["completion"] - 1]
+        assert entry["text"] == sequence.pieces[entry["position"]]
+        assert "".join(sequence.pieces[: entry["position"]]).endswith(entry["before"])
+        place = np.flatnonzero(rows == entry["completion"] - 1)[entry["position"]]
+        assert (entry["influence"], entry["tabular"]) == pytest.approx((moved[place], predicted[place]))
 
 
 def test_a_page_without_influence_says_nothing_of_it(inspection: Inspection, tmp_path: Path) -> None:
@@ -98,8 +98,8 @@ def test_no_advantage_no_disagreement(influenced: Inspection, tmp_path: Path) ->
     mask = torch.zeros_like(batch.completion_mask)
     mask[0, 0] = True
     rows = [
-        replace(one, ids=one.ids[:1] * (not row), pieces=one.pieces[:1] * (not row))
-        for row, one in enumerate(influenced.sequences)
+        replace(sequence, ids=sequence.ids[:1] * (not row), pieces=sequence.pieces[:1] * (not row))
+        for row, sequence in enumerate(influenced.sequences)
     ]
     single = replace(influenced, batch=replace(batch, completion_mask=mask), sequences=rows, rules=())
     assert page_data(still)["facts"]["influence"]["weighted"]["sign"] is None
@@ -178,17 +178,17 @@ def test_the_card_shows_both_and_the_list_leads_to_its_tokens(
         "#disagreements tbody tr",
         "rows => rows.map((r) => [...r.querySelectorAll('[data-value]')].map((d) => Number(d.dataset.value)))",
     )
-    assert numbers == [[one["advantage"], one["tabular"], one["influence"]] for one in listed]
+    assert numbers == [[entry["advantage"], entry["tabular"], entry["influence"]] for entry in listed]
     page.page.fill("#find", "no such text")
     page.page.wait_for_selector("text=No completion matches.")
     place = len(listed) - 1
     page.page.locator("#disagreements button").nth(place).click()
-    one = listed[place]
-    start = int(data["columns"]["starts"][one["completion"] - 1])
-    assert page.focused() == f"t{start + one['position']}"
+    entry = listed[place]
+    start = int(data["columns"]["starts"][entry["completion"] - 1])
+    assert page.focused() == f"t{start + entry['position']}"
     mask = influenced.batch.completion_mask
-    D = float(influenced.batch.influence[mask][start + one["position"]])
-    tabular = one["tabular"] / one["advantage"]
+    D = float(influenced.batch.influence[mask][start + entry["position"]])
+    tabular = entry["tabular"] / entry["advantage"]
 
     def shown(selector: str) -> float:
         return float(page.page.text_content(selector).replace("−", "-"))
@@ -225,6 +225,6 @@ def test_hostile_text_stays_text(page: Any, data: dict[str, Any]) -> None:
     assert page.page.locator("#disagreements img, #disagreements script, #disagreements b").count() == 0
     marks = {"\u2028": "⟨U+2028⟩", "\u202e": "⟨U+202E⟩", "\u202c": "⟨U+202C⟩"}
     texts = page.page.eval_on_selector_all("#disagreements .after", "nodes => nodes.map((n) => n.textContent)")
-    expected = [one["before"] for one in data["payload"]["influence"]["disagreements"]]
+    expected = [entry["before"] for entry in data["payload"]["influence"]["disagreements"]]
     assert texts == ["".join(marks.get(c, c) for c in text) for text in expected]
     assert any(character in text for text in expected for character in "".join(HOSTILE) if character in "<>{")
