@@ -104,6 +104,8 @@ class LensConfig:
         step_size: Step of the logits; predictions are proportional to it.
         resamples: Bootstrap resamples.
         seed: Seed of the bootstrap and of rules that draw.
+        influence: Predict with the influence D of each token, too, which the batch must carry (inspect --influence
+            --save-batch FILE records it).
         out: Folder for lens.json and lens.png.
     """
 
@@ -112,17 +114,23 @@ class LensConfig:
     step_size: float = 1.0
     resamples: int = 1000
     seed: int = 0
+    influence: bool = False
     out: Path | None = None
 
 
 def _lens(config: LensConfig, console: Console) -> int:
     from entropy_theory import records
     from entropy_theory.control import TokenBatch, lens
-    from entropy_theory.report.tables import lens_table
+    from entropy_theory.report.tables import influence_table, lens_table
 
     batch = TokenBatch.load(config.batch)
     table = lens(
-        batch, config.rules or None, step_size=config.step_size, resamples=config.resamples, seed=config.seed
+        batch,
+        config.rules or None,
+        step_size=config.step_size,
+        resamples=config.resamples,
+        seed=config.seed,
+        influence=config.influence,
     ).to_dict()
     if config.out is not None:
         from entropy_theory.report import figures
@@ -131,6 +139,8 @@ def _lens(config: LensConfig, console: Console) -> int:
         records.write_json(config.out / "lens.json", table)
         figures.save(lens_figure(table), config.out / "lens.png")
     console.print(lens_table(table))
+    if config.influence:
+        console.print(influence_table(table))
     for name, reason in table["skipped"].items():
         console.print(f"left out {name}: {reason}", markup=False, highlight=False)
     if config.out is not None:
@@ -193,6 +203,8 @@ def _inspect(config: Any, console: Console) -> int:
     from entropy_theory.inspection.page_data import page_data, write_table
     from entropy_theory.report.pages.inspect import save_inspect_page, verdict
 
+    if config.save_batch is not None:
+        check_folder(config.save_batch.parent, "save_batch")
     with progress_bar(console) as progress:
         inspection = inspect(config, progress)
     is_page = config.out.suffix == ".html"
@@ -200,6 +212,8 @@ def _inspect(config: Any, console: Console) -> int:
         save_inspect_page(page_data(inspection), config.out)
     else:
         write_table(inspection)
+    if config.save_batch is not None:
+        inspection.batch.save(config.save_batch)
     for assumption in inspection.assumptions:
         console.print(assumption, markup=False, highlight=False)
     for warning in inspection.warnings:
@@ -210,6 +224,8 @@ def _inspect(config: Any, console: Console) -> int:
     console.print(
         f"written: {config.out} ({size:.1f} MB), {len(inspection.sequences):,} completions, {tokens:,} tokens"
     )
+    if config.save_batch is not None:
+        console.print(f"written: {config.save_batch}, for the lens")
     return 0
 
 

@@ -94,8 +94,8 @@ def _status(error: Exception) -> int:
     return 2 if isinstance(error, ValueError | ImportError) else 1
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written, before any work."""
+def check_folder(folder: Path, name: str = "out") -> None:
+    """Refuse a folder that cannot be made or written, before any work; the name is the option that it comes from."""
     existing = next(path for path in (folder, *folder.parents, Path()) if os.path.lexists(path))
     if any(len(os.fsencode(part)) > 255 for part in folder.parts):
         fault = "a name of it is longer than 255 bytes"
@@ -105,7 +105,7 @@ def check_folder(folder: Path) -> None:
         fault = f"{existing} is read-only"
     else:
         return
-    raise invalid("out", "a folder that can be written", f"{str(folder)[:80]} ({fault})")
+    raise invalid(name, "a folder that can be written", f"{str(folder)[:80]} ({fault})")
 
 
 def parse_options(config: type[C], program: str, words: Sequence[str], **settings: Any) -> C | None:

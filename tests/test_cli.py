@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,7 @@ def test_help_of_a_command_explains_every_option(name: str, capsys: pytest.Captu
             "run: expected a folder of train --ledger, with metrics.jsonl, received no-such-run",
         ),
         (["train", "--influence-every", "2"], "ledger: expected --ledger beside --influence-every"),
+        (["lens", str(BATCH), "--influence"], "influence: expected a tensor, which lens needs (entropy-theory inspect"),
         (["demo", "--steps", "0"], "steps: expected an integer >= 1"),
         (["demo", "--seeds", "1", "1"], "seeds: expected one or more different integers"),
     ],
@@ -114,6 +116,29 @@ def test_lens_of_chosen_rules(capsys: pytest.CaptureFixture[str], monkeypatch) -
     out = capsys.readouterr().out
     assert "clip-b(mu=0.5)" in out
     assert "entropy-budget" not in out
+
+
+def test_lens_with_influence(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    """On an old file with the field added: for D = −S_c/n both predictions are the same."""
+    from entropy_theory.control import TokenBatch
+
+    monkeypatch.setenv("COLUMNS", "80")
+    batch = TokenBatch.load(BATCH)
+    assert batch.influence is None
+    replace(batch, influence=-batch.centered_scores() / 511).save(tmp_path / "b.safetensors")
+    words = ["--rules", "clip-b(mu=1)", "entropy-bonus", "--resamples", "20", "--influence", "--out", str(tmp_path)]
+    assert cli.main(["lens", str(tmp_path / "b.safetensors"), *words]) == 0
+    out = capsys.readouterr().out
+    assert all(words in out for words in ("by S_c", "by D", "learning rate 1", "has no D here"))
+    lines = [line.split() for line in out.split("by S_c")[1].splitlines()]
+    for name, (value, share, *others) in (
+        (line[0], line[1:5]) for line in lines if line[:1] in (["none"], ["clip-b(mu=1)"])
+    ):
+        assert [value, share] == others
+        assert value != "+0"
+        assert (share == "100%") is (name == "none")
+    rows = json.loads((tmp_path / "lens.json").read_text())["rows"]
+    assert [row["influence"] is None for row in rows] == [False, False, True]
 
 
 def test_a_part_ends_with_the_process_that_started_it() -> None:

@@ -33,6 +33,7 @@ _HOW_TO_GET = {
     "grpo_curvature": "token_statistics(logits, tokens, second_order=True).grpo_curvature",
     "rewards": "the reward of each completion, shape (B,)",
     "group_ids": "the prompt group of each completion, shape (B,)",
+    "influence": "entropy-theory inspect ROLLOUTS --model MODEL --influence --save-batch FILE records it",
 }
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _LOG_PROBS = ("log_probs", "old_log_probs", "rollout_log_probs")
@@ -68,6 +69,8 @@ class TokenBatch:
         grpo_curvature: H''(0) along e_k − p, the second order of a GRPO step (section B.7 of the theory notes).
         rewards: One per completion, (B,).
         group_ids: The prompt group of each completion, integers (B,).
+        influence: D, of each token on the mean entropy of the batch's n valid contexts, nats per unit of (η/n) g
+            (`entropy_theory.influence.token_influence`).
 
     Shapes: (B, T) unless noted. Any floating dtype; bf16 is widened to float32 before S is rebuilt from it.
     Domain: at valid positions every value is finite, log p ≤ 0 and H ≥ 0 up to rounding. Masked positions may hold
@@ -104,6 +107,7 @@ class TokenBatch:
     rewards: Float[Tensor, " B"] | None = None
     group_ids: Int[Tensor, " B"] | None = None
     grpo_curvature: Float[Tensor, "B T"] | None = None
+    influence: Float[Tensor, "B T"] | None = None
 
     def __post_init__(self) -> None:
         shape = self._check_shapes()

@@ -4,6 +4,13 @@
 
 to first order and as if positions shared no parameters (Theorem 3.3 of arXiv 2602.03392 and section B.11 of the theory
 notes). The step size η and the loss denominator n are the caller's.
+
+Where parameters are shared, the change of the mean entropy of m contexts has the same form, with S_c := −m D for the
+influence D of a token on that mean:
+
+    ΔH̄ = (η/n) Σ_t g_t D_t = (1/m) Σ_t ΔH_t with S_c,t = −m D_t
+
+(section E of the theory notes).
 """
 
 from __future__ import annotations
@@ -67,3 +74,25 @@ def predicted_effects(
     if sum_squared_discriminant is None:
         raise invalid("sum_squared_discriminant", "Σ S² of each position, for the entropy coefficients", None)
     return Effects(gradient, entropy_coefficients.detach().double() * sum_squared_discriminant.detach().double())
+
+
+def influence_effects(
+    coefficients: Float[Tensor, "*batch"], influence: Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """Predict what each token does to mean entropy through shared parameters, g D: `predicted_effects` for S_c := −m D.
+
+    The influence of an entropy term, ∂J/∂H ≠ 0, is not in it: that needs the gradients of the entropies.
+
+    Args:
+        coefficients: g = ∂J/∂ log p.
+        influence: D on the mean entropy of m contexts, of the shape of g.
+
+    Returns:
+        The change of mean entropy for η/n = 1, in nats, float64, without gradient.
+
+    Example:
+        >>> import torch
+        >>> influence_effects(torch.tensor([1.0, -2.0]), torch.tensor([-0.25, -0.5])).tolist()
+        [-0.25, 1.0]
+    """
+    return predicted_effects(coefficients, -influence).gradient

@@ -7,6 +7,10 @@ entropy
 
 (Theorem 3.3 of arXiv 2602.03392 and section B.11 of the theory notes): first order, position by position, as if
 positions shared no parameters. With η = 1 the total Σ_t ΔH_t is the slope of the mean entropy along the update.
+
+A batch that carries the influence D of its tokens also gives the change of mean entropy through the shared parameters,
+(η/n) Σ_t g_t D_t, exact to first order for a plain gradient step of learning rate η. The tabular theory's prediction of
+the same number is Σ_t ΔH_t over the number of valid tokens, `LensRow.per_token`.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from torch import Tensor
 
 from entropy_theory.control.base import Rule
 from entropy_theory.control.batch import TokenBatch
-from entropy_theory.control.effects import Effects, predicted_effects
+from entropy_theory.control.effects import Effects, influence_effects, predicted_effects
 from entropy_theory.control.flow import RuleOutput
 from entropy_theory.control.registry import rule, rule_class, rule_names
 from entropy_theory.errors import invalid
@@ -67,6 +71,9 @@ class LensRow:
         gradient_kept: Σ abs(g) over that of no control.
         distance: ‖g − g_none‖/‖g_none‖: how far the gradient is from the unmodified one.
         second_order: The total with ½ Σ_t (η g_t/n)² H''_t, when the batch carries the curvature.
+        influence: (η/n) Σ_t g_t D_t, nats of mean entropy, where asked; beside ``per_token``. None for a rule with an
+            entropy term, whose influence is not recorded.
+        influence_against_none: The same minus that of no control, on the same resamples.
     """
 
     rule: str
@@ -83,6 +90,8 @@ class LensRow:
     gradient_kept: float
     distance: float
     second_order: float | None
+    influence: Estimate | None = None
+    influence_against_none: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +142,7 @@ def lens(
     step_size: float = 1.0,
     resamples: int = 1000,
     seed: int = 0,
+    influence: bool = False,
 ) -> LensTable:
     """Predict what each rule would do to the entropy of the policy that a batch came from.
 
@@ -145,16 +155,17 @@ def lens(
         batch: A recorded batch with S_c, or a baseline to rebuild it from.
         rules: Rules or specifications; None for every registered rule that the batch has the inputs for. No control is
             always shown, first.
-        step_size: η > 0, of the logits.
+        step_size: η > 0, of the logits; for the influence, the learning rate of the weights.
         resamples: Bootstrap resamples, ≥ 1.
         seed: Of the bootstrap and of rules that draw.
+        influence: Predict with the batch's influence D beside S_c. Resamples take D as it is on the whole batch.
 
     Returns:
         The table. With `rules=None`, rules that lack an input are in `skipped`.
 
     Raises:
-        ValueError: S_c is not available, a rule that was named lacks an input (Σ S² for entropy terms among them),
-            or an argument is out of range.
+        ValueError: S_c, or with `influence` D, is not available, a rule that was named lacks an input (Σ S² for
+            entropy terms among them), or an argument is out of range.
 
     Example:
         >>> S_c = torch.tensor([[0.3, -0.1], [0.2, -0.4]])
@@ -164,7 +175,7 @@ def lens(
         >>> round(none.total.value, 4), round(none.quadrants["q4"], 4), abs(clip.total.value) < 1e-7
         (-0.1, -0.1, True)
     """
-    batch.require("centered_discriminant", by="lens")
+    batch.require("centered_discriminant", *(["influence"] if influence else []), by="lens")
     if isinstance(step_size, bool) or not isinstance(step_size, int | float) or not 0 < step_size < math.inf:
         raise invalid("step_size", "a finite number > 0", repr(step_size))
     if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
@@ -172,7 +183,7 @@ def lens(
     if not bool(batch.completion_mask.any()):
         raise invalid("completion_mask", "at least one valid token", "none")
     chosen, skipped = _choose(batch, rules)
-    view = _View(batch, float(step_size), resamples, seed)
+    view = _View(batch, float(step_size), resamples, seed, influence)
     none = rule("none")
     base = view.measure(none.apply(batch))
     rows = [view.row(none, base, base)]
@@ -218,6 +229,7 @@ class _Measured:
 
     coefficients: Float[Tensor, "B T"]
     effects: Effects
+    influence: Float[Tensor, "B T"] | None
     counted: Float[Tensor, " B"]
     dropped: int
 
@@ -229,10 +241,13 @@ class _Measured:
 class _View:
     """A batch prepared for looking at many rules: clusters, resamples, quadrants."""
 
-    def __init__(self, batch: TokenBatch, step_size: float, resamples: int, seed: int) -> None:
+    def __init__(self, batch: TokenBatch, step_size: float, resamples: int, seed: int, influence: bool) -> None:
         self.batch, self.step_size, self.valid = batch, step_size, batch.completion_mask
         self.count = int(self.valid.sum())
         self.score = batch.centered_scores().masked_fill(~self.valid, 0.0).double()
+        self._influence = None
+        if influence and batch.influence is not None:
+            self._influence = batch.influence.detach().masked_fill(~self.valid, 0.0)
         numbers = batch.quadrants()
         self.groups = {f"q{q}": numbers == q for q in (1, 2, 3, 4)} | {"none": self.valid & (numbers == 0)}
         self._rows = self.valid.any(dim=1)
@@ -249,22 +264,41 @@ class _View:
             entropy_coefficients=out.entropy_coefficients,
             sum_squared_discriminant=None if squares is None else squares.masked_fill(~self.valid, 0.0),
         )
+        influence, term = None, out.entropy_coefficients
+        if self._influence is not None and (term is None or not bool(term.detach()[self.valid].any())):
+            influence = influence_effects(out.coefficients, self._influence)
         counted = out.counted_mask.sum(dim=1).double()
-        return _Measured(out.coefficients.detach().double(), effects, counted, int(out.metrics["dropped"]))
+        return _Measured(out.coefficients.detach().double(), effects, influence, counted, int(out.metrics["dropped"]))
 
-    def _resampled(self, measured: _Measured) -> Array:
-        effects, counted = (
+    def _resampled(self, effects: Tensor, measured: _Measured) -> Array:
+        sums, counted = (
             self._resampling.totals(values[self._rows].cpu().numpy())[1:]
-            for values in (measured.effects.total.sum(dim=1), measured.counted)
+            for values in (effects.sum(dim=1), measured.counted)
         )
-        return self.step_size * effects / np.maximum(counted, 1.0)
+        return self.step_size * sums / np.maximum(counted, 1.0)
+
+    def _estimates(
+        self, measured: _Measured, base: _Measured, effects: Tensor, unmodified: Tensor
+    ) -> tuple[Estimate, Estimate]:
+        """The sum of a rule's effects over its denominator, and the same minus that of no control."""
+        value, none = (
+            self.step_size / part.denominator * float(values.sum())
+            for part, values in ((measured, effects), (base, unmodified))
+        )
+        resampled, resampled_none = self._resampled(effects, measured), self._resampled(unmodified, base)
+        return (
+            Estimate(value, *percentile_interval(resampled)),
+            Estimate(value - none, *percentile_interval(resampled - resampled_none)),
+        )
 
     def row(self, shown: Rule, measured: _Measured, base: _Measured) -> LensRow:
         """Everything the table says about one rule."""
         scale = self.step_size / measured.denominator
-        total = scale * float(measured.effects.total.sum())
-        base_total = self.step_size / base.denominator * float(base.effects.total.sum())
-        resampled, unmodified = self._resampled(measured), self._resampled(base)
+        estimate, against_none = self._estimates(measured, base, measured.effects.total, base.effects.total)
+        total = estimate.value
+        influence = influence_against_none = None
+        if measured.influence is not None and base.influence is not None:
+            influence, influence_against_none = self._estimates(measured, base, measured.influence, base.influence)
         random_total = random_deviation = against_random = None
         if measured.dropped:
             x, k, n = base.effects.total[self.valid], measured.dropped, self.count
@@ -282,11 +316,11 @@ class _View:
         return LensRow(
             rule=str(shown),
             phase=shown.phase,
-            total=Estimate(total, *percentile_interval(resampled)),
+            total=estimate,
             per_token=total / self.count,
             quadrants={name: scale * float(measured.effects.total[where].sum()) for name, where in self.groups.items()},
             entropy_term=scale * float(measured.effects.entropy.sum()),
-            against_none=Estimate(total - base_total, *percentile_interval(resampled - unmodified)),
+            against_none=against_none,
             dropped_share=measured.dropped / self.count,
             random_total=random_total,
             random_deviation=random_deviation,
@@ -294,4 +328,6 @@ class _View:
             gradient_kept=float(measured.coefficients.abs().sum()) / mass if mass else 0.0,
             distance=float((measured.coefficients - g0).norm()) / norm if norm else 0.0,
             second_order=second,
+            influence=influence,
+            influence_against_none=influence_against_none,
         )

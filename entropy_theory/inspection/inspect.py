@@ -21,6 +21,7 @@ from entropy_theory.control.lens import default_rules
 from entropy_theory.control.thresholds import ThresholdScan, scan_threshold
 from entropy_theory.errors import at_least, finite_number, invalid, reading
 from entropy_theory.inspection import scoring
+from entropy_theory.inspection.influence import MeasuredInfluence, measure_influence
 from entropy_theory.inspection.rollouts import Rollouts, advantages_of, read_rollouts
 from entropy_theory.inspection.tokens import Tokenised, TokenOptions, token_assumptions, tokenise
 from entropy_theory.records import read_json
@@ -57,6 +58,7 @@ class InspectConfig:
       entropy-theory inspect rollouts.jsonl --model Qwen/Qwen2.5-0.5B-Instruct
       entropy-theory inspect runs/train --model runs/train/model --rule "clip-b(mu=1)" steer --out runs/inspect.html
       entropy-theory inspect rollouts.jsonl --model runs/train/model --out tokens.parquet
+      entropy-theory inspect runs/train --model runs/train/model --influence --save-batch runs/batch.safetensors
 
     How the completions were sampled is read from the log where it says so (train --log-completions does) and can be
     given otherwise; what is assumed is printed and stands on the page.
@@ -81,12 +83,15 @@ class InspectConfig:
             log's.
         chat_template_kwargs: Further arguments of the chat template, as a JSON object; default: the log's, or none.
         tools: JSON file with the schemas of tools that the chat template was given; default: the log's, or none.
+        influence: Also measure what each token does to mean entropy through the model's shared weights: D, beside
+            −S_c/n of the tabular theory. Costs a backward and a forward-mode pass over all tokens.
         batch_tokens: Tokens scored at once, padding included: the memory bound.
         dtype: Arithmetic of the model.
         max_completions: Completions drawn in the page; of more, whole groups are drawn at random.
         seed: Seed of that draw, of the bootstrap and of rules that draw.
         scores: Folder that keeps the statistics, so that a killed run resumes and another --rule takes seconds;
             default: OUT with the ending .scores.
+        save_batch: File for the statistics as a TokenBatch, for the lens; default: none is written.
         out: The page (.html) or table (.csv, .parquet).
     """
 
@@ -104,17 +109,21 @@ class InspectConfig:
     max_completion_length: int | None = None
     chat_template_kwargs: str | None = None
     tools: Path | None = None
+    influence: bool = False
     batch_tokens: int = 8192
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_completions: int = 2000
     seed: int = 0
     scores: Path | None = None
+    save_batch: Path | None = None
     out: Path = Path("runs/inspect.html")
 
     def __post_init__(self) -> None:
         """Refuse what no inspection can use, before anything is loaded."""
         if self.out.suffix not in SUFFIXES or self.out.is_dir():
             raise invalid("out", f"a file ending in {', '.join(SUFFIXES)}", self.out)
+        if self.save_batch is not None and (self.save_batch.suffix != ".safetensors" or self.save_batch.is_dir()):
+            raise invalid("save_batch", "a file ending in .safetensors", self.save_batch)
         finite_number(self, "temperature")
         at_least(self, 1, "batch_tokens", "max_completions", "max_completion_length")
         at_least(self, 0, "seed", "step")
@@ -172,6 +181,7 @@ class Inspection:
         temperature: T.
         assumptions: How tokens, rewards and advantages came about, and what was assumed for them, with counts.
         warnings: What the reader should know before believing the rest.
+        influence: The influence of the tokens, where asked; its values are in the batch.
     """
 
     config: InspectConfig
@@ -184,6 +194,7 @@ class Inspection:
     temperature: float
     assumptions: tuple[str, ...]
     warnings: tuple[str, ...]
+    influence: MeasuredInfluence | None = None
 
 
 def inspect(config: InspectConfig, progress: Progress | None = None) -> Inspection:
@@ -219,14 +230,12 @@ def inspect(config: InspectConfig, progress: Progress | None = None) -> Inspecti
         tools=(logged.tools or []) if schemas is None else schemas,
     )
     written = tokenise(rollouts, policy.tokenizer, options)
-    statistics, sequences = scoring.score(
-        policy,
-        written.sequences,
-        config.scores or config.out.with_suffix(".scores"),
-        temperature=temperature,
-        batch_tokens=config.batch_tokens,
-        progress=progress,
-    )
+    folder = config.scores or config.out.with_suffix(".scores")
+    bounds: dict[str, Any] = {"temperature": temperature, "batch_tokens": config.batch_tokens, "progress": progress}
+    statistics, sequences = scoring.score(policy, written.sequences, folder, **bounds)
+    influence = measure_influence(policy, sequences, folder, **bounds) if config.influence else None
+    if influence is not None:
+        statistics |= {"influence": influence.values}
     batch = token_batch(written.rollouts, sequences, statistics, advantages[list(written.rows)])
     views = []
     for number, candidate in enumerate(chosen):
@@ -253,8 +262,10 @@ def inspect(config: InspectConfig, progress: Progress | None = None) -> Inspecti
             *token_assumptions(written, sequences, options),
             *_reward_assumptions(written.rollouts, recorded, scale),
             f"The temperature is {temperature:g}, {source}.",
+            *_influence_notes(influence, batch),
         ),
         warnings=tuple(_warnings(policy.vocab_size, batch, written.rollouts, recorded)),
+        influence=influence,
     )
 
 
@@ -284,7 +295,23 @@ def token_batch(
         old_entropy=statistics.entropy,
         rewards=None if None in rewards else torch.tensor(rewards, dtype=torch.float32),
         group_ids=torch.from_numpy(rollouts.group_ids),
+        influence=rows("influence") if "influence" in measured else None,
     )
+
+
+def _influence_notes(influence: MeasuredInfluence | None, batch: TokenBatch) -> list[str]:
+    if influence is None:
+        return []
+    how = {
+        "jvp": "a forward-mode derivative",
+        "difference": "central differences, because a layer has no forward-mode derivative, with an estimated error of "
+        f"{influence.error:.1g}",
+    }
+    return [
+        f"The influence D is on the mean entropy of the contexts of all {int(batch.completion_mask.sum()):,} tokens, "
+        f"through all {influence.weights:,} weights, by {how[influence.method]}. Summed over a batch of tokens it is "
+        f"within {influence.check:.1g} of the same by reverse mode, relative to the sum of sizes."
+    ]
 
 
 def _reward_assumptions(rollouts: Rollouts, recorded: bool, scale: str) -> list[str]:

@@ -11,11 +11,19 @@ from torch import Tensor
 
 from entropy_theory import records
 from entropy_theory.control import RuleOutput, TokenBatch, rule
+from entropy_theory.control.effects import influence_effects
 from entropy_theory.errors import missing_extra
+from entropy_theory.inspection.influence import influence_agreement
 from entropy_theory.inspection.inspect import Inspection, RuleView, effects
 
 CAP_QUANTILE = 0.98
 """Of the effects' sizes: where the colour scale ends, so that a few extremes do not bleach the rest."""
+
+DISAGREEMENTS = 20
+"""Tokens that the page lists because D and S_c disagree on them."""
+
+CONTEXT = 40
+"""Characters of the text before such a token."""
 
 _SYMBOLS = {"mu": "μ", "share": "ρ"}
 _QUADRANTS = ("none", "q1", "q2", "q3", "q4")
@@ -62,6 +70,10 @@ def page_data(inspection: Inspection) -> dict[str, Any]:
         "baseline": flat(batch.baseline),
         "centered": flat(batch.centered_scores()),
     }
+    facts, payload = None, None
+    if batch.influence is not None:
+        columns["influence"] = flat(batch.influence)
+        facts, payload = _influence_data(inspection)
     unmodified = effects(None, batch).total
     none = rule("none").apply(batch)
     rules = []
@@ -69,8 +81,6 @@ def page_data(inspection: Inspection) -> dict[str, Any]:
         entry, own = _rule_data(view, batch, none)
         rules.append(entry)
         columns |= {f"{name}{number}": flat(values, dtype) for name, (values, dtype) in own.items()}
-    sizes = unmodified[mask].abs().numpy()
-    sizes = sizes[sizes > 0]
     environment = records.environment()
     notes = list(inspection.assumptions)
     if len(shown) < len(items):
@@ -88,9 +98,10 @@ def page_data(inspection: Inspection) -> dict[str, Any]:
             "tokens": inspection.lens["tokens"],
             "entropy": inspection.lens["entropy"],
             "warnings": inspection.warnings,
+            "influence": facts,
             "notes": notes,
             "provenance": [
-                ("configuration", records.configuration_hash(config, ignore=("out", "scores"))),
+                ("configuration", records.configuration_hash(config, ignore=("out", "scores", "save_batch"))),
                 ("commit", environment["commit"] or "outside a checkout"),
                 *(
                     (name, environment["packages"][name])
@@ -105,7 +116,7 @@ def page_data(inspection: Inspection) -> dict[str, Any]:
             "tokens": inspection.lens["tokens"],
             "shares": inspection.lens["shares"],
             "drawn": len(shown) < len(items),
-            "cap": float(np.quantile(sizes, CAP_QUANTILE)) if len(sizes) else 1.0,
+            "cap": _cap(unmodified[mask]),
             "start": 1 if config.rule else 0,
             "none": [_totals(unmodified, batch, int(none.denominator), 0)],
             "completions": completions,
@@ -114,9 +125,55 @@ def page_data(inspection: Inspection) -> dict[str, Any]:
                 {"id": token, "text": piece, "special": token in inspection.special_ids} for token, piece in kinds
             ],
             "rules": rules,
+            "influence": payload,
         },
         "columns": columns,
     }
+
+
+def _cap(values: Tensor) -> float:
+    """Where the colour scale of some effects ends."""
+    sizes = values.abs().numpy()
+    sizes = sizes[sizes > 0]
+    return float(np.quantile(sizes, CAP_QUANTILE)) if len(sizes) else 1.0
+
+
+def _influence_data(inspection: Inspection) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How D agrees with −S_c/n over all tokens, and the tokens on which they disagree most."""
+    batch, mask = inspection.batch, inspection.batch.completion_mask
+    assert batch.influence is not None
+    count = int(mask.sum())
+    influence = batch.influence[mask].double()
+    tabular = -batch.centered_scores()[mask].double() / count
+    g = rule("none").apply(batch).coefficients[mask]
+    moved, predicted = influence_effects(g, influence), effects(None, batch).gradient[mask] / count
+    opposite = (moved * predicted < 0).nonzero()[:, 0].numpy()
+    distance = (moved - predicted).abs().numpy()[opposite]
+    rows, positions = (index.numpy() for index in mask.nonzero(as_tuple=True))
+    listed = []
+    for token in opposite[np.argsort(-distance, kind="stable")[:DISAGREEMENTS]]:
+        row, position = int(rows[token]), int(positions[token])
+        pieces = inspection.sequences[row].pieces
+        listed.append(
+            {
+                "completion": row + 1,
+                "position": position,
+                "before": "".join(pieces[:position])[-CONTEXT:],
+                "text": pieces[position],
+                "advantage": float(g[token]),
+                "tabular": float(predicted[token]),
+                "influence": float(moved[token]),
+            }
+        )
+    facts = {
+        "plain": influence_agreement(tabular.numpy(), influence.numpy()),
+        "weighted": influence_agreement(predicted.numpy(), moved.numpy()),
+        "total": float(moved.sum()) / count,
+        "opposite": len(opposite),
+        "listed": len(listed),
+        "moving": int((moved != 0).sum()),
+    }
+    return facts, {"cap": _cap(moved), "disagreements": listed}
 
 
 def _rule_data(
@@ -198,8 +255,9 @@ def write_table(inspection: Inspection) -> None:
     """Write one row per token to the configured .csv or .parquet file, whole or not at all.
 
     Columns: completion, group, reward, advantage, position, token_id, token, log_prob, prob, entropy, discriminant,
-    baseline, centered_discriminant, quadrant (0 where A = 0 or S_c = 0), effect (ΔH per unit step without control), and
-    for each rule its coefficient g, kept (masks) and effect.
+    baseline, centered_discriminant, quadrant (0 where A = 0 or S_c = 0), effect (ΔH per unit step without control);
+    where D was measured, influence (D) and tabular_influence (−S_c/n); and for each rule its coefficient g, kept
+    (masks) and effect.
 
     Raises:
         ImportError: pandas, or for parquet pyarrow, is not installed (extra ``train``).
@@ -236,6 +294,8 @@ def write_table(inspection: Inspection) -> None:
         "quadrant": flat(batch.quadrants()),
         "effect": flat(effects(None, batch).total),
     }
+    if batch.influence is not None:
+        table |= {"influence": flat(batch.influence), "tabular_influence": flat(-batch.centered_scores() / len(rows))}
     for view in inspection.rules:
         table[f"coefficient[{view.rule}]"] = flat(view.output.coefficients)
         if view.output.keep_mask is not None:

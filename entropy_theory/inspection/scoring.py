@@ -148,18 +148,8 @@ def score(
     _check_sequences(policy, sequences)
     if policy.layer is None:
         batch_tokens = min(batch_tokens, model_head.positions_within_budget(policy.vocab_size))
-    batches = _batches(sequences, batch_tokens)
-    tokens = [(s.prompt_ids, s.ids, s.end_candidates) for s in sequences]
-    digest = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
-    described = {
-        "model": policy.name,
-        "identity": policy.identity,
-        "sequences": digest,
-        "temperature": temperature,
-        "batch_tokens": batch_tokens,
-        "dtype": str(policy.model.dtype),
-        "device": policy.model.device.type,
-    }
+    batches = batches_of(sequences, batch_tokens)
+    described = description(policy, sequences, temperature, batch_tokens)
     parts = folder / records.configuration_hash(described)
     records.open_run(parts, described)
     starts = np.cumsum([0, *(len(s.ids) for s in sequences)])
@@ -189,6 +179,22 @@ def score(
     return out, decided
 
 
+def description(
+    policy: Policy, sequences: Sequence[Tokenised], temperature: float, batch_tokens: int
+) -> dict[str, Any]:
+    """Describe what is measured, so that parts of one measurement are never taken for those of another."""
+    tokens = [(s.prompt_ids, s.ids, s.end_candidates) for s in sequences]
+    return {
+        "model": policy.name,
+        "identity": policy.identity,
+        "sequences": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
+        "temperature": temperature,
+        "batch_tokens": batch_tokens,
+        "dtype": str(policy.model.dtype),
+        "device": policy.model.device.type,
+    }
+
+
 def _check_sequences(policy: Policy, sequences: Sequence[Tokenised]) -> None:
     limit = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     for number, sequence in enumerate(sequences, start=1):
@@ -200,12 +206,12 @@ def _check_sequences(policy: Policy, sequences: Sequence[Tokenised]) -> None:
             raise invalid(f"rollout {number}", f"token ids below {policy.vocab_size}, the model's vocabulary", highest)
 
 
-def _batches(sequences: Sequence[Tokenised], batch_tokens: int) -> list[list[int]]:
+def batches_of(sequences: Sequence[Tokenised], batch_tokens: int) -> list[list[int]]:
     """Group sequences of like length, the longest first, so that rows × longest stays within the bound.
 
     Example:
         >>> short, long = Tokenised((1,), (2,), ("a",)), Tokenised((1, 1), (2, 2), ("a", "a"))
-        >>> _batches([short, long, short, Tokenised((1,), (), ())], 4)
+        >>> batches_of([short, long, short, Tokenised((1,), (), ())], 4)
         [[1], [0, 2]]
     """
     lengths = [len(s.prompt_ids) + len(s.ids) for s in sequences]

@@ -163,6 +163,49 @@ def ledger_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def influence_table(table: Mapping[str, Any]) -> Table:
+    """Lay out the predicted changes of mean entropy of all rules by S_c and by D, per unit of learning rate."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    def signed(value: float) -> str:
+        return f"{value:+.2g}"
+
+    def of_none(value: float, against: float) -> str:
+        none = value - against
+        return f"{value / none:.0%}" if none else "—"
+
+    def estimate(numbers: Mapping[str, float] | None, scale: float = 1.0) -> str:
+        if numbers is None:
+            return "—"
+        value, low, high = (signed(numbers[name] * scale) for name in ("value", "low", "high"))
+        return f"{value}\n\\[{low}, {high}]"
+
+    layout = Table(
+        title=f"predicted change of mean entropy, nats, learning rate {table['step_size']:g}",
+        caption="S_c: the tabular theory, as if no two positions shared a weight. D: through the shared weights, "
+        "exact to first order for a plain gradient step. Their scales differ: compare signs, and how much of the "
+        "effect without control a rule leaves. A rule with an entropy term has no D here.",
+        padding=(0, 1, 0, 0),
+        box=SIMPLE_HEAD,
+    )
+    layout.add_column("rule", overflow="fold", min_width=14)
+    for name in ("by S_c", "of none", "by D", "of none"):
+        layout.add_column(name, justify="right", no_wrap=True)
+    for row in table["rows"]:
+        cells = [estimate(row["total"], 1 / table["tokens"]), estimate(row["influence"])]
+        shares = [
+            "—" if total is None else of_none(total["value"], against["value"])
+            for total, against in (
+                (row["total"], row["against_none"]),
+                (row["influence"], row["influence_against_none"]),
+            )
+        ]
+        layout.add_row(escape(row["rule"]), cells[0], shares[0], cells[1], shares[1])
+    return layout
+
+
 def audit_table(result: Mapping[str, Any]) -> Table:
     """Lay out an audit: for each optimizer, how predicted changes of entropy agree with realised ones."""
     from rich.box import SIMPLE_HEAD

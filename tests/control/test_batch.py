@@ -43,6 +43,8 @@ def minimal(rows: int = 2, width: int = 3, **changed: object) -> TokenBatch:
         ({"entropy": torch.full((2, 3), -0.5)}, r"entropy: expected entropies >= 0 .* received -0.5"),
         ({"old_entropy": torch.full((2, 3), -1e30)}, "old_entropy: expected entropies >= 0"),
         ({"group_ids": torch.zeros(2) * 1j}, "group_ids: expected an integer tensor, received torch.complex64"),
+        ({"influence": torch.zeros(2)}, r"influence: expected shape \(2, 3\) as log_probs has, received \(2,\)"),
+        ({"influence": torch.full((2, 3), INF)}, r"influence: .*finite.* received inf at position \(0, 0\)"),
         ({"rewards": torch.zeros(2, 3)}, r"rewards: expected shape \(2,\)"),
         ({"group_ids": torch.zeros(2)}, "group_ids: expected an integer tensor, received torch.float32"),
         ({"entropy": torch.zeros(2, 3, dtype=torch.int64)}, "entropy: expected a floating-point tensor"),
@@ -137,6 +139,7 @@ def test_save_and_load_give_back_every_bit(tmp_path) -> None:
     batch = random_batch(3, dtype=torch.float32)
     spoiled = batch.log_probs.clone().masked_fill(~batch.completion_mask, NAN).requires_grad_()
     batch = replace(batch, log_probs=spoiled, old_entropy=batch.old_entropy.to(torch.bfloat16))
+    batch = replace(batch, influence=spoiled.detach() / 7)
     batch.save(tmp_path / "batch.safetensors")
     again = TokenBatch.load(tmp_path / "batch.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["batch.safetensors"]

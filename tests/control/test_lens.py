@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from control_batches import EVERY_METHOD, random_batch
+from influence_models import TinyModel, log_policies, one_backward_per_token, step_batch
 
 import entropy_theory as et
 from entropy_theory.control import TokenBatch, lens, rule
@@ -58,6 +59,68 @@ def test_prediction_is_the_slope_of_the_exact_entropy() -> None:
     move = (out.coefficients / out.denominator).numpy()[..., None] * et.grpo_direction(z, token=k)
     realised = et.entropy_change(z, step * move).sum() / step
     assert row.total.value == pytest.approx(realised, rel=1e-5)
+
+
+@pytest.mark.parametrize("spec", ["clip-v(drop_fraction=0.3, denominator='kept')", "w-reinforce"])
+def test_influence_is_the_slope_of_mean_entropy_along_the_rules_step(spec: str) -> None:
+    """The oracle: the weights moved along the rule's gradient by reverse mode, and mean entropy before and after."""
+    model, step = TinyModel(), step_batch()
+    logs, valid = log_policies(model, step), step.valid
+    mine = logs.gather(-1, step.completion_ids[valid][:, None])[:, 0]
+    columns = {
+        "log_probs": mine.detach(),
+        "entropy": -(logs.exp() * logs).sum(-1).detach(),
+        "influence": one_backward_per_token(model, step, valid).detach(),
+        "centered_discriminant": torch.linspace(-1, 1, len(logs), dtype=torch.float64),  # in no way that of the model
+        "old_log_probs": mine.detach(),
+    }
+    spread = {
+        name: torch.zeros(valid.shape, dtype=torch.float64).masked_scatter(valid, c) for name, c in columns.items()
+    }
+    rewards = (torch.arange(len(valid)) % 2).double()
+    batch = TokenBatch(
+        advantages=step.advantages[:, 0], completion_mask=valid, rewards=rewards, group_ids=step.group_ids, **spread
+    )
+    row = lens(batch, [spec], step_size=0.5, resamples=20, influence=True).rows[1]
+    out = rule(spec).apply(batch)
+    assert not torch.equal(out.coefficients, rule("none").apply(batch).coefficients)
+    objective = (out.coefficients[valid] * mine).sum() / out.denominator
+    ascent = torch.autograd.grad(objective, list(model.parameters()))
+    means = []
+    for move in (1e-5, -1e-5):
+        moved = TinyModel()
+        with torch.no_grad():
+            for p, slope in zip(moved.parameters(), ascent, strict=True):
+                p += move * slope
+            after = log_policies(moved, step)
+        means.append(-(after.exp() * after).sum(-1).mean())
+    # a central difference: the third derivative times 1e-10, and 1e-16/1e-5 of round-off
+    assert row.influence.value == pytest.approx(0.5 * float(means[0] - means[1]) / 2e-5, rel=1e-6)
+    none = lens(batch, [], step_size=0.5, resamples=20, influence=True).rows[0].influence
+    assert row.influence_against_none.value == pytest.approx(row.influence.value - none.value, rel=1e-12)
+    assert row.influence.low <= row.influence.high
+    assert lens(batch, [spec], resamples=2).rows[1].influence is None  # not asked for
+
+
+def test_free_logits_give_both_predictions_the_same_value() -> None:
+    batch = random_batch(2)
+    count = int(batch.completion_mask.sum())
+    spoiled = (-batch.centered_discriminant / count).masked_fill(~batch.completion_mask, float("nan"))
+    batch = replace(batch, influence=spoiled)
+    for row in lens(batch, ["clip-v(drop_fraction=0.2)", "high-entropy(share=0.5)"], resamples=50, influence=True).rows:
+        assert row.influence.value == pytest.approx(row.per_token, rel=1e-12)
+        assert row.influence.low == pytest.approx(row.total.low / count, rel=1e-9)
+        assert row.influence_against_none.value == pytest.approx(row.against_none.value / count, rel=1e-9, abs=1e-18)
+
+
+def test_an_entropy_term_has_no_recorded_influence_and_a_batch_may_have_none() -> None:
+    batch = random_batch(0)
+    with pytest.raises(ValueError, match=r"influence: expected a tensor, which lens needs \(.*inspect .* --influence"):
+        lens(batch, [], resamples=2, influence=True)
+    batch = replace(batch, influence=batch.centered_discriminant)
+    rows = lens(batch, ["entropy-bonus(coefficient=0.1)", "steer"], resamples=2, influence=True).rows
+    assert [row.influence is None for row in rows] == [False, True, False]
+    assert rows[1].influence_against_none is None
 
 
 def test_matched_random_mask_in_closed_form() -> None:

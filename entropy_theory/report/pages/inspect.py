@@ -69,7 +69,11 @@ def save_inspect_page(data: Mapping[str, Any], path: Path) -> int:
             "script": Markup(script),
             "style": Markup(_template("inspect.css").replace("%%LEVELS%%", _levels())),
         },
-        filters={"milli": _milli, "whisker": lambda row: _whisker(row["total"], min(0.0, *ends), max(0.0, *ends))},
+        filters={
+            "milli": _milli,
+            "share": _share,
+            "whisker": lambda row: _whisker(row["total"], min(0.0, *ends), max(0.0, *ends)),
+        },
     )
     return path.stat().st_size
 
@@ -90,6 +94,10 @@ def _milli(value: float | None) -> str:
     if value is None:
         return "—"
     return "0.00" if abs(value) < 5e-6 else f"{1000 * value:+.2f}".replace("-", "−")
+
+
+def _share(value: float | None, form: str) -> str:
+    return "—" if value is None else format(value, form).replace("-", "−")
 
 
 def _whisker(total: Mapping[str, float], low: float, high: float) -> Any:

@@ -47,7 +47,7 @@ async function unpack(text, layout) {
 
 const data = JSON.parse($("data").textContent);
 const column = await unpack($("columns").textContent, data.columns);
-const { starts, type, quadrant, centered, baseline } = column;
+const { starts, type, quadrant, centered, baseline, influence } = column;
 const completions = data.completions, size = completions.length, tokens = starts[size];
 const owner = new Uint32Array(tokens);
 for (let c = 0; c < size; c++) owner.fill(c, starts[c], starts[c + 1]);
@@ -55,7 +55,7 @@ const rules = [{ spec: "none", none: true, totals: data.none }, ...data.rules];
 for (const [i, rule] of data.rules.entries()) {
   Object.assign(rule, { scores: column[`scores${i}`], coefficients: column[`coefficients${i}`], extra: column[`extra${i}`] });
 }
-const state = { rule: rules[Math.min(data.start, rules.length - 1)], setting: 0, order: [], pages: [], page: 0, token: -1, hovered: -1 };
+const state = { by: "tabular", rule: rules[Math.min(data.start, rules.length - 1)], setting: 0, order: [], pages: [], page: 0, token: -1, hovered: -1 };
 
 // -- what a rule makes of a token ----------------------------------------------------------------------------------------
 const advantage = (t) => completions[owner[t]].advantage;
@@ -66,13 +66,17 @@ function coefficient(t, rule = state.rule, setting = state.setting) {
 const effect = (t, rule = state.rule, setting = state.setting) =>
   -coefficient(t, rule, setting) * centered[t] + (rule.extra ? rule.extra[t] : 0);
 const plain = (t) => -advantage(t) * centered[t];
+// What the colours show: the effect on the position's own entropy by S_c, or on mean entropy by D, entropy terms left out.
+const byInfluence = () => state.by === "influence";
+const shownEffect = (t) => (byInfluence() ? coefficient(t) * influence[t] : effect(t));
+const shownPlain = (t) => (byInfluence() ? advantage(t) * influence[t] : plain(t));
 const dropped = (t, rule = state.rule, setting = state.setting) =>
   rule.scores ? rule.scores[t] > setting : !!rule.dropped && rule.coefficients[t] === 0 && advantage(t) !== 0;
 const totals = (rule = state.rule, setting = state.setting) => rule.totals[rule.scores ? setting : 0];
 const settingOf = (rule, k) => `${rule.symbol} = ${rule.values[k]}`;
 
 function level(value) {
-  const step = Math.min(LEVELS, Math.round(LEVELS * Math.sqrt(Math.abs(value) / data.cap)));
+  const step = Math.min(LEVELS, Math.round(LEVELS * Math.sqrt(Math.abs(value) / (byInfluence() ? data.influence.cap : data.cap))));
   return step === 0 ? "" : (value < 0 ? "f" : "r") + step;
 }
 const direction = (value) => (value < 0 ? "falls" : value > 0 ? "rises" : "stays");
@@ -133,12 +137,16 @@ function drawMap(now, before) {
 }
 
 // -- completions ---------------------------------------------------------------------------------------------------------
-const sums = completions.map((_, c) => {
-  let sum = 0;
-  for (let t = starts[c]; t < starts[c + 1]; t++) sum += plain(t);
-  return sum;
-});
-const longest = sums.reduce((most, _, c) => Math.max(most, starts[c + 1] - starts[c]), 0);
+function addedUp(value) {
+  return completions.map((_, c) => {
+    let sum = 0;
+    for (let t = starts[c]; t < starts[c + 1]; t++) sum += value(t);
+    return sum;
+  });
+}
+const sumsBy = { tabular: addedUp(plain), influence: influence && addedUp((t) => advantage(t) * influence[t]) };
+const sumOf = (c) => sumsBy[state.by][c];
+const longest = completions.reduce((most, _, c) => Math.max(most, starts[c + 1] - starts[c]), 0);
 const promptText = (c) => data.prompts[completions[c].prompt];
 const pieceOf = (t) => data.types[type[t]];
 const isTouched = (c) => {
@@ -152,7 +160,7 @@ function arrange() {
   }[which];
   const text = (c) => { let out = ""; for (let t = starts[c]; t < starts[c + 1]; t++) out += pieceOf(t).text; return out; };
   const order = completions.map((_, c) => c).filter((c) => keep(c) && (!words || promptText(c).includes(words) || text(c).includes(words)));
-  const key = { falls: (c) => sums[c], rises: (c) => -sums[c], moves: (c) => -Math.abs(sums[c]) }[$("order").value];
+  const key = { falls: sumOf, rises: (c) => -sumOf(c), moves: (c) => -Math.abs(sumOf(c)) }[$("order").value];
   if (key) order.sort((a, b) => key(a) - key(b) || a - b);
   const short = longest <= SHORT / 2 && order.every((c) => promptText(c).length + text(c).length <= SHORT);
   $("list").classList.toggle("short", short);
@@ -198,7 +206,7 @@ function drawCompletion(c) {
   }
   return el("article", { className: "completion", "data-completion": c },
     el("h3", {}, el("b", {}, facts[0]), ...facts.slice(1).map((f) => el("span", {}, f)),
-      el("span", {}, "effect ", el("span", { className: `number ${direction(sums[c])}` }, number(sums[c], true)), el("span", { className: "with-rule" }))),
+      el("span", {}, "effect ", el("span", { className: "own" }), el("span", { className: "with-rule" }))),
     el("p", { className: "prompt" }, visible(promptText(c))),
     el("div", { className: "text", role: "listbox", dir: "auto", "aria-orientation": "horizontal", "aria-label": `Completion ${facts.join(", ")}` }, ...tokensOf));
 }
@@ -208,16 +216,19 @@ function paint() {
     const c = Number(article.dataset.completion);
     let sum = 0;
     for (let t = starts[c]; t < starts[c + 1]; t++) {
-      const node = $(`t${t}`), value = effect(t), q = QUADRANTS[quadrant[t]], out = dropped(t);
+      const node = $(`t${t}`), value = shownEffect(t), q = QUADRANTS[quadrant[t]], out = dropped(t);
       sum += value;
-      node.className = `tok ${q} ${level(value)}${level(plain(t)) ? "" : " weak"}${out ? " dropped" : ""}${pieceOf(t).special ? " special" : ""}${t === state.hovered ? " shown" : ""}`;
-      node.setAttribute("aria-label", `${spoken(pieceOf(t))}: ${WORDS[q]}${out ? ", dropped by the rule" : `, ${number(value, true)}`}`);
+      node.className = `tok ${q} ${level(value)}${level(shownPlain(t)) ? "" : " weak"}${out ? " dropped" : ""}${pieceOf(t).special ? " special" : ""}${t === state.hovered ? " shown" : ""}`;
+      node.setAttribute("aria-label", `${spoken(pieceOf(t))}: ${WORDS[q]}${byInfluence() ? " by S_c" : ""}${out ? ", dropped by the rule" : `, ${byInfluence() ? "by D " : ""}${number(value, true)}`}`);
     }
+    article.querySelector(".own").replaceChildren(el("span", { className: `number ${direction(sumOf(c))}` }, number(sumOf(c), true)));
     const place = article.querySelector(".with-rule");
     place.dataset.value = sum;
     place.replaceChildren(...(many ? [] : [" → ", el("span", { className: `number ${direction(sum)}` }, number(sum, true))]));
   }
 }
+
+const named = (name) => (name.includes("S_c") ? [name.split("S_c")[0] + "S", el("sub", {}, "c"), name.split("S_c")[1]] : [name]);
 
 // -- the card ------------------------------------------------------------------------------------------------------------
 function verdict(t, rule) {
@@ -242,15 +253,18 @@ function showCard() {
   const piece = pieceOf(t), p = Math.exp(column.log_prob[t]), q = QUADRANTS[quadrant[t]], c = owner[t];
   const facts = {
     p: p > 0.999 ? `1 − ${number(-Math.expm1(column.log_prob[t]))}` : number(p), H: number(column.entropy[t]), S: number(centered[t] + baseline[t], true), N: number(baseline[t]),
-    S_c: number(centered[t], true), A: number(advantage(t), true),
+    S_c: number(centered[t], true), A: number(advantage(t), true), ...(influence ? { "−S_c/n": number(-centered[t] / data.tokens, true), D: number(influence[t], true) } : {}),
   };
+  const ids = { "−S_c/n": "card-tabular" };
+  const through = (value) => el("span", { className: `number ${direction(value)}` }, number(value, true));
   const rows = rules.map((rule) => el("tr", { className: rule === state.rule ? "chosen" : "" }, el("td", {}, el("code", {}, rule.spec)), el("td", {}, verdict(t, rule))));
   $("card").replaceChildren(
     el("h3", {}, `Token ${t - starts[c] + 1} of ${starts[c + 1] - starts[c]}, completion #${completions[c].number}`),
     el("p", { className: "quote" }, `“${shownText(piece)}”`, el("span", { className: "soft" }, `  id ${piece.id}`)),
     el("p", {}, `${WORDS[q]}. `, el("span", { className: `number ${direction(effect(t))}` }, `Effect ${number(effect(t), true)}`),
       state.rule.none ? "" : ` (none ${number(plain(t), true)})`),
-    el("dl", {}, ...Object.entries(facts).flatMap(([name, value]) => [el("dt", {}, ...(name === "S_c" ? ["S", el("sub", {}, "c")] : [name])), el("dd", { className: "number", id: `card-${name}` }, value)])),
+    el("dl", {}, ...Object.entries(facts).flatMap(([name, value]) => [el("dt", {}, ...named(name)), el("dd", { className: "number", id: ids[name] ?? `card-${name}` }, value)])),
+    influence ? el("p", { id: "card-influence" }, "On mean entropy: g D ", through(coefficient(t) * influence[t]), ", by the tabular theory ", through((-coefficient(t) * centered[t]) / data.tokens), ".") : "",
     el("table", {}, el("tbody", {}, ...rows)));
 }
 function focusToken(t) {
@@ -368,7 +382,39 @@ function drawPositions(fall, rise, oldFall, oldRise) {
 for (let i = LEVELS; i >= 1; i--) $("scale").append(el("span", { className: `swatch f${i}` }, "\u00a0"));
 $("scale").append(el("span", { className: "swatch" }, "0"));
 for (let i = 1; i <= LEVELS; i++) $("scale").append(el("span", { className: `swatch r${i}` }, "\u00a0"));
-$("ends").textContent = `darkest from ${number(data.cap)} nats per unit step, square-root scale`;
+function nameScale() {
+  $("ends").textContent = `darkest from ${number(byInfluence() ? data.influence.cap : data.cap)} nats ${byInfluence() ? "per unit of (η/n)" : "per unit step"}, square-root scale`;
+}
+nameScale();
+if (influence) {
+  $("by").addEventListener("change", () => {
+    state.by = $("by").value;
+    nameScale();
+    if ($("order").value === "file") { paint(); showCard(); } else arrange();
+  });
+  drawDisagreements();
+}
+function drawDisagreements() {
+  if (!$("disagreements")) return;
+  const head = ["token", "after", "g", "−g S_c/n", "g D", "place"].map((text, i) => el("th", { scope: "col", className: i > 1 && i < 5 ? "number" : "" }, ...named(text)));
+  const row = (token) => {
+    const c = completions.findIndex((completion) => completion.number === token.completion), name = `token ${token.position + 1} of #${token.completion}`;
+    const show = c < 0 ? name : el("button", { type: "button" }, name);
+    if (c >= 0) show.addEventListener("click", () => goTo(c, starts[c] + token.position));
+    const cells = [token.advantage, token.tabular, token.influence].map((x, i) => el("td", { className: `number ${i ? direction(x) : ""}`, "data-value": x }, number(x, true)));
+    return el("tr", {}, el("td", {}, shownText(token)), el("td", { className: "after" }, visible(token.before)), ...cells, el("td", {}, show));
+  };
+  $("disagreements").replaceChildren(el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...data.influence.disagreements.map(row)));
+}
+function goTo(c, t) {
+  if (!state.order.includes(c)) {
+    $("which").value = "all";
+    $("find").value = "";
+    arrange();
+  }
+  turn(state.pages.findIndex((page) => page.includes(c)));
+  focusToken(t);
+}
 for (const [q, text] of [["q1", "likely, A>0"], ["q4", "unlikely, A<0"], ["q3", "likely, A<0"], ["q2", "unlikely, A>0"]]) {
   $("marks").append(el("span", { className: `tok ${q}` }, `${q.toUpperCase()} ${text}`), " ");
 }

@@ -43,10 +43,10 @@ def rollout_lines() -> list[dict[str, object]]:
     return lines
 
 
-def inspected(model: Path, folder: Path):
+def inspected(model: Path, folder: Path, influence: bool = False):
     """Score them with the model and apply the rules."""
     from entropy_theory.inspection.inspect import InspectConfig, inspect
 
     path = folder / "rollouts.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in rollout_lines()))
-    return inspect(InspectConfig(path, str(model), rule=RULES, out=folder / "page.html"))
+    return inspect(InspectConfig(path, str(model), rule=RULES, influence=influence, out=folder / "page.html"))
