@@ -53,7 +53,7 @@ class EntropyFloor(Rule):
     Example:
         >>> import torch
         >>> from entropy_theory.control import TokenBatch
-        >>> H, S_c = torch.full((1, 4), 0.4), torch.tensor([[0.3, 0.1, 0.2, -0.25]])
+        >>> H, S_c = torch.full((1, 4), 0.4), torch.tensor([[0.3, 0.1, 0.2, -0.35]])
         >>> batch = TokenBatch(torch.zeros(1, 4), H, torch.ones(1), torch.ones(1, 4), centered_discriminant=S_c)
         >>> EntropyFloor(floor=0.5, gain=0.0).apply(batch).keep_mask.tolist()
         [[False, True, True, True]]
