@@ -74,6 +74,9 @@ EVERY_METHOD = (
     "entropy-budget(floor=0.01)|ppo-clip",
     "entropy-budget(floor=0.05, maximum=2, distance='relative')",
     "entropy-budget(floor=None, ceiling=-0.01)",
+    "entropy-floor(floor=3, gain=0)",
+    "entropy-floor(floor=3, gain=0.1)",
+    "entropy-floor(floor=3, max_share=0.2)|ppo-clip",
 )
 """A specification of every rule and form, beyond those that each file of tests lists by itself."""
 
