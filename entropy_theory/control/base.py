@@ -163,6 +163,12 @@ class Rule:
         """The rules of a pipe, or this one rule."""
         return (self,)
 
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise InputError for a parameter that no policy over so many tokens can meet; most rules have none."""
+        for member in self.members:
+            if member is not self:
+                member.check_vocabulary(vocab_size)
+
     def split(self) -> tuple[Rule | None, Rule | None]:
         """Separate what is fixed once per generation batch from what is evaluated at every update.
 

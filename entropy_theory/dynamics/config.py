@@ -123,6 +123,7 @@ class SimulationConfig:
         missing = [need for need in rule.needs if need not in grpo.AVAILABLE]
         if missing:
             raise invalid("rule", f"one that does without {', '.join(missing)}, which a bank has not", str(rule))
+        rule.check_vocabulary(self.vocab_size)
         object.__setattr__(self, "rule", str(rule))
         object.__setattr__(self, "out", Path(self.out))
         _check_device(self.device)

@@ -125,6 +125,8 @@ class EntropyControlMixin(checkpoints.SafeCheckpoints, _Trainer):
         realised_every = int(getattr(args, "realised_change_every", 0))
         self._run = RuleRun(self, self.rule, self.observed, int(getattr(args, "rule_seed", 0)))
         self._scorer = Scorer(self)
+        for rule in (self.rule, *self.observed):
+            rule.check_vocabulary(self._scorer.layer.vocab_size)
         every = int(getattr(args, "influence_every", 0))
         kept = bool(getattr(args, "ledger", False))
         self._ledger = LedgerKeeper(self, self._run, self._scorer, every) if kept else None

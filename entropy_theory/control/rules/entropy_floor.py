@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from entropy_theory.control.flow import Context, Denominator, Flow, State, Stati
 from entropy_theory.control.parameters import choice, number
 from entropy_theory.control.reducers import Reducer, masked_mean, masked_top_k
 from entropy_theory.control.registry import register
+from entropy_theory.errors import invalid
 
 
 @register
@@ -36,7 +38,7 @@ class EntropyFloor(Rule):
     positive gain asks for a rise in proportion to what is missing.
 
     Args:
-        floor: Mean entropy in nats under which the rule acts; at most log V.
+        floor: Mean entropy in nats under which the rule acts; at most log V, which trainers and simulator check.
         gain: Predicted rise per token, unit step and nat below the floor.
         max_share: The largest share of the valid tokens that is dropped; None for no bound.
         hysteresis: Nats above the floor that mean H has to reach before the rule stops; it remembers that it acts.
@@ -75,6 +77,12 @@ class EntropyFloor(Rule):
     hysteresis: float = number(0.0, 0.0)
     statistics: Statistics = choice("valid", Statistics)
     denominator: Denominator = choice("valid", Denominator)
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise InputError for a floor above log V, which no policy reaches."""
+        if self.floor > math.log(vocab_size):
+            expected = f"at most log V = {math.log(vocab_size):.4g} nats of {vocab_size} tokens"
+            raise invalid(f"{self.name} floor", expected, f"{self.floor:g}")
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Drop the strongest falls while mean entropy is below the floor."""

@@ -120,6 +120,16 @@ def test_wrong_parameters(spec: str, message: str) -> None:
         rule(spec)
 
 
+def test_a_floor_above_log_v_is_named() -> None:
+    from entropy_theory.dynamics import SimulationConfig
+
+    with pytest.raises(ValueError, match="entropy-floor floor: expected at most log V = 2.303 nats of 10 tokens"):
+        rule("clip-b|entropy-floor(floor=2.4)").check_vocabulary(10)
+    with pytest.raises(ValueError, match="at most log V"):
+        SimulationConfig(policies=4, vocab_size=10, rule="entropy-floor(floor=2.4)")
+    rule("clip-b|entropy-floor(floor=2.3)").check_vocabulary(10)
+
+
 def test_the_pipe_with_ppo_clip_masks_both() -> None:
     """What the floor decided at the batch stays; PPO's clip acts on the present ratio."""
     batch = random_batch(3)
