@@ -205,6 +205,8 @@ def _inspect(config: Any, console: Console) -> int:
 
     if config.save_batch is not None:
         check_folder(config.save_batch.parent, "save_batch")
+    if config.scores is not None:
+        check_folder(config.scores, "scores")
     with progress_bar(console) as progress:
         inspection = inspect(config, progress)
     is_page = config.out.suffix == ".html"
