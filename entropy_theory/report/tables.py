@@ -130,9 +130,9 @@ def lens_table(table: Mapping[str, Any]) -> Table:
         padding=(0, 1, 0, 0),
         box=SIMPLE_HEAD,
     )
-    layout.add_column("rule", overflow="fold", min_width=14)
+    layout.add_column("rule", overflow="fold")
     for name in ("total", "vs none", "Q1", "Q2", "Q3", "Q4", "drop", "random"):
-        layout.add_column(name, justify="right", no_wrap=True)
+        layout.add_column(name, justify="right", overflow="fold")
     for row in table["rows"]:
         quadrants = [milli(row["quadrants"][f"q{q}"]) for q in (1, 2, 3, 4)]
         cells = [escape(row["rule"]), estimate(row["total"]), milli(row["against_none"]["value"]), *quadrants]
@@ -156,10 +156,10 @@ def ledger_table(summary: Mapping[str, Any]) -> Table:
     table.add_section()
     table.add_row(f"end, step {summary['last_step']}", f"{summary['end']:.4f}")
     split, finished = summary["split_batches"], summary["batches"] - 1
-    table.caption = f"{summary['batches']} generation batches"
+    table.caption = f"{summary['batches']} generation batch{'es' if finished else ''}"
     table.caption += f", the updates on {split} of {finished} split" if 0 < split < finished else ""
-    table.caption += "; ±: one standard error over prompt groups; closing error "
-    table.caption += f"{summary['closing_error']:.0e}"
+    table.caption += "" if summary["remainder_se"] is None else "; ±: one standard error over prompt groups"
+    table.caption += f"; closing error {summary['closing_error']:.0e}"
     return table
 
 
@@ -190,9 +190,9 @@ def influence_table(table: Mapping[str, Any]) -> Table:
         padding=(0, 1, 0, 0),
         box=SIMPLE_HEAD,
     )
-    layout.add_column("rule", overflow="fold", min_width=14)
+    layout.add_column("rule", overflow="fold")
     for name in ("by S_c", "of none", "by D", "of none"):
-        layout.add_column(name, justify="right", no_wrap=True)
+        layout.add_column(name, justify="right", overflow="fold")
     for row in table["rows"]:
         cells = [estimate(row["total"], 1 / table["tokens"]), estimate(row["influence"])]
         shares = [
