@@ -110,6 +110,14 @@ def arms_table(
     return table
 
 
+def fitted(layout: Table, width: int) -> Table:
+    """Fold the cells of a table in a terminal of fewer than 80 columns, which would cut off names and numbers."""
+    if width < 80:
+        for column in layout.columns:
+            column.no_wrap, column.overflow, column.min_width = False, "fold", None
+    return layout
+
+
 def lens_table(table: Mapping[str, Any]) -> Table:
     """Lay out the predicted changes of entropy of all rules on one batch; the data has more than fits a terminal."""
     from rich.box import SIMPLE_HEAD
@@ -130,9 +138,9 @@ def lens_table(table: Mapping[str, Any]) -> Table:
         padding=(0, 1, 0, 0),
         box=SIMPLE_HEAD,
     )
-    layout.add_column("rule", overflow="fold")
+    layout.add_column("rule", overflow="fold", min_width=14)
     for name in ("total", "vs none", "Q1", "Q2", "Q3", "Q4", "drop", "random"):
-        layout.add_column(name, justify="right", overflow="fold")
+        layout.add_column(name, justify="right", no_wrap=True)
     for row in table["rows"]:
         quadrants = [milli(row["quadrants"][f"q{q}"]) for q in (1, 2, 3, 4)]
         cells = [escape(row["rule"]), estimate(row["total"]), milli(row["against_none"]["value"]), *quadrants]
@@ -190,9 +198,9 @@ def influence_table(table: Mapping[str, Any]) -> Table:
         padding=(0, 1, 0, 0),
         box=SIMPLE_HEAD,
     )
-    layout.add_column("rule", overflow="fold")
+    layout.add_column("rule", overflow="fold", min_width=14)
     for name in ("by S_c", "of none", "by D", "of none"):
-        layout.add_column(name, justify="right", overflow="fold")
+        layout.add_column(name, justify="right", no_wrap=True)
     for row in table["rows"]:
         cells = [estimate(row["total"], 1 / table["tokens"]), estimate(row["influence"])]
         shares = [

@@ -192,7 +192,7 @@ def test_the_tables_keep_names_and_numbers_in_a_narrow_terminal(width: int) -> N
     data = lens(batch, ["advantage-reweighting"], resamples=2, influence=True).to_dict()
     for layout in (tables.lens_table(data), tables.influence_table(data)):
         console = Console(width=width, record=True, file=io.StringIO())
-        console.print(layout)
+        console.print(tables.fitted(layout, width))
         text = console.export_text()
         assert "…" not in text
         lines = text.splitlines()
