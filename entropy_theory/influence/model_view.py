@@ -186,26 +186,34 @@ def observed(model: Any, *, forward_mode: bool = False) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     patched = [(m, vars(m).pop("forward")) for m in {as_written(model), unwrapped(model)} if "forward" in vars(m)]
     config = getattr(model, "config", None)
-    attention = getattr(config, "_attn_implementation", None) if hasattr(model, "set_attn_implementation") else None
+    own = getattr(config, "_attn_implementation", None) if hasattr(model, "set_attn_implementation") else None
+    written_out = forward_mode and own not in (None, "eager")
+    attention = _attention(config) if written_out else None
     model.eval()
     try:
-        if forward_mode and attention not in (None, "eager"):
+        if written_out:
             model.set_attn_implementation("eager")
-        devices = {parameter.device for parameter in model.parameters()}
         with ExitStack() as stack:
-            for kind in {device.type for device in devices} - {"meta"}:
+            for kind in {parameter.device.type for parameter in model.parameters()} - {"meta"}:
                 stack.enter_context(torch.autocast(kind, enabled=False))  # a backward has autocast's state, too
             stack.enter_context(torch.inference_mode(False))
             if any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules()):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             yield
     finally:
-        if forward_mode and attention not in (None, "eager"):
-            model.set_attn_implementation(attention)
         for module, forward in patched:
             module.forward = forward
         for module in training:
             module.training = True
+        if written_out:
+            model.set_attn_implementation(attention)
+
+
+def _attention(config: Any) -> Any:
+    """The attention of a model, and by name that of the models inside which have a configuration of their own."""
+    inside = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", ())}
+    parts = {name: _attention(part) for name, part in inside.items() if part is not None}
+    return {"": config._attn_implementation, **parts} if parts else config._attn_implementation
 
 
 def _check_module(model: object) -> None:

@@ -190,3 +190,24 @@ def test_an_exception_leaves_the_model_as_it_was() -> None:
     assert model.inner.grad is None
     assert not model._forward_hooks
     assert not model._forward_pre_hooks
+
+
+def test_each_part_of_a_model_has_its_attention_back() -> None:
+    transformers = pytest.importorskip("transformers")
+    text = {
+        "vocab_size": VOCAB, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+        "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 32,
+    }  # fmt: skip
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    model.set_attn_implementation({"text_config": "sdpa", "vision_config": "eager"})
+
+    def attentions() -> list[str]:
+        return [part._attn_implementation for part in (config, config.text_config, config.vision_config)]
+
+    before = attentions()
+    assert len(set(before)) == 2
+    assert token_influence(model, step_batch()).method == "jvp"
+    assert attentions() == before
