@@ -121,7 +121,7 @@ class LensConfig:
 def _lens(config: LensConfig, console: Console) -> int:
     from entropy_theory import records
     from entropy_theory.control import TokenBatch, lens
-    from entropy_theory.report.tables import influence_table, lens_table
+    from entropy_theory.report.tables import fitted, influence_table, lens_table
 
     batch = TokenBatch.load(config.batch)
     table = lens(
@@ -138,9 +138,9 @@ def _lens(config: LensConfig, console: Console) -> int:
 
         records.write_json(config.out / "lens.json", table)
         figures.save(lens_figure(table), config.out / "lens.png")
-    console.print(lens_table(table))
+    console.print(fitted(lens_table(table), console.width))
     if config.influence:
-        console.print(influence_table(table))
+        console.print(fitted(influence_table(table), console.width))
     for name, reason in table["skipped"].items():
         console.print(f"left out {name}: {reason}", markup=False, highlight=False)
     if config.out is not None:
@@ -205,6 +205,8 @@ def _inspect(config: Any, console: Console) -> int:
 
     if config.save_batch is not None:
         check_folder(config.save_batch.parent, "save_batch")
+    if config.scores is not None:
+        check_folder(config.scores, "scores")
     with progress_bar(console) as progress:
         inspection = inspect(config, progress)
     is_page = config.out.suffix == ".html"
@@ -235,7 +237,7 @@ def _audit(config: Any, console: Console) -> int:
     from entropy_theory.report import figures, findings
     from entropy_theory.report.figures.audit import audit_figure
     from entropy_theory.report.figures.audit_tokens import audit_tokens_figure
-    from entropy_theory.report.tables import audit_means_table, audit_table, audit_tokens_table
+    from entropy_theory.report.tables import audit_means_table, audit_table, audit_tokens_table, fitted
 
     with progress_bar(console) as progress:
         result = audit(config, progress)
@@ -244,7 +246,7 @@ def _audit(config: Any, console: Console) -> int:
     figures.save(audit_figure(result), config.out / "audit.png")
     figures.save(audit_tokens_figure(result), config.out / "audit_tokens.png")
     for table in (audit_table, audit_tokens_table, audit_means_table):
-        console.print(table(result))
+        console.print(fitted(table(result), console.width))
     for sentence in sentences:
         console.print(f"• {sentence}")
     console.print(f"written: {config.out}/audit.json, audit.png, audit_tokens.png")

@@ -66,17 +66,20 @@ def prefix_weights(old_log_probs: Tensor, new_log_probs: Tensor, mask: Tensor) -
         ρ_{<t}, (B, T) float64, zero where there is no token.
 
     Raises:
-        ValueError: Shapes differ, or a log-probability or a weight is not finite.
+        ValueError: Shapes differ, the mask holds other values than 0 and 1, or a log-probability or a weight is not
+            finite.
 
     Example:
         >>> old, new = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.75, 0.5]]).log()
         >>> [round(weight, 6) for weight in prefix_weights(old, new, torch.ones(1, 2)).tolist()[0]]
         [1.0, 1.5]
     """
-    inside = mask.bool()
     for name, value in (("new_log_probs", new_log_probs), ("mask", mask)):
         if value.shape != old_log_probs.shape or value.dim() != 2:
             raise invalid(name, f"shape {tuple(old_log_probs.shape)} of (B, T)", tuple(value.shape))
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise invalid("mask", "values 0 and 1", "others")
+    inside = mask.bool()
     ratio = torch.where(inside, new_log_probs.double() - old_log_probs.double(), 0.0)
     weights = torch.where(inside, (ratio.cumsum(1) - ratio).exp(), 0.0)
     if not bool(torch.isfinite(ratio).all() and torch.isfinite(weights).all()):
@@ -123,6 +126,8 @@ def reweighted_entropy(
     weights = prefix_weights(old_log_probs, new_log_probs, mask)
     if group_ids.shape != mask.shape[:1]:
         raise invalid("group_ids", f"shape {tuple(mask.shape[:1])}", tuple(group_ids.shape))
+    if group_ids.is_floating_point():  # NaN would make a group of its own in each row
+        raise invalid("group_ids", "integers", group_ids.dtype)
     inside = mask.bool()
     tokens = int(inside.sum())
     if not tokens:
@@ -142,6 +147,8 @@ def reweighted_entropy(
     rho, count, old_sum, new_sum, reweighted = sums.T
     before, after_fixed, after = old_sum.sum() / tokens, new_sum.sum() / tokens, reweighted.sum() / rho.sum()
 
+    shares = weights / weights.max()  # squares of large weights would overflow
+
     def error(residuals: Tensor) -> float | None:
         groups = len(residuals)
         return math.sqrt(groups / (groups - 1) * float(residuals.square().sum())) if groups > 1 else None
@@ -157,7 +164,7 @@ def reweighted_entropy(
         fixed_error=error(of_fixed - of_before),
         shift_error=error(of_after - of_fixed),
         change_error=error(of_after - of_before),
-        effective_sample_size=float(weights.sum() ** 2 / weights.square().sum()),
+        effective_sample_size=float(shares.sum() ** 2 / shares.square().sum()),
         tokens=tokens,
         groups=len(sums),
     )

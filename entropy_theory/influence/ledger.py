@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -69,13 +70,19 @@ class BatchEntropy:
             reducer: The collectives; default: one process.
 
         Raises:
-            ValueError: No token counts on any rank, or an entropy is not finite.
+            ValueError: Shapes do not fit, the mask is not bool, the groups are not integers, no token counts on any
+                rank, or an entropy is not finite.
 
         Example:
             >>> entropy, mask = torch.tensor([[1.0, 9.0], [2.0, 3.0]]), torch.tensor([[True, False], [True, True]])
             >>> BatchEntropy.from_tokens(entropy, mask, torch.tensor([7, 8]))
             BatchEntropy(sums=(1.0, 5.0), counts=(1, 2))
         """
+        if mask.shape != entropy.shape or mask.dim() != 2 or mask.dtype is not torch.bool:
+            raise invalid("mask", f"bool of shape {tuple(entropy.shape)}", f"{mask.dtype} of shape {tuple(mask.shape)}")
+        if group_ids is not None and (group_ids.shape != mask.shape[:1] or group_ids.is_floating_point()):
+            received = f"{group_ids.dtype} of shape {tuple(group_ids.shape)}"
+            raise invalid("group_ids", f"integers of shape {tuple(mask.shape[:1])}", received)
         reducer = reducer or LocalReducer()
         rows = torch.where(mask, entropy.double(), 0.0).sum(1)
         groups = torch.zeros_like(mask[:, 0], dtype=torch.int64) if group_ids is None else group_ids.to(torch.int64)
@@ -294,7 +301,13 @@ class Ledger:
                     content[name] = BatchEntropy(tuple(held["sums"]), tuple(held["counts"]))
             if content["first_order"] is not None:
                 content["first_order"] = FirstOrder(**content["first_order"])
-            return cls(**content)
+            ledger = cls(**content)
+            optional = [x for x in (ledger.start, ledger.variance) if x is not None]
+            parts = vars(ledger.first_order).values() if ledger.first_order is not None else ()
+            known = (ledger.batches, ledger.cumulative_fixed, ledger.cumulative_remainder, *optional, *parts)
+            if not all(map(math.isfinite, known)) or (ledger.sampled is None) != (ledger.start is None):
+                raise invalid("ledger", "the data of a ledger", "a number that is missing or not finite")
+            return ledger
         except (KeyError, TypeError) as error:
             raise invalid("ledger", "the data of a ledger", str(error)) from None
 
@@ -312,8 +325,8 @@ def run_summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         sum of the parts; and ``curves``, columns of numbers by name, among them ``step``.
 
     Raises:
-        ValueError: There is no entry, one of its numbers is not finite, or the parts do not add up, as when lines are
-            missing or each is a mean over several batches.
+        ValueError: There is no entry, one of its numbers is not finite, steps do not increase, or the parts do not add
+            up, as when lines are missing or each is a mean over several batches.
 
     Example:
         >>> lines = [{"step": 1, PREFIX + "entropy": 2.0}, {"step": 2, PREFIX + "entropy": 1.0, PREFIX + "fixed": -0.75,
@@ -327,6 +340,9 @@ def run_summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         raise invalid("run", "a run with ledger entries, as train --ledger writes them", f"none in {len(lines)} lines")
     rows = [_numbers(line) for line in entries]
     first, last, later = rows[0], rows[-1], rows[1:]
+    for earlier, row in pairwise(rows):
+        if row["step"] <= earlier["step"]:
+            raise invalid("run", f"steps that increase, after {earlier['step']:g}", f"{row['step']:g}")
     split = [row for row in later if "curvature" in row]
     parts = {name: math.fsum(row.get(name, 0.0) for row in split) for name in ("now", "momentum", "decay", "curvature")}
     parts["fixed"] = math.fsum(row.get("fixed", 0.0) for row in later if "curvature" not in row)

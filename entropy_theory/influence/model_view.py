@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from entropy_theory.influence.step_batch import StepBatch
 from entropy_theory.vocab import token_statistics
 
 Parameters = dict[str, Tensor]
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 LOGITS_BUDGET = 1 << 25
 """Logits that one forward may hold, in bytes; a derivative holds some copies of them."""
@@ -31,10 +33,12 @@ class ModelView:
         parameters: The weights that train, by name; default: those of the model that require a gradient.
 
     Raises:
-        ValueError: No token is valid, or no parameter requires a gradient.
+        ValueError: No token is valid, no parameter requires a gradient, or the model is not such a one.
     """
 
     def __init__(self, model: nn.Module, batch: StepBatch, parameters: Mapping[str, Tensor] | None = None) -> None:
+        if not isinstance(batch, StepBatch):
+            raise invalid("batch", "a StepBatch", type(batch).__name__)
         self.model, self.batch = model, batch
         self.mask = batch.valid
         self.count = int(self.mask.sum())
@@ -43,21 +47,29 @@ class ModelView:
         trained = parameters or {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not trained:
             raise invalid("model", "parameters that require a gradient", "none: all are frozen")
-        dtype = next(iter(trained.values())).dtype
-        self.dtype = torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
+        if any(value.is_inference() for value in trained.values()):
+            raise invalid("model", "parameters made outside torch.inference_mode", "inference tensors")
+        self.dtype = torch.float32
+        for value in trained.values():
+            self.dtype = torch.promote_types(self.dtype, value.dtype)
         self.start = {name: value.detach().to(self.dtype) for name, value in trained.items()}
         self._frozen = {
             name: value.detach().to(self.dtype)
             for values in (model.named_parameters(), model.named_buffers())
             for name, value in values
-            if name not in trained and value.is_floating_point() and value.dtype.itemsize < 4
+            if name not in trained and value.is_floating_point() and value.dtype.itemsize < self.dtype.itemsize
         }
         self.ids = torch.cat([batch.prompt_ids, batch.completion_ids], dim=1)
+        _check_vocabulary(self.base, self.ids)
         self.attention = torch.cat([batch.prompt_mask.bool(), batch.completion_mask.bool()], dim=1).long()
         self.length = batch.completion_ids.shape[1]
-        takes = inspect.signature(model.forward).parameters
+        takes = inspect.signature(as_written(model).forward).parameters
         keeps = "logits_to_keep" in {*takes, *inspect.signature(self.base.forward).parameters}
         anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+        given = {"input_ids", "attention_mask"}
+        required = {name for name, p in takes.items() if p.default is p.empty and p.kind in _BY_NAME}
+        if (not anything and not given <= {*takes}) or required - given:
+            raise invalid("model", "a forward of input_ids and attention_mask alone", f"forward({', '.join(takes)})")
         self._options: dict[str, Any] = {"use_cache": False} if "use_cache" in takes or anything else {}
         if keeps:
             self._options["logits_to_keep"] = self.length + 1
@@ -71,9 +83,15 @@ class ModelView:
     def logits(self, parameters: Mapping[str, Tensor], rows: Tensor) -> Tensor:
         """Tempered logits z/T before each completion token of some rows, (b, T, V)."""
         inputs = {"input_ids": self.ids[rows], "attention_mask": self.attention[rows]} | self._options
-        with torch.autocast(self.ids.device.type, enabled=False):
-            logits: Tensor = functional_call(self.model, {**self._frozen, **parameters}, (), inputs).logits
-        return logits[:, -self.length - 1 : -1] / self.batch.temperature
+        output = functional_call(self.model, {**self._frozen, **parameters}, (), inputs)
+        logits = getattr(output, "logits", None)
+        if not isinstance(logits, Tensor):
+            received = type(output).__name__ if logits is None else f"{type(logits).__name__} as its .logits"
+            raise invalid("model", "a model whose output has .logits, a tensor", received)
+        if logits.dim() != 3 or logits.shape[0] != len(rows) or logits.shape[1] <= self.length:
+            expected = f"logits ({len(rows)}, at least {self.length + 1}, V)"
+            raise invalid("model", expected, f"shape {tuple(logits.shape)}")
+        return logits[:, -self.length - 1 : -1].to(self.dtype) / self.batch.temperature
 
     def blocks(self, rows: Tensor | None = None) -> Iterator[Tensor]:
         """Those of some rows, by number, that have a valid token; as many at a time as one forward may hold."""
@@ -118,6 +136,10 @@ class ModelView:
                 statistics = token_statistics(self.logits(leaves, block)[inside], tokens)
                 terms = ((entropy, statistics.entropy), (log_probs, statistics.log_probs))
                 value = torch.stack([(w[block][inside] * term).sum() for w, term in terms if w is not None]).sum()
+            if not bool(torch.isfinite(value)):
+                raise invalid("model", "finite entropies and log-probabilities of valid tokens", "NaN or infinity")
+            if not value.requires_grad:
+                raise invalid("model", "logits that depend on what trains", "logits without a gradient")
             parts = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
             for name, part in zip(leaves, parts, strict=True):
                 total[name] += part
@@ -152,33 +174,68 @@ def entropy_gradient(model: nn.Module, batch: StepBatch) -> tuple[Parameters, Te
 def observed(model: Any, *, forward_mode: bool = False) -> Iterator[None]:
     """Put a model into the state in which it is measured, and back.
 
-    In evaluation mode (no dropout, no gradient checkpointing), without a trainer's patch of its forward (autocast), and
-    with attention written out where forward-mode derivatives are wanted, which fused attention lacks on the CPU.
+    In evaluation mode (no dropout, no gradient checkpointing), without autocast, a trainer's patch of its forward, a
+    compiled graph or inference mode, and with attention written out where forward-mode derivatives are wanted, which
+    fused attention lacks on the CPU.
 
     Args:
         model: The model.
         forward_mode: Whether forward-mode derivatives go through it.
     """
+    _check_module(model)
     training = [module for module in model.modules() if module.training]
-    patched = [(m, vars(m).pop("forward")) for m in {model, unwrapped(model)} if "forward" in vars(m)]
+    patched = [(m, vars(m).pop("forward")) for m in {as_written(model), unwrapped(model)} if "forward" in vars(m)]
     config = getattr(model, "config", None)
-    attention = getattr(config, "_attn_implementation", None) if hasattr(model, "set_attn_implementation") else None
+    own = getattr(config, "_attn_implementation", None) if hasattr(model, "set_attn_implementation") else None
+    written_out = forward_mode and own not in (None, "eager")
+    attention = _attention(config) if written_out else None
     model.eval()
     try:
-        if forward_mode and attention not in (None, "eager"):
+        if written_out:
             model.set_attn_implementation("eager")
-        yield
+        with ExitStack() as stack:
+            for kind in {parameter.device.type for parameter in model.parameters()} - {"meta"}:
+                stack.enter_context(torch.autocast(kind, enabled=False))  # a backward has autocast's state, too
+            stack.enter_context(torch.inference_mode(False))
+            if any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules()):
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            yield
     finally:
-        if forward_mode and attention not in (None, "eager"):
-            model.set_attn_implementation(attention)
         for module, forward in patched:
             module.forward = forward
         for module in training:
             module.training = True
+        if written_out:
+            model.set_attn_implementation(attention)
+
+
+def _attention(config: Any) -> Any:
+    """The attention of a model, and by name that of the models inside which have a configuration of their own."""
+    inside = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", ())}
+    parts = {name: _attention(part) for name, part in inside.items() if part is not None}
+    return {"": config._attn_implementation, **parts} if parts else config._attn_implementation
+
+
+def _check_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise invalid("model", "a torch module", type(model).__name__)
+
+
+def _check_vocabulary(base: Any, ids: Tensor) -> None:
+    embeddings = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
+    known = getattr(embeddings, "num_embeddings", None)
+    if known is not None and ids.numel() and int(ids.max()) >= known:
+        raise invalid("batch", f"token ids below {known}, the size of the model's embedding", int(ids.max()))
+
+
+def as_written(model: Any) -> Any:
+    """Return the module that `torch.compile` was given, or the model itself."""
+    return getattr(model, "_orig_mod", model)
 
 
 def unwrapped(model: Any) -> Any:
-    """Return the language model inside adapters."""
+    """Return the language model inside adapters and a compiled module."""
+    model = as_written(model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

@@ -93,7 +93,8 @@ def step_parts(
         The parts, for the names of ``gradient``.
 
     Raises:
-        ValueError: As `check_optimizer`, or a parameter with a gradient is not the optimizer's.
+        ValueError: As `check_optimizer`, a parameter with a gradient is not the optimizer's, or its gradient or
+            θ⁻ has another shape.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([2.0]))
@@ -106,7 +107,9 @@ def step_parts(
     """
     now, momentum, decay = {}, {}, {}
     for step in _steps(optimizer, parameters, gradient):
-        pulled, weights = step.sign * gradient[step.name].double(), before[step.name].double()
+        shape = parameters[step.name].shape
+        pulled = step.sign * _of_shape("gradient", gradient, step.name, shape).double()
+        weights = _of_shape("before", before, step.name, shape).double()
         now[step.name] = step.direction * (step.present * pulled)
         decay[step.name] = step.direction * (step.present * step.coupled * weights) - step.decoupled * weights
         momentum[step.name] = torch.zeros_like(pulled)
@@ -133,10 +136,11 @@ def gradient_only_update(
     Raises:
         ValueError: As `step_parts`.
     """
-    return {
-        step.name: step.direction * (step.present * step.sign * gradient[step.name].double())
-        for step in _steps(optimizer, parameters, gradient)
-    }
+    now = {}
+    for step in _steps(optimizer, parameters, gradient):
+        pulled = _of_shape("gradient", gradient, step.name, parameters[step.name].shape).double()
+        now[step.name] = step.direction * (step.present * step.sign * pulled)
+    return now
 
 
 @torch.no_grad()
@@ -165,6 +169,14 @@ def preconditioner(optimizer: Any, parameters: Mapping[str, Tensor]) -> dict[str
         step.name: torch.ones_like(parameters[step.name], dtype=torch.float64) * step.metric
         for step in _steps(optimizer, parameters, parameters)
     }
+
+
+def _of_shape(argument: str, given: Mapping[str, Tensor], name: str, shape: torch.Size) -> Tensor:
+    value = given.get(name)
+    if not isinstance(value, Tensor) or value.shape != shape:
+        received = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise invalid(argument, f"a tensor of shape {tuple(shape)} for {name}", received)
+    return value
 
 
 def _steps(optimizer: Any, parameters: Mapping[str, Tensor], names: Mapping[str, Any]) -> Iterator[_Step]:

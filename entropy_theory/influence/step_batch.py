@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import numbers
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ class StepBatch:
         contexts: Which positions have the same logits, (B, T) integers; default: those with the same tokens before.
 
     Raises:
-        ValueError: Shapes do not fit, a mask holds other values than 0 and 1, an advantage of a trained token or the
+        ValueError: Shapes, dtypes or devices do not fit, an id is negative, a mask holds other values than 0 and 1, a
+            trained token lies outside the completion or follows padding, an advantage of a trained token or the
             temperature is not finite.
 
     Example:
@@ -51,7 +53,8 @@ class StepBatch:
     contexts: Tensor | None = None
 
     def __post_init__(self) -> None:
-        rows = self.prompt_ids.shape[0] if self.prompt_ids.dim() == 2 else None
+        self._check_tensors()
+        rows, shape = self.prompt_ids.shape[0], self.completion_ids.shape
         for name, like in (
             ("prompt_ids", self.prompt_ids),
             ("prompt_mask", self.prompt_ids),
@@ -67,17 +70,52 @@ class StepBatch:
                 raise invalid(name, f"shape {(rows, *like.shape[1:])}", tuple(value.shape))
             if name.endswith("mask") and not bool(((value == 0) | (value == 1)).all()):
                 raise invalid(name, "values 0 and 1", "others")
+            if name.endswith("ids") and bool((value < 0).any()):
+                raise invalid(name, "token ids >= 0, at padding too", int(value.min()))
         if self.group_ids.shape != (rows,):
             raise invalid("group_ids", f"shape ({rows},)", tuple(self.group_ids.shape))
-        shape = self.completion_ids.shape
         if self.advantages.shape not in (shape, shape[:1]):
             raise invalid("advantages", f"shape {tuple(shape)} or ({rows},)", tuple(self.advantages.shape))
-        if self.advantages.dim() == 1:
-            object.__setattr__(self, "advantages", self.advantages[:, None].expand(shape))
+        advantages = self.advantages.detach()
+        object.__setattr__(
+            self, "advantages", advantages if advantages.dim() == 2 else advantages[:, None].expand(shape)
+        )
+        self._check_context()
         if not bool(torch.isfinite(self.advantages[self.valid]).all()):
             raise invalid("advantages", "finite numbers at the trained tokens", "NaN or infinity")
-        if not 0 < self.temperature < float("inf"):
-            raise invalid("temperature", "a finite number > 0", self.temperature)
+        if not isinstance(self.temperature, numbers.Real) or not 0 < self.temperature < float("inf"):
+            raise invalid("temperature", "a finite number > 0", repr(self.temperature))
+
+    def _check_tensors(self) -> None:
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if name == "temperature" or (value is None and name in ("trained_mask", "contexts")):
+                continue
+            if not isinstance(value, Tensor):
+                raise invalid(name, "a tensor", type(value).__name__)
+            if value.is_meta or value.device != self.prompt_ids.device:
+                raise invalid(name, "a tensor with data, all on one device", f"one on {value.device}")
+            integer = not value.is_floating_point() and not value.is_complex()
+            if name in ("prompt_ids", "completion_ids", "group_ids", "contexts"):
+                if not integer or value.dtype is torch.bool:
+                    raise invalid(name, "integers", value.dtype)
+            elif value.is_complex():
+                raise invalid(name, "real numbers", value.dtype)
+
+    def _check_context(self) -> None:
+        """The logits of a trained token are those at the token before it, which must not be padding."""
+        if bool((self.valid & ~self.completion_mask.bool()).any()):
+            raise invalid("trained_mask", "trained tokens inside the completion mask", "one outside it")
+        if bool(self.valid.any()) and not self.prompt_ids.shape[1]:
+            raise invalid("prompt_ids", "at least one token before the completion", "none")
+        before = torch.cat([self.prompt_mask[:, -1:].bool(), self.completion_mask[:, :-1].bool()], dim=1)
+        if bool(self.valid.any()) and not bool(before[self.valid].all()):
+            name, side = (
+                ("prompt_mask", "left") if bool((self.valid & ~before)[:, 0].any()) else ("completion_mask", "right")
+            )
+            raise invalid(
+                name, f"padding on the {side}, a token before each trained one", "padding before a trained token"
+            )
 
     @property
     def valid(self) -> Tensor:

@@ -10,6 +10,7 @@ difference of the logits at θ ± hv, for models that forward-mode derivatives d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
 
 from entropy_theory.errors import InputError, invalid
-from entropy_theory.influence.model_view import ModelView, Parameters, inner_product
+from entropy_theory.influence.model_view import ModelView, Parameters
 from entropy_theory.vocab import TokenStatistics, token_statistics
 from entropy_theory.vocab.statistics import FIELDS
 
@@ -72,7 +73,7 @@ def tangents(view: ModelView, directions: Sequence[tuple[Tensor, Parameters]], m
             tokens = view.batch.completion_ids[rows][inside]
             logits, u = (values[inside] for values in _moved(view, rows, v, step))
             p = logits.softmax(-1)
-            u = torch.where(p > 0, u, 0.0)  # a token of probability zero has no part in any of them
+            u = torch.where(logits > -torch.inf, u, 0.0)  # a forbidden token has no part; one whose p underflows has
             level = (p * u).sum(-1)
             statistics = token_statistics(logits, tokens)
             measured = {name: getattr(statistics, name) for name in FIELDS}
@@ -138,6 +139,11 @@ def _named_layer(model: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
+def _length(v: Parameters) -> float:
+    """‖v‖; squares of a small gradient would underflow in float32."""
+    return math.hypot(*(float(torch.linalg.vector_norm(value, dtype=torch.float64)) for value in v.values()))
+
+
 @torch.no_grad()
 def difference_step(view: ModelView, v: Parameters, mine: Tensor) -> tuple[float, float]:
     """Choose the step h of the central difference of log p along v, and estimate the error at it.
@@ -161,7 +167,7 @@ def difference_step(view: ModelView, v: Parameters, mine: Tensor) -> tuple[float
     def log_probs(parameters: Parameters) -> Tensor:
         return token_statistics(view.logits(parameters, rows)[inside], tokens).log_probs.double()
 
-    length, size = inner_product(v, v) ** 0.5, inner_product(view.start, view.start) ** 0.5
+    length, size = _length(v), _length(view.start)
     if not length:
         return 1.0, 0.0
     eps = torch.finfo(view.dtype).eps

@@ -90,8 +90,8 @@ def token_influence(
         over: "same": H̄ is over the contexts of all valid tokens. "crossed": each half of the prompt groups is
             measured on the other half's contexts. Only then is E[D_t] zero: on its own sequences ∇H̄ depends on the
             sampled token.
-        preconditioner: P, symmetric: a positive factor for each weight by name (Adam's 1/(√v̂ + ε)), or a function
-            from directions to directions; default: the identity, plain SGD.
+        preconditioner: P, symmetric: a factor >= 0 for each weight by name (Adam's 1/(√v̂ + ε); other names are not
+            read), or a function from directions to directions; default: the identity, plain SGD.
         method: "jvp", a forward-mode pass, exact; "difference", two forwards at θ ± hv, for models without a
             forward-mode derivative; "output", through the output matrix alone, in closed form from the hidden states;
             "auto": "jvp", or "difference" where the model has no forward-mode derivative.
@@ -198,9 +198,9 @@ def _measure(
     for name, value, values in (("over", over, get_args(Contexts)), ("method", method, get_args(Method))):
         if value not in values:
             raise invalid(name, " or ".join(map(repr, values)), repr(value))
-    halves = _halves(batch, over)
     with observed(model, forward_mode=method in ("auto", "jvp")):
         view = ModelView(model, batch)
+        halves = _halves(batch, over)
         precondition = _preconditioner(preconditioner, view)
         coefficients = torch.where(view.mask, batch.advantages.to(view.dtype), 0.0) / view.count
         rows = view.mask.any(-1).nonzero()[:, 0]
@@ -255,9 +255,9 @@ def _preconditioner(given: Preconditioner | None, view: ModelView) -> Callable[[
     def checked(direction: Parameters) -> Parameters:
         result = function(copy.copy(direction))
         for name, value in direction.items():
-            moved = result.get(name)
-            if moved is None or moved.shape != value.shape:
-                received = None if moved is None else tuple(moved.shape)
+            moved = result.get(name) if isinstance(result, Mapping) else None
+            if not isinstance(moved, Tensor) or moved.shape != value.shape:
+                received = tuple(moved.shape) if isinstance(moved, Tensor) else type(moved).__name__
                 raise invalid("preconditioner", f"shape {tuple(value.shape)} for {name}", received)
             if not bool(torch.isfinite(moved).all()):
                 raise invalid("preconditioner", f"finite numbers for {name}", "NaN or infinity")
@@ -275,4 +275,10 @@ def _factors(given: Mapping[str, Tensor], view: ModelView) -> dict[str, Tensor]:
         if not isinstance(factor, Tensor) or factor.shape != value.shape:
             shape = tuple(factor.shape) if isinstance(factor, Tensor) else type(factor).__name__
             raise invalid("preconditioner", f"shape {tuple(value.shape)} for {name}", shape)
-    return {name: given[name].to(value) for name, value in view.start.items()}
+        if factor.is_complex() or factor.is_meta:
+            raise invalid(
+                "preconditioner", f"real numbers for {name}", "a meta tensor" if factor.is_meta else factor.dtype
+            )
+        if bool((factor < 0).any()):
+            raise invalid("preconditioner", f"factors >= 0 for {name}", float(factor.min()))
+    return {name: given[name].detach().to(value) for name, value in view.start.items()}

@@ -110,6 +110,14 @@ def arms_table(
     return table
 
 
+def fitted(layout: Table, width: int) -> Table:
+    """Fold the cells of a table in a terminal of fewer than 80 columns, which would cut off names and numbers."""
+    if width < 80:
+        for column in layout.columns:
+            column.no_wrap, column.overflow, column.min_width = False, "fold", None
+    return layout
+
+
 def lens_table(table: Mapping[str, Any]) -> Table:
     """Lay out the predicted changes of entropy of all rules on one batch; the data has more than fits a terminal."""
     from rich.box import SIMPLE_HEAD
@@ -156,10 +164,10 @@ def ledger_table(summary: Mapping[str, Any]) -> Table:
     table.add_section()
     table.add_row(f"end, step {summary['last_step']}", f"{summary['end']:.4f}")
     split, finished = summary["split_batches"], summary["batches"] - 1
-    table.caption = f"{summary['batches']} generation batches"
+    table.caption = f"{summary['batches']} generation batch{'es' if finished else ''}"
     table.caption += f", the updates on {split} of {finished} split" if 0 < split < finished else ""
-    table.caption += "; ±: one standard error over prompt groups; closing error "
-    table.caption += f"{summary['closing_error']:.0e}"
+    table.caption += "" if summary["remainder_se"] is None else "; ±: one standard error over prompt groups"
+    table.caption += f"; closing error {summary['closing_error']:.0e}"
     return table
 
 

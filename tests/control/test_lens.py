@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from control_batches import EVERY_METHOD, random_batch
 from influence_models import TinyModel, log_policies, one_backward_per_token, step_batch
+from rich.console import Console
 
 import entropy_theory as et
 from entropy_theory.control import TokenBatch, lens, rule
@@ -181,6 +183,21 @@ def test_everything_there_is_on_a_real_batch() -> None:
     assert layout.row_count == len(table.rows)
     figure = lens_figure(data)
     assert len(figure.axes) == 2
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_the_tables_keep_names_and_numbers_in_a_narrow_terminal(width: int) -> None:
+    batch = random_batch(0)
+    batch = replace(batch, influence=torch.full_like(batch.log_probs, 0.01))
+    data = lens(batch, ["advantage-reweighting"], resamples=2, influence=True).to_dict()
+    for layout in (tables.lens_table(data), tables.influence_table(data)):
+        console = Console(width=width, record=True, file=io.StringIO())
+        console.print(tables.fitted(layout, width))
+        text = console.export_text()
+        assert "…" not in text
+        lines = text.splitlines()
+        assert max(map(len, lines)) <= width
+        assert any(line.strip().startswith("ad") for line in lines)  # the name, folded
 
 
 def test_rules_without_their_inputs_are_named() -> None:

@@ -150,6 +150,9 @@ def test_scores_are_those_of_the_model() -> None:
         ({"old_entropy": torch.zeros(2, 1)}, "old_entropy: expected shape"),
         ({"old_log_probs": torch.full((2, 2), -float("inf"))}, "finite log-probabilities"),
         ({"new_log_probs": torch.full((2, 2), 800.0)}, "finite weights"),
+        ({"mask": torch.full((2, 2), 0.5)}, "mask: expected values 0 and 1"),
+        ({"mask": torch.full((2, 2), float("nan"))}, "mask: expected values 0 and 1"),
+        ({"group_ids": torch.tensor([0.0, float("nan")])}, "group_ids: expected integers"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -169,3 +172,10 @@ def test_a_group_without_a_token_counts_for_nothing() -> None:
     expected = reweighted_entropy(**fewer, group_ids=groups[:4])
     estimate = reweighted_entropy(**columns, group_ids=groups)
     assert estimate == expected
+
+
+def test_weights_whose_squares_overflow_have_an_effective_sample_size() -> None:
+    """One context of weight e^600 counts for all others."""
+    zeros, new = torch.zeros(2, 2), torch.tensor([[600.0, 0.0], [0.0, 0.0]])
+    estimate = reweighted_entropy(zeros, new, zeros + 1, zeros + 1, zeros + 1, torch.tensor([0, 1]))
+    assert estimate.effective_sample_size == pytest.approx(1, abs=1e-12)

@@ -195,3 +195,19 @@ def test_refusals() -> None:
     for wrong in (None, "much", True, float("inf")):
         with pytest.raises(ValueError, match=f"{PREFIX}fixed: expected a finite number"):
             run_summary([{"step": 1, PREFIX + "entropy": 2.0, PREFIX + "fixed": wrong}])
+    same = {PREFIX + "entropy": 2.0, PREFIX + "fixed": 0.0, PREFIX + "remainder": 0.0}
+    with pytest.raises(ValueError, match="run: expected steps that increase, after 2, received 2"):
+        run_summary([{"step": 2} | same, {"step": 2} | same])
+    narrow, halves = mask[:, :1], groups + 0.5
+    for name, arguments in (
+        ("mask", (entropy, narrow, groups)),
+        ("mask", (entropy, mask.float(), groups)),
+        ("group_ids", (entropy, mask, groups[:1])),
+        ("group_ids", (entropy, mask, halves)),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: expected .* of shape"):
+            BatchEntropy.from_tokens(*arguments)
+    data = records.to_data(ledger)
+    for change in ({"start": "a"}, {"start": None}, {"cumulative_fixed": float("nan")}, {"batches": None}):
+        with pytest.raises(ValueError, match="ledger: expected the data of a ledger"):
+            Ledger.from_data(data | change)

@@ -133,3 +133,10 @@ def test_refusals() -> None:
         step_parts(optimizer, after, before, {"other": given[0]["bias"]})
     with pytest.raises(ValueError, match="optimizer: expected one that has made a step on weight"):
         preconditioner(ADAMW(after.values()), after)
+    narrow = {name: value[:1] for name, value in given[0].items()}  # would broadcast
+    with pytest.raises(ValueError, match=r"gradient: expected a tensor of shape \(.*\) for "):
+        step_parts(optimizer, after, before, narrow)
+    with pytest.raises(ValueError, match=r"gradient: expected a tensor of shape \(.*\) for "):
+        gradient_only_update(optimizer, after, narrow)
+    with pytest.raises(ValueError, match=r"before: expected a tensor of shape \(.*\) for .*, received NoneType"):
+        step_parts(optimizer, after, {}, given[0])

@@ -268,3 +268,5 @@ def test_from_rollouts_to_the_lens(byte_model: Path, tmp_path: Path, capsys: pyt
         assert "save_batch: expected a file ending in .safetensors" in capsys.readouterr().err
     assert cli.main([*words, "--save-batch", str(table_file / "b.safetensors")]) == 2
     assert "save_batch: expected a folder that can be written" in capsys.readouterr().err
+    assert cli.main([*words, "--scores", str(table_file)]) == 2
+    assert "scores: expected a folder that can be written" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from entropy_theory.control.base import Rule, Step
 from entropy_theory.control.effects import predicted_effects
 from entropy_theory.control.flow import Context, Denominator, Flow, State, Statistics
 from entropy_theory.control.parameters import choice, number
-from entropy_theory.control.reducers import Reducer, masked_mean, masked_top_k
+from entropy_theory.control.reducers import Reducer, masked_count, masked_mean, masked_top_k
 from entropy_theory.control.registry import register
 from entropy_theory.errors import invalid
 
@@ -90,10 +90,11 @@ class EntropyFloor(Rule):
         population = flow.population(self.statistics)
         score = batch.centered_scores().masked_fill(~flow.valid, 0.0)
         effects = predicted_effects(flow.coefficients, score).total
-        mean = masked_mean(batch.entropy, population, reducer)
         acted = bool(state and state["below"])
+        some = masked_count(population, reducer) > 0  # earlier rules may have dropped every token
+        mean = masked_mean(batch.entropy, population, reducer) if some else math.inf
         below = mean < self.floor + (self.hysteresis if acted else 0.0)
-        remembered = {"below": below} if self.hysteresis else None
+        remembered = {"below": below if some else acted} if self.hysteresis else None
         ordered = _ordered(effects, flow.valid, reducer)
         before = float(ordered.sum())
         need = self.gain * max(0.0, self.floor - mean) * n

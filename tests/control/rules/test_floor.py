@@ -140,3 +140,12 @@ def test_the_pipe_with_ppo_clip_masks_both() -> None:
     assert floor.metrics["dropped"] > 0
     expected = torch.where(floor.keep_mask, clip.coefficients, 0.0)
     assert torch.equal(both.coefficients[valid], expected[valid])
+
+
+def test_after_a_rule_that_drops_every_token_it_does_nothing_and_remembers() -> None:
+    kept_only = rule('keep-sign|entropy-floor(floor=5.0, hysteresis=0.5, statistics="kept")')
+    batch = random_batch(0)
+    below = kept_only.apply(batch)
+    nothing = kept_only.apply(replace(batch, advantages=torch.zeros_like(batch.advantages)), state=below.state)
+    assert not nothing.keep_mask.any()
+    assert nothing.state == below.state

@@ -84,6 +84,12 @@ def test_the_table_fits_a_terminal() -> None:
         assert value in text
 
 
+def test_the_table_speaks_of_an_error_only_where_there_is_one() -> None:
+    one_batch = tables.ledger_table(run_summary(lines(batches=1)))
+    assert str(one_batch.caption).startswith("1 generation batch; closing error")
+    assert "standard error" in str(tables.ledger_table(run_summary(lines())).caption)
+
+
 def test_the_command_reads_an_unfinished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     for line in lines():
