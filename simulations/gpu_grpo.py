@@ -10,8 +10,10 @@ that is killed and started again resumes from its last checkpoint (the warm-up b
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,11 +127,12 @@ def warm_up(config: GpuGrpoConfig, folder: Path, console: Console) -> None:
         schedule.step()
         if (step + 1) % max(1, config.warmup_steps // 10) == 0:
             console.print(f"warm-up {step + 1}/{config.warmup_steps}: loss {loss.item():.3f}", highlight=False)
-    staged = folder.with_name(folder.name + ".staging")
-    shutil.rmtree(staged, ignore_errors=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     model.float().cpu().save_pretrained(staged)
     tokenizer.save_pretrained(staged)
-    staged.rename(folder)
+    with contextlib.suppress(OSError):  # another process was first, with the same weights
+        staged.rename(folder)
+    shutil.rmtree(staged, ignore_errors=True)
 
 
 def run_arm(config: GpuGrpoConfig, rule: str, seed: int, warm: Path, prompts: Path, out: Path) -> dict[str, Any]:

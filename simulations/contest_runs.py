@@ -1,0 +1,235 @@
+"""What `control_contest.py` does with the small decoder: GRPO runs of two tasks, policies on held-out prompts."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import gpu_grpo
+import grpo_runs
+import numpy as np
+from rich.console import Console
+from sweep import rounded
+
+from entropy_theory.testbed import arithmetic, sum_task
+
+PROMPTS, GENERATIONS, LEARNING_RATE = 16, 16, 6e-4
+ROWS = 2048  # prompts of a training set, drawn with the run's seed
+POINTS = 64  # a curve is recorded as so many means over neighbouring updates
+KS = (1, 4, 16)
+
+COLUMNS = {
+    "entropy": "entropy",
+    "reward": "reward",
+    "distinct_right": "distinct_right",
+    "dropped_share": "entropy_control/dropped_share",
+    "slope": "entropy_control/slope",
+}
+
+HELD_OUT_SUMS = tuple(target for target in sum_task.TARGETS if target % 5 == 0)
+NUMBERS, LARGEST = 4, 9  # of the expressions of arithmetic in steps
+HELD_OUT_EXPRESSIONS = 24
+
+WARMUP = gpu_grpo.GpuGrpoConfig(
+    hidden_size=64,
+    layers=2,
+    heads=4,
+    numbers=NUMBERS,
+    largest=LARGEST,
+    warmup_steps=3000,
+    warmup_batch=128,
+    warmup_rate=2e-3,
+)
+TINY_WARMUP = gpu_grpo.GpuGrpoConfig(**gpu_grpo.QUICK)
+"""The decoder that starts on arithmetic; the sum task starts from the testbed's."""
+
+
+@dataclass(frozen=True)
+class ContestRun:
+    """One GRPO run of the decoder.
+
+    Attributes:
+        task: A name of `TASKS`.
+        rule: The rule; none for no control.
+        seed: Of prompts, sampling and random masks.
+        steps: Updates; 0 only measures the policy that training starts from.
+        num_iterations: Updates per batch.
+        samples: Completions of each held-out prompt.
+        tiny: Whether to start from a decoder that is warmed up in seconds.
+    """
+
+    task: str
+    rule: str
+    seed: int
+    steps: int
+    num_iterations: int = 1
+    samples: int = 64
+    tiny: bool = False
+
+
+@dataclass(frozen=True)
+class TaskOfDecoder:
+    """A task: its prompts and its judge.
+
+    Attributes:
+        column: The column of the prompts that reward and judge read.
+        reward: The reward function, as module:function; it logs the distinct right answers of a group.
+        length: Tokens of a completion at most.
+        start: The folder of the decoder that starts.
+        draw: Draws the column's values of a training set.
+        held_out: The column's values that training never shows.
+        is_right: The judge of (value, answer).
+    """
+
+    column: str
+    reward: str
+    length: int
+    start: Callable[[bool], Path]
+    draw: Callable[[int], list[Any]]
+    held_out: tuple[Any, ...]
+    is_right: Callable[[Any, str], bool]
+
+
+def sum_reward(completions: Sequence[str], target: Sequence[int], **extra: Any) -> list[float]:
+    """Reward function of the sum task in TRL's form; logs the distinct right answers of a group."""
+    if extra.get("log_metric") is not None:
+        extra["log_metric"]("distinct_right", sum_task.mean_distinct_right(target, completions, GENERATIONS))
+    return sum_task.reward(completions, target)
+
+
+def _sums(seed: int) -> list[Any]:
+    shown = [target for target in sum_task.TARGETS if target not in HELD_OUT_SUMS]
+    return np.random.default_rng(seed).choice(shown, ROWS).tolist()
+
+
+@functools.cache
+def _held_out_expressions() -> tuple[str, ...]:
+    generator = np.random.default_rng(10_000)
+    drawn: dict[str, None] = {}
+    while len(drawn) < HELD_OUT_EXPRESSIONS:
+        drawn[arithmetic.draw(generator, NUMBERS, LARGEST)] = None
+    return tuple(drawn)
+
+
+def _expressions(seed: int) -> list[Any]:
+    generator = np.random.default_rng(seed)
+    kept: list[Any] = []
+    while len(kept) < ROWS:
+        expression = arithmetic.draw(generator, NUMBERS, LARGEST)
+        if expression not in _held_out_expressions():
+            kept.append(expression)
+    return kept
+
+
+def _arithmetic_start(tiny: bool) -> Path:
+    """The folder of the decoder that is warmed up on arithmetic, made by the first process that needs it."""
+    from entropy_theory import records
+    from entropy_theory.testbed import decoder
+
+    config = TINY_WARMUP if tiny else WARMUP
+    folder = decoder.cache_directory() / f"arithmetic-decoder-{records.configuration_hash(config)}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    gpu_grpo.warm_up(config, folder, Console(quiet=True))
+    return folder
+
+
+TASKS = {
+    "sum": TaskOfDecoder(
+        "target", f"{__name__}:sum_reward", 8, grpo_runs.warmed_up, _sums, HELD_OUT_SUMS, sum_task.is_right
+    ),
+    "arithmetic": TaskOfDecoder(
+        "expression",
+        f"{arithmetic.__name__}:reward",
+        28,
+        _arithmetic_start,
+        _expressions,
+        _held_out_expressions(),
+        arithmetic.is_right,
+    ),
+}
+
+
+def train(run: ContestRun) -> dict[str, Any]:
+    """Train, and measure the trained policy.
+
+    Returns:
+        ``curves``: means over neighbouring batches, by name; ``final``: means over the last ten updates; ``held_out``:
+        pass@k and the distinct right answers of 16 on held-out prompts, means over the prompts.
+    """
+    from entropy_theory.records import read_lines
+    from entropy_theory.training.config import TrainConfig
+    from entropy_theory.training.run import train as train_with
+
+    task = TASKS[run.task]
+    start = task.start(run.tiny)
+    if run.steps == 0:
+        return {"curves": {}, "final": {}, "held_out": measure_policy(start, run)}
+    with tempfile.TemporaryDirectory() as folder:
+        prompts = Path(folder, "prompts.jsonl")
+        rows = [{"prompt": f"{value}=", task.column: value} for value in task.draw(run.seed)]
+        prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config = TrainConfig(
+            model=str(start),
+            dataset=str(prompts),
+            reward=task.reward,
+            rule=run.rule,
+            steps=run.steps,
+            num_iterations=run.num_iterations,
+            prompts_per_step=PROMPTS,
+            generations=GENERATIONS,
+            max_completion_length=task.length,
+            learning_rate=LEARNING_RATE,
+            save_every=10**6,
+            seed=run.seed,
+            out=Path(folder, "run"),
+        )
+        final = train_with(config)["final"]
+        lines = read_lines(config.out / "metrics.jsonl")
+        held_out = measure_policy(config.out / "model", run)
+    batches = [line for line in lines if line.get("reward") is not None]  # later updates of a batch have none
+    curves: dict[str, Any] = {}
+    for name, logged in COLUMNS.items():
+        values = [line.get(logged) for line in batches]
+        if all(value is not None for value in values):
+            curves[name] = rounded(grpo_runs.thinned(values, POINTS), 4)
+    return {"curves": curves, "final": rounded(final), "held_out": held_out}
+
+
+def measure_policy(folder: Path, run: ContestRun) -> dict[str, float]:
+    """pass@k and the distinct right answers of the first sixteen samples, means over the held-out prompts."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from entropy_theory.testbed import decoder
+
+    task, tokenizer = TASKS[run.task], decoder.build_tokenizer()
+    policy = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval()
+    measured: dict[str, list[float]] = {name: [] for name in (*(f"pass@{k}" for k in KS), "distinct_right")}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(run.seed)
+        for value in task.held_out:
+            inputs = tokenizer([f"{value}="] * run.samples, return_tensors="pt")
+            prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            ids = policy.generate(**prompt, do_sample=True, top_k=0, max_new_tokens=task.length)
+            answers = tokenizer.batch_decode(ids[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+            right = [task.is_right(value, answer) for answer in answers]
+            for k in KS:
+                measured[f"pass@{k}"].append(pass_at(k, sum(right), run.samples))
+            measured["distinct_right"].append(len({a.strip() for a, r in zip(answers[:16], right, strict=False) if r}))
+    return {name: round(float(np.mean(values)), 5) for name, values in measured.items()}
+
+
+def pass_at(k: int, right: int, samples: int) -> float:
+    """The unbiased pass@k, 1 − C(n−c, k)/C(n, k) with c of n samples right (arXiv 2107.03374).
+
+    Example:
+        >>> pass_at(1, 1, 4), pass_at(4, 1, 4)
+        (0.25, 1.0)
+    """
+    return 1 - comb(samples - right, k) / comb(samples, k)

@@ -1,0 +1,429 @@
+"""A contest of entropy control: sixteen methods in one trainer, each tuned with as many runs, compared on fresh seeds.
+
+    python simulations/control_contest.py --stage tuning --processes 2     # hours on two cores; resumes
+    python simulations/control_contest.py --stage contest --processes 2    # with the settings that tuning chose
+    python simulations/control_contest.py --stage long --processes 2       # three times as many updates, one seed
+    python simulations/control_contest.py --stage contest --task 0/4       # a share of a stage
+    python simulations/control_contest.py --stage contest --ready          # a record of the tasks that are there
+    python simulations/control_contest.py --quick --stage tuning           # the same code, a few updates of a few
+
+Protocol, written before the results.
+
+*Tasks.* The testbed's decoder (85,000 parameters) on two of them. The sum task, completions of at most 8 tokens;
+targets divisible by 5 are held out of training. Arithmetic in steps, expressions of 4 numbers up to 9, completions of
+at most 28 tokens, from a decoder that is warmed up on demonstrations of which 30 % are wrong; 24 expressions are held
+out. Per batch 16 prompts × 16 completions, T = 1, AdamW at the constant rate 6e-4, 320 updates. Ratio-based rules take
+two updates per batch, the others one; so there are two runs without control, one for each.
+
+*Tuning.* Each method has four settings of its one or two parameters, `METHODS`; each is run once on seed 100. Targets
+and floors are shares of the entropy that training starts from, `START`. The setting with the most distinct right
+answers of a group of 16, mean over the last ten updates, is the method's: that number is what entropy is kept for, and
+it is 0 for a policy that is diverse and wrong. A tie goes to the earlier setting.
+
+*Contest.* Seeds 0 to 4 with each method's setting. Measured, with means over neighbouring updates ("smoothed"):
+
+- entropy, reward, distinct right answers and dropped share, means over the last ten updates;
+- pass@1, pass@4, pass@16 and distinct right answers of 16 on the held-out prompts, after training;
+- the updates until the smoothed reward first reaches a level, and the mean reward over the run (the area under it);
+- *at equal entropy*: the largest smoothed reward of the updates whose smoothed entropy is at least a level; *at equal
+  reward*: the largest smoothed entropy of the updates whose smoothed reward is at least a level. The levels are of the
+  uncontrolled run of the same seed: entropy half of the way from its first value to its last, reward nine tenths of the
+  way from its first value to its last. A run that never reaches the level has no number and is counted as "never";
+- collapse: final entropy under a quarter of the first; explosion: final entropy above 1.25 times the first.
+
+*Comparisons.* Paired by seed: each method with no control (of as many updates per batch), and entropy-floor with each
+other method, for final reward, distinct right answers, held-out pass@16, reward at equal entropy and entropy at equal
+reward. Two-sided t-tests, corrected by Holm's procedure over the methods, for each measure and task; intervals are
+uncorrected 95 % t-intervals. The Pareto front is that of mean final entropy and mean final reward.
+
+*Long runs.* 960 updates of the sum task, seed 200, with the settings of the contest: which method collapses or explodes
+late. One run each, so no interval.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import sweep
+from contest_runs import ContestRun, train
+
+from entropy_theory.errors import invalid
+from entropy_theory.program import run_script
+
+START = {"sum": 1.0, "arithmetic": 0.25}
+"""Mean entropy in nats of the first batch, by task, from a run of one update."""
+
+METHODS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "none": (1, ("none",)),
+    "none, two updates": (2, ("none",)),
+    "entropy-floor": (
+        1,
+        (*(f"entropy-floor(floor={{{level}}}, gain=0.03)" for level in "abc"), "entropy-floor(floor={b}, gain=0)"),
+    ),
+    "entropy-budget": (
+        1,
+        (
+            *(f"entropy-budget(target={{{level}}}, gain=0.1)" for level in "abc"),
+            "entropy-budget(target={b}, gain=0.02)",
+        ),
+    ),
+    "adaptive-entropy": (
+        1,
+        (
+            *(f"adaptive-entropy(variant='trl', target={{{level}}})" for level in "abc"),
+            "adaptive-entropy(variant='trl', target={b}, step=0.02)",
+        ),
+    ),
+    "entropy-bonus": (1, tuple(f"entropy-bonus(coefficient={c:g})" for c in (0.02, 0.05, 0.1, 0.2))),
+    "entropy-flow": (1, tuple(f"entropy-flow(strength={s:g})" for s in (0.1, 0.25, 0.5, 1.0))),
+    "clip-b": (1, tuple(f"clip-b(mu={mu:g})" for mu in (0.5, 0.75, 1.0, 1.5))),
+    "clip-v": (1, tuple(f"clip-v(mu={mu:g}, max_fraction=None)" for mu in (1.0, 1.5, 2.0, 3.0))),
+    "80/20": (1, tuple(f"high-entropy(share={share:g})" for share in (0.1, 0.2, 0.4, 0.6))),
+    "stare": (1, tuple(f"stare(up={up:g}, up_max={up:g}, target=None)" for up in (1.1, 1.5, 2.0, 4.0))),
+    "w-reinforce": (1, tuple(f"w-reinforce(positive_weight={w:g})" for w in (0.1, 0.3, 0.6, 0.9))),
+    "random mask": (1, tuple(f"random-mask(fraction={f:g})" for f in (0.01, 0.03, 0.1, 0.3))),
+    "clip-higher": (2, tuple(f"clip-higher(epsilon_high={e:g})" for e in (0.28, 0.4, 0.6, 1.0))),
+    "clip-cov": (2, tuple(f"clip-cov(fraction={f:g}, lower={low:g})" for f in (0.01, 0.05) for low in (0.2, 1.0))),
+    "kl-cov": (2, tuple(f"kl-cov(fraction={f:g})" for f in (0.002, 0.01, 0.03, 0.1))),
+    "steer": (2, tuple(f"steer(minimum={m:g})" for m in (0.8, 0.6, 0.3, 0.1))),
+}
+"""Updates per batch and settings of each method; {a}, {b}, {c} stand for `LEVELS` of the task's start."""
+LEVELS = {"a": 0.5, "b": 0.65, "c": 0.8}
+OURS = "entropy-floor"
+CRITERION = "distinct_right"
+TESTED = ("reward", "distinct_right", "pass@16", "reward_at_entropy", "entropy_at_reward")
+
+
+@dataclass(frozen=True)
+class ContestConfig(sweep.SweepOptions):
+    """Tune, compare and prolong methods of entropy control under the protocol of this script.
+
+    Attributes:
+        stage: "tuning", "contest" (with the recorded tuning's settings) or "long".
+        tasks: Tasks of tuning and contest.
+        methods: Methods; default: all.
+        seeds: Seeds of the contest.
+        tuning_seed: The one seed of tuning.
+        steps: Updates.
+        samples: Completions of each held-out prompt.
+        tiny: Start from decoders that are warmed up in seconds.
+        ready: Do nothing; record the tasks whose files are there, and say how many of how many.
+    """
+
+    stage: Literal["tuning", "contest", "long"] = "tuning"
+    tasks: tuple[str, ...] = ("sum", "arithmetic")
+    methods: tuple[str, ...] = tuple(METHODS)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    tuning_seed: int = 100
+    steps: int = 320
+    samples: int = 64
+    tiny: bool = False
+    ready: bool = False
+
+
+QUICK: dict[str, Any] = {
+    "tasks": ("sum",),
+    "methods": ("none", "entropy-floor", "clip-b"),
+    "seeds": (0, 1),
+    "steps": 3,
+    "samples": 16,
+    "tiny": True,
+}
+LONG_SEED, LONG_TASK, LONGER = 200, "sum", 3
+
+
+def settings(method: str, task: str) -> tuple[str, ...]:
+    """The settings of a method that tuning tries on a task."""
+    levels = {name: round(share * START[task], 2) for name, share in LEVELS.items()}
+    return tuple(setting.format(**levels) for setting in METHODS[method][1])
+
+
+def tuning_runs(config: ContestConfig) -> list[ContestRun]:
+    """A run for each task, method and setting."""
+    return [
+        _run(config, task, method, setting, config.tuning_seed, config.steps)
+        for task in config.tasks
+        for method in config.methods
+        for setting in settings(method, task)
+    ]
+
+
+def contest_runs(config: ContestConfig, chosen: Mapping[str, Mapping[str, str]]) -> list[ContestRun]:
+    """A run for each task, seed and method, with its chosen setting: whole seeds first."""
+    return [
+        _run(config, task, method, chosen[task][method], seed, config.steps)
+        for seed in config.seeds
+        for task in config.tasks
+        for method in config.methods
+    ]
+
+
+def long_runs(config: ContestConfig, chosen: Mapping[str, Mapping[str, str]]) -> list[ContestRun]:
+    """A long run for each method."""
+    steps = LONGER * config.steps
+    return [_run(config, LONG_TASK, m, chosen[LONG_TASK][m], LONG_SEED, steps) for m in config.methods]
+
+
+def _run(config: ContestConfig, task: str, method: str, setting: str, seed: int, steps: int) -> ContestRun:
+    return ContestRun(task, setting, seed, steps, METHODS[method][0], config.samples, config.tiny)
+
+
+def method_of(task: Mapping[str, Any]) -> str:
+    """The method that a run's rule and updates per batch are a setting of."""
+    return next(
+        method
+        for method, (updates, _) in METHODS.items()
+        if updates == task["num_iterations"] and task["rule"] in settings(method, task["task"])
+    )
+
+
+def by_method(results: Sequence[Mapping[str, Any]], task: str) -> dict[str, list[Mapping[str, Any]]]:
+    """The runs of a task by method, in the order of `METHODS`."""
+    grouped: dict[str, list[Mapping[str, Any]]] = {method: [] for method in METHODS}
+    for entry in results:
+        if entry["task"]["task"] == task:
+            grouped[method_of(entry["task"])].append(entry)
+    return {method: entries for method, entries in grouped.items() if entries}
+
+
+def summarise_tuning(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """For each task and method the setting with the most distinct right answers, and every setting's final numbers."""
+    chosen: dict[str, dict[str, str]] = {}
+    table: dict[str, dict[str, Any]] = {}
+    for task in dict.fromkeys(entry["task"]["task"] for entry in results):
+        for method, entries in by_method(results, task).items():
+            best = max(entries, key=lambda entry: entry["result"]["final"][CRITERION])
+            chosen.setdefault(task, {})[method] = best["task"]["rule"]
+            table.setdefault(task, {})[method] = {e["task"]["rule"]: e["result"]["final"] for e in entries}
+    return {"chosen": chosen, "settings": table}
+
+
+def measures(entry: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, float | None]:
+    """The measures of a run, with levels of the uncontrolled run of its seed; None for a level that is not reached."""
+    curves, reference = entry["result"]["curves"], base["result"]["curves"]
+    entropy, reward = np.array(curves["entropy"]), np.array(curves["reward"])
+    entropy_level = (reference["entropy"][0] + reference["entropy"][-1]) / 2
+    reward_level = reference["reward"][0] + 0.9 * (reference["reward"][-1] - reference["reward"][0])
+    updates = entry["task"]["steps"] / len(reward)  # to a point of the curves
+    reached = reward >= reward_level
+    high = entropy >= entropy_level
+    final, held_out = entry["result"]["final"], entry["result"]["held_out"]
+    return {
+        "entropy": final["entropy"],
+        "reward": final["reward"],
+        "distinct_right": final["distinct_right"],
+        "dropped_share": float(np.mean(curves.get("dropped_share", [0.0]))),
+        "pass@1": held_out["pass@1"],
+        "pass@4": held_out["pass@4"],
+        "pass@16": held_out["pass@16"],
+        "held_out_distinct": held_out["distinct_right"],
+        "updates_to_reward": float(np.flatnonzero(reached)[0] + 1) * updates if reached.any() else None,
+        "mean_reward": float(reward.mean()),
+        "reward_at_entropy": float(reward[high].max()) if high.any() else None,
+        "entropy_at_reward": float(entropy[reached].max()) if reached.any() else None,
+        "collapsed": float(final["entropy"] < 0.25 * entropy[0]),
+        "exploded": float(final["entropy"] > 1.25 * entropy[0]),
+    }
+
+
+def summarise_contest(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """For each task: measures with intervals, comparisons with no control and of entropy-floor with the others."""
+    summary: dict[str, Any] = {}
+    for task in dict.fromkeys(entry["task"]["task"] for entry in results):
+        methods = by_method(results, task)
+        bases = {entry["task"]["seed"]: entry for entry in methods["none"]}
+        rows = {
+            method: {
+                entry["task"]["seed"]: measures(entry, bases[entry["task"]["seed"]])
+                for entry in entries
+                if entry["task"]["seed"] in bases
+            }
+            for method, entries in methods.items()
+        }
+        rows = {method: row for method, row in rows.items() if row}
+        table = {method: _intervals(row) for method, row in rows.items()}
+        for name in TESTED:
+            against_base = {
+                method: _paired(row, rows[_base(method)], name)
+                for method, row in rows.items()
+                if method != _base(method) and _base(method) in rows
+            }
+            _add(table, f"{name}_over_base", against_base)
+            if OURS in rows:
+                others = {m: _paired(rows[OURS], row, name) for m, row in rows.items() if m != OURS}
+                _add(table, f"{name}_of_floor_over_it", others)
+        summary[task] = {"methods": table, "front": pareto_front(table)}
+    return summary
+
+
+def _base(method: str) -> str:
+    return "none, two updates" if METHODS[method][0] == 2 and method != "none, two updates" else "none"
+
+
+def _intervals(row: Mapping[int, Mapping[str, float | None]]) -> dict[str, Any]:
+    """Intervals over the seeds that have a number, and how many have none."""
+    measured: dict[str, Any] = {}
+    for name in next(iter(row.values())):
+        values = [value for numbers in row.values() if (value := numbers[name]) is not None]
+        never = len(row) - len(values)
+        measured[name] = (sweep.rounded(sweep.interval(values)) if values else {}) | ({"never": never} if never else {})
+    return measured
+
+
+def _paired(
+    row: Mapping[int, Mapping[str, float | None]], other: Mapping[int, Mapping[str, float | None]], name: str
+) -> dict[str, Any] | None:
+    """Difference by seed with its interval and the p of the t-test; None with fewer than two pairs."""
+    from scipy.stats import ttest_1samp
+
+    pairs = [(row[seed][name], other[seed][name]) for seed in row if seed in other]
+    differences = [a - b for a, b in pairs if a is not None and b is not None]
+    if len(differences) < 2:
+        return None
+    p = 1.0 if len(set(differences)) == 1 else float(ttest_1samp(differences, 0.0).pvalue)
+    return sweep.rounded(sweep.interval(differences)) | {"p": p}
+
+
+def _add(table: dict[str, Any], column: str, paired: Mapping[str, dict[str, Any] | None]) -> None:
+    """Put differences into the table, with p corrected over the methods."""
+    known = {method: difference for method, difference in paired.items() if difference is not None}
+    corrected = holm([difference["p"] for difference in known.values()])
+    for (method, difference), p in zip(known.items(), corrected, strict=True):
+        table[method][column] = difference | {"p": float(f"{difference['p']:.3g}"), "p_holm": float(f"{p:.3g}")}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number by Holm's step-down procedure (Holm 1979).
+
+    Example:
+        >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+        [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p_values, kind="stable")
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def pareto_front(table: Mapping[str, Any]) -> list[str]:
+    """The methods that no other beats in both mean final entropy and mean final reward, the highest entropy first."""
+    points = {m: (row["entropy"]["mean"], row["reward"]["mean"]) for m, row in table.items()}
+    front = [
+        method
+        for method, (entropy, reward) in points.items()
+        if not any(e >= entropy and r >= reward and (e, r) != (entropy, reward) for e, r in points.values())
+    ]
+    return sorted(front, key=lambda method: -points[method][0])
+
+
+def summarise_long(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Final numbers of the long runs, at their ends and at a third of them."""
+    summary = {}
+    for method, (entry,) in by_method(results, LONG_TASK).items():
+        curves = entry["result"]["curves"]
+        third = len(curves["entropy"]) // LONGER - 1
+        summary[method] = {
+            "rule": entry["task"]["rule"],
+            **{f"{name}_at_third": curves[name][third] for name in ("entropy", "reward", "distinct_right")},
+            **{name: entry["result"]["final"][name] for name in ("entropy", "reward", "distinct_right")},
+            "pass@16": entry["result"]["held_out"]["pass@16"],
+        }
+    return {"methods": summary}
+
+
+def main(config: ContestConfig) -> dict[str, Any] | None:
+    """Run what is missing of a stage, record and print."""
+    config = sweep.with_quick_settings(config, QUICK)
+    if unknown := [name for name in config.methods if name not in METHODS]:
+        raise invalid("methods", f"some of {', '.join(METHODS)}", ", ".join(unknown))
+    if unknown := [name for name in config.tasks if name not in START]:
+        raise invalid("tasks", f"some of {', '.join(START)}", ", ".join(unknown))
+    name = f"control_contest_{config.stage}"
+    if config.stage == "tuning":
+        todo, summarise, show = tuning_runs(config), summarise_tuning, show_tuning
+    else:
+        chosen = _recorded_choice(config)
+        runs = contest_runs if config.stage == "contest" else long_runs
+        todo = runs(config, chosen)
+        summarise = summarise_contest if config.stage == "contest" else summarise_long
+        show = show_contest if config.stage == "contest" else show_long
+    if config.ready:
+        there = [task for task in todo if sweep.file_of(task, config).exists()]
+        print(f"{len(there)} of {len(todo)} tasks are there")
+        todo = there
+    record = sweep.run(name, dataclasses.replace(config, ready=False), todo, train, summarise)
+    if record is not None:
+        show(record["summary"])
+    return record
+
+
+def _recorded_choice(config: ContestConfig) -> dict[str, dict[str, str]]:
+    from entropy_theory import records
+
+    recorded = config.runs / "control_contest_tuning-quick.json" if config.quick else None
+    path = recorded or sweep.RESULTS / "control_contest_tuning.json"
+    if not path.exists():
+        raise invalid("stage", f"tuning first, whose record is {path}", config.stage)
+    chosen: dict[str, dict[str, str]] = records.read_json(path)["summary"]["chosen"]
+    missing = [f"{m} on {t}" for t in config.tasks for m in config.methods if m not in chosen.get(t, {})]
+    if missing:
+        raise invalid("methods, tasks", f"those of {path}", ", ".join(missing))
+    return chosen
+
+
+def show_tuning(summary: dict[str, Any]) -> None:
+    """Print every setting's final numbers, the chosen ones marked."""
+    for task, methods in summary["settings"].items():
+        print(f"\n{task}: means over the last ten updates; * has the most distinct right answers")
+        print(f"{'setting':56}{'entropy':>10}{'reward':>10}{'distinct':>10}{'dropped':>10}")
+        for method, finals in methods.items():
+            for setting, final in finals.items():
+                mark = "*" if summary["chosen"][task][method] == setting else ""
+                name = setting + (", two updates" if METHODS[method][0] == 2 else "") + mark
+                columns = ("entropy", "reward", "distinct_right", "dropped_share")
+                print(f"{name:56}" + "".join(f"{final.get(column, 0.0):10.3f}" for column in columns))
+
+
+def show_contest(summary: dict[str, Any]) -> None:
+    """Print the measures, the comparisons and the front of each task."""
+    columns = (
+        *("entropy", "reward", "distinct_right", "pass@1", "pass@16", "updates_to_reward", "mean_reward"),
+        *("reward_at_entropy", "entropy_at_reward", "dropped_share"),
+    )
+    for task, content in summary.items():
+        print(f"\n{task}: means over seeds ± 95 % t-intervals")
+        print(f"{'method':20}" + "".join(f"{name.replace('_', ' '):>19}" for name in columns))
+        for method, row in content["methods"].items():
+            print(f"{method:20}" + "".join(f"{_cell(row[name]):>19}" for name in columns))
+        print("Pareto front of final entropy and reward: " + ", ".join(content["front"]))
+        for words, suffix in (("over no control", "over_base"), (f"of {OURS} over the method", "of_floor_over_it")):
+            print(f"\n{task}: {words}, paired by seed; p corrected over the methods")
+            print(f"{'method':20}" + "".join(f"{name.replace('_', ' '):>27}" for name in TESTED))
+            for method, row in content["methods"].items():
+                cells = [row.get(f"{name}_{suffix}") for name in TESTED]
+                if any(cells):
+                    shown = [f"{sweep.shown(c)} (p {c['p_holm']:.2g})" if c else "" for c in cells]
+                    print(f"{method:20}" + "".join(f"{cell:>27}" for cell in shown))
+
+
+def _cell(measured: Mapping[str, Any]) -> str:
+    never = f" ({measured['never']} never)" if measured.get("never") else ""
+    return (sweep.shown(measured, 2 if measured["mean"] > 5 else 3) if "mean" in measured else "") + never
+
+
+def show_long(summary: dict[str, Any]) -> None:
+    """Print the long runs."""
+    names = [f"{name}{part}" for part in ("_at_third", "") for name in ("entropy", "reward", "distinct_right")]
+    print(f"\n{'setting':56}" + "".join(f"{name.replace('_', ' '):>24}" for name in (*names, "pass@16")))
+    for row in summary["methods"].values():
+        print(f"{row['rule']:56}" + "".join(f"{row[name]:24.3f}" for name in (*names, "pass@16")))
+
+
+if __name__ == "__main__":
+    run_script(main, ContestConfig)

@@ -1,0 +1,111 @@
+"""The contest of entropy control: its settings, measures and corrections on made-up runs, and its stages in small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from simulation_scripts import load
+
+from entropy_theory.control import rule
+from entropy_theory.control.registry import rule_names
+from entropy_theory.testbed import arithmetic
+
+pytest.importorskip("trl", reason="needs the extra 'train'")
+script, runs = load("control_contest"), load("contest_runs")
+
+
+def test_methods_are_tuned_with_as_many_runs() -> None:
+    for task in script.START:
+        numbers = {method: len(set(script.settings(method, task))) for method in script.METHODS}
+        assert {n for method, n in numbers.items() if not method.startswith("none")} == {4}
+        assert numbers["none"] == numbers["none, two updates"] == 1
+        for method in script.METHODS:
+            for setting in script.settings(method, task):
+                assert rule(setting).name in rule_names()
+                updates = script.METHODS[method][0]
+                assert script.method_of({"task": task, "rule": setting, "num_iterations": updates}) == method
+
+
+def test_held_out_prompts_are_never_drawn() -> None:
+    for task in runs.TASKS.values():
+        drawn = task.draw(0)
+        assert len(drawn) == runs.ROWS
+        assert not {*drawn} & {*task.held_out}
+    expression = runs.TASKS["arithmetic"].held_out[0]
+    assert arithmetic.is_right(expression, arithmetic.derive(expression, runs.np.random.default_rng(0)))
+
+
+def entry(seed: int, rule_name: str, entropy: list[float], reward: list[float], **more: Any) -> dict[str, Any]:
+    final = {"entropy": entropy[-1], "reward": reward[-1], "distinct_right": 10 * reward[-1]}
+    held_out = {"pass@1": 0.5, "pass@4": 0.6, "pass@16": 0.7 + seed / 100, "distinct_right": 3.0}
+    task = {"task": "sum", "rule": rule_name, "seed": seed, "num_iterations": 1, "steps": 8} | more
+    return {
+        "task": task,
+        "result": {"curves": {"entropy": entropy, "reward": reward}, "final": final, "held_out": held_out},
+    }
+
+
+def test_measures_at_equal_entropy_and_at_equal_reward() -> None:
+    base = entry(0, "none", [1.0, 0.7, 0.5, 0.2], [0.0, 0.5, 0.8, 1.0])  # levels: entropy .6, reward .9
+    own = script.measures(base, base)
+    assert own["reward_at_entropy"] == 0.5
+    assert own["entropy_at_reward"] == 0.2
+    assert own["updates_to_reward"] == 8.0
+    assert (own["collapsed"], own["exploded"]) == (1.0, 0.0)
+    kept = script.measures(entry(0, "clip-b(mu=1)", [1.0, 0.8, 0.7, 0.65], [0.0, 0.4, 0.95, 0.85]), base)
+    assert (kept["reward_at_entropy"], kept["entropy_at_reward"], kept["updates_to_reward"]) == (0.95, 0.7, 6.0)
+    never = script.measures(entry(0, "clip-b(mu=1)", [0.5, 0.5, 0.5, 1.3], [0.0, 0.1, 0.1, 0.2]), base)
+    assert never["entropy_at_reward"] is None
+    assert never["updates_to_reward"] is None
+    assert never["exploded"] == 1.0
+
+
+def test_summary_pairs_by_seed_and_counts_runs_that_never_reach_a_level() -> None:
+    floor = script.settings("entropy-floor", "sum")[0]
+    entries = []
+    for seed in range(3):
+        entries.append(entry(seed, "none", [1.0, 0.6, 0.2], [0.0, 0.5 + seed / 10, 0.8 + seed / 10]))
+        entries.append(entry(seed, floor, [1.0, 0.7, 0.6], [0.0, 0.5, 0.9 + seed / 10 - 0.01 * (seed == 1)]))
+        entries.append(entry(seed, "clip-b(mu=1)", [1.0, 0.9, 0.9], [0.0, 0.1, 0.1]))
+    summary = script.summarise_contest(entries)["sum"]
+    rows = summary["methods"]
+    assert rows["entropy-floor"]["reward_over_base"]["values"] == pytest.approx([0.1, 0.09, 0.1])
+    assert rows["clip-b"]["entropy_at_reward"] == {"never": 3}
+    assert "entropy_at_reward_over_base" not in rows["clip-b"]
+    assert rows["clip-b"]["reward_of_floor_over_it"]["mean"] > 0.7
+    assert summary["front"] == ["clip-b", "entropy-floor"]  # no control has less of both than entropy-floor
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_against_its_definition(p_values: list[float]) -> None:
+    """A hypothesis is rejected at α exactly if all smaller p are, each against α over the number that is left."""
+    corrected = script.holm(p_values)
+    for alpha in (0.01, 0.05, 0.3):
+        order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+        rejected, going = set(), True
+        for rank, place in enumerate(order):
+            going = going and (len(p_values) - rank) * p_values[place] <= alpha
+            rejected |= {place} if going else set()
+        assert {place for place, p in enumerate(corrected) if p <= alpha} == rejected
+
+
+def test_the_quick_stages(tmp_path: Path) -> None:
+    """Tuning, contest and long runs with their files; a stage without the tuning's record names it."""
+    from entropy_theory.errors import InputError
+
+    with pytest.raises(InputError, match="tuning first"):
+        script.main(script.ContestConfig(quick=True, stage="contest", runs=tmp_path))
+    small = {"quick": True, "runs": tmp_path, "methods": ("none", "clip-higher"), "seeds": (0,), "steps": 4}
+    tuned = script.main(script.ContestConfig(stage="tuning", **small))["summary"]
+    assert set(tuned["chosen"]["sum"]) == {"none", "clip-higher"}
+    contest = script.main(script.ContestConfig(stage="contest", **small))
+    chosen = tuned["chosen"]["sum"]["clip-higher"]
+    assert [r["task"]["rule"] for r in contest["results"]] == ["none", chosen]
+    assert contest["results"][1]["task"]["num_iterations"] == 2
+    assert [len(r["result"]["curves"]["reward"]) for r in contest["results"]] == [4, 2]  # a point for each batch
+    long = script.main(script.ContestConfig(stage="long", **small))
+    assert long["results"][0]["task"]["steps"] == 12
