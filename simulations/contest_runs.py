@@ -19,7 +19,7 @@ from sweep import rounded
 
 from entropy_theory.testbed import arithmetic, sum_task
 
-PROMPTS, GENERATIONS, LEARNING_RATE = 16, 16, 6e-4
+GENERATIONS = 16  # completions of a prompt
 ROWS = 2048  # prompts of a training set, drawn with the run's seed
 POINTS = 64  # a curve is recorded as so many means over neighbouring updates
 KS = (1, 4, 16)
@@ -62,6 +62,8 @@ class ContestRun:
         num_iterations: Updates per batch.
         samples: Completions of each held-out prompt.
         tiny: Whether to start from a decoder that is warmed up in seconds.
+        prompts: Prompts of a batch.
+        learning_rate: Constant rate of AdamW.
     """
 
     task: str
@@ -71,6 +73,8 @@ class ContestRun:
     num_iterations: int = 1
     samples: int = 64
     tiny: bool = False
+    prompts: int = 16
+    learning_rate: float = 6e-4
 
 
 @dataclass(frozen=True)
@@ -155,8 +159,12 @@ TASKS = {
 }
 
 
-def train(run: ContestRun) -> dict[str, Any]:
+def train(run: ContestRun, points: int = POINTS) -> dict[str, Any]:
     """Train, and measure the trained policy.
+
+    Args:
+        run: The run.
+        points: Points of a curve at most.
 
     Returns:
         ``curves``: means over neighbouring batches, by name; ``final``: means over the last ten updates; ``held_out``:
@@ -181,10 +189,10 @@ def train(run: ContestRun) -> dict[str, Any]:
             rule=run.rule,
             steps=run.steps,
             num_iterations=run.num_iterations,
-            prompts_per_step=PROMPTS,
+            prompts_per_step=run.prompts,
             generations=GENERATIONS,
             max_completion_length=task.length,
-            learning_rate=LEARNING_RATE,
+            learning_rate=run.learning_rate,
             save_every=10**6,
             seed=run.seed,
             out=Path(folder, "run"),
@@ -197,7 +205,7 @@ def train(run: ContestRun) -> dict[str, Any]:
     for name, logged in COLUMNS.items():
         values = [line.get(logged) for line in batches]
         if all(value is not None for value in values):
-            curves[name] = rounded(grpo_runs.thinned(values, POINTS), 4)
+            curves[name] = rounded(grpo_runs.thinned(values, points), 4)
     return {"curves": curves, "final": rounded(final), "held_out": held_out}
 
 

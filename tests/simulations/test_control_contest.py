@@ -93,6 +93,7 @@ def test_holm_against_its_definition(p_values: list[float]) -> None:
         assert {place for place, p in enumerate(corrected) if p <= alpha} == rejected
 
 
+@pytest.mark.slow
 def test_the_quick_stages(tmp_path: Path) -> None:
     """Tuning, contest and long runs with their files; a stage without the tuning's record names it."""
     from entropy_theory.errors import InputError
@@ -109,3 +110,23 @@ def test_the_quick_stages(tmp_path: Path) -> None:
     assert [len(r["result"]["curves"]["reward"]) for r in contest["results"]] == [4, 2]  # a point for each batch
     long = script.main(script.ContestConfig(stage="long", **small))
     assert long["results"][0]["task"]["steps"] == 12
+
+
+def test_the_loop_is_measured_from_the_first_batch_below_the_floor() -> None:
+    study = load("floor_control")
+    curves = {"entropy": [1.0, 0.8, 0.5, 0.7, 0.6], "reward": [0.0] * 5, "dropped_share": [0.0, 0.0, 0.1, 0.0, 0.1]}
+    measured = study.loop_measures(curves, 0.65)
+    assert measured["first_below"] == 2
+    assert measured["offset"] == pytest.approx(-0.05)
+    assert measured["shortfall"] == pytest.approx((0.15 + 0.05) / 3, rel=1e-3)  # four digits are kept
+    assert study.loop_measures(curves, 0.4)["shortfall"] is None
+
+
+@pytest.mark.slow
+def test_the_quick_study_of_the_loop(tmp_path: Path) -> None:
+    study = load("floor_control")
+    config = study.FloorConfig(quick=True, runs=tmp_path, steps=2)
+    rows = study.main(config)["summary"]["settings"]
+    held, fallen = rows["bank, step 2, gain 0.3"], rows["bank, step 2, gain 0"]
+    assert held["final_entropy"]["mean"] > fallen["final_entropy"]["mean"]
+    assert rows["decoder, rate 0.0018, entropy-floor(floor=0.65, gain=0.03, lookahead=1)"]["never_below"] == 1
