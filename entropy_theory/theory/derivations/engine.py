@@ -64,7 +64,7 @@ class Step:
     @cached_property
     def difference(self) -> sp.Expr:
         """Computed minus claimed, simplified; exactly 0 when the step holds."""
-        return sp.simplify(self.computed - self.claimed)
+        return simplified(self.computed - self.claimed)
 
     @property
     def latex(self) -> str:
@@ -100,6 +100,12 @@ class Derivation:
         """The derivation as LaTeX: an enumerated list of sentences and equations."""
         items = "\n".join(rf"\item {step.text} \[ {step.latex} \]" for step in self.steps)
         return f"\\begin{{enumerate}}\n{items}\n\\end{{enumerate}}"
+
+
+def simplified(expression: sp.Expr) -> sp.Expr:
+    """Simplify; what is 0 as a rational function of its symbols, logarithms and exponentials is found at once."""
+    numerator = sp.fraction(sp.together(expression))[0]
+    return sp.Integer(0) if sp.expand(numerator) == 0 else sp.simplify(expression)
 
 
 def sum_by_monomials(summand: sp.Expr, carriers: tuple[sp.Symbol, ...], sums: Sums) -> sp.Expr:

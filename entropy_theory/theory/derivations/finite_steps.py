@@ -17,6 +17,7 @@ from entropy_theory.theory.derivations.engine import (
     STEP,
     Derivation,
     Step,
+    simplified,
     sum_by_monomials,
 )
 
@@ -224,7 +225,7 @@ def unimodal_rise() -> Derivation:
             sp.Integer(1),
         ),
     )
-    return Derivation("unimodal-rise", steps, sp.simplify(entropy_of_limit - sp.log(tokens)))
+    return Derivation("unimodal-rise", steps, simplified(entropy_of_limit - sp.log(tokens)))
 
 
 def many_small_steps() -> Derivation:
@@ -381,4 +382,4 @@ def two_valued_directions() -> Derivation:
             Q.subs(STEP, reward / beta),
         ),
     )
-    return Derivation("two-valued-directions", steps, sp.simplify(sp.diff(after, STEP) + Q * (1 - Q) * (STEP + tilt)))
+    return Derivation("two-valued-directions", steps, simplified(sp.diff(after, STEP) + Q * (1 - Q) * (STEP + tilt)))

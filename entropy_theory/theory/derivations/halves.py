@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sympy as sp
 
-from entropy_theory.theory.derivations.engine import Derivation, Step, sum_by_monomials
+from entropy_theory.theory.derivations.engine import Derivation, Step, simplified, sum_by_monomials
 
 _Q, _H, _M, _N, _K = sp.symbols("Q H M N K", positive=True)
 _A = sp.Symbol("a", positive=True)  # r_j
@@ -46,7 +46,7 @@ def one_step_keeps_its_half() -> Derivation:
     return Derivation(
         "one-step-keeps-its-half",
         (*_reduction(), *_bounds_of_q(), *_likeliest(), *_not_the_likeliest()),
-        sp.simplify(_slope_of_half() - _T),
+        simplified(_slope_of_half() - _T),
     )
 
 

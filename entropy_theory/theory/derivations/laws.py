@@ -15,6 +15,7 @@ from entropy_theory.theory.derivations.engine import (
     STEP,
     Derivation,
     Step,
+    simplified,
     sum_by_monomials,
     sum_over_rest,
 )
@@ -71,7 +72,7 @@ def discriminant_gradient() -> Derivation:
         Step("... so this is its least value.", r"\min_p S", score.subs(positive, least), -least),
     )
     residual = (score_slope - score_claim) ** 2 + (baseline_slope - baseline_claim) ** 2
-    return Derivation("discriminant-gradient", steps, sp.simplify(residual))
+    return Derivation("discriminant-gradient", steps, simplified(residual))
 
 
 def what_surrounds_the_token() -> Derivation:
@@ -114,7 +115,7 @@ def what_surrounds_the_token() -> Derivation:
             share * sp.log(share) + share * sp.log(OTHERS),
         ),
     )
-    return Derivation("what-surrounds-the-token", steps, sp.simplify(sp.expand(score - claim)))
+    return Derivation("what-surrounds-the-token", steps, simplified(sp.expand(score - claim)))
 
 
 def exact_single_logit_law() -> Derivation:
@@ -162,7 +163,7 @@ def exact_single_logit_law() -> Derivation:
         Step("By what surrounds the token.", r"\Delta H", binary - (q - p) * of_rest, claim),
         Step("Its series.", r"\Delta H + O(t^3)", sp.expand(series), sp.expand(second)),
     )
-    return Derivation("exact-single-logit-law", steps, sp.simplify(sp.expand((change - claim) * D)))
+    return Derivation("exact-single-logit-law", steps, simplified(sp.expand((change - claim) * D)))
 
 
 def sign_law_of_one_logit() -> Derivation:
@@ -229,7 +230,7 @@ def sign_law_of_one_logit() -> Derivation:
         ),
         Step("... gives the flip radius near S = 0, to third order.", r"\Delta H / w_0", third, sp.Integer(0)),
     )
-    return Derivation("sign-law-of-one-logit", steps, sp.simplify(slope - claim))
+    return Derivation("sign-law-of-one-logit", steps, simplified(slope - claim))
 
 
 def divergence_lemma() -> Derivation:
@@ -264,7 +265,7 @@ def divergence_lemma() -> Derivation:
             sp.Integer(1),
         ),
     )
-    return Derivation("divergence-lemma", steps, sp.simplify(sp.diff(divergence, t) - t * w))
+    return Derivation("divergence-lemma", steps, simplified(sp.diff(divergence, t) - t * w))
 
 
 def baseline_boundary() -> Derivation:
@@ -315,4 +316,4 @@ def baseline_boundary() -> Derivation:
             floor - BASELINE,
         ),
     )
-    return Derivation("baseline-boundary", steps, sp.simplify(covariance - BASELINE))
+    return Derivation("baseline-boundary", steps, simplified(covariance - BASELINE))

@@ -17,6 +17,7 @@ from entropy_theory.theory.derivations.engine import (
     Derivation,
     Step,
     Sums,
+    simplified,
     slope_of,
     sum_apart,
     sum_by_monomials,
@@ -45,7 +46,7 @@ def lemma_3_1() -> Derivation:
         Step("Together nothing is lost.", r"\sum_i \frac{dp_i}{d\varepsilon}", slope_k + all_others, sp.Integer(0)),
     )
     claim = (slope_k - p_k * (1 - p_k)) ** 2 + (slope_i + p_i * p_k) ** 2  # squares: two errors must not cancel
-    return Derivation("lemma-3.1", steps, sp.simplify(claim))
+    return Derivation("lemma-3.1", steps, simplified(claim))
 
 
 def gradient() -> Derivation:
@@ -83,7 +84,7 @@ def gradient() -> Derivation:
             logit - mean_logit,
         ),
     )
-    return Derivation("gradient", steps, sp.simplify(slope - linear))
+    return Derivation("gradient", steps, simplified(slope - linear))
 
 
 def theorem_3_2() -> Derivation:
@@ -112,7 +113,7 @@ def theorem_3_2() -> Derivation:
             by_threshold,
         ),
     )
-    return Derivation("theorem-3.2", steps, sp.simplify(slope + score))
+    return Derivation("theorem-3.2", steps, simplified(slope + score))
 
 
 def theorem_3_3() -> Derivation:
@@ -143,7 +144,7 @@ def theorem_3_3() -> Derivation:
     )
     centred = PROB_K * (ENTROPY + LOG_K) - BASELINE
     final = Step("Collect the terms.", r"\frac{dH}{d\alpha}\Big|_0", slope, -centred)
-    return Derivation("theorem-3.3", (*direction, *steps, final), sp.simplify(slope + centred))
+    return Derivation("theorem-3.3", (*direction, *steps, final), simplified(slope + centred))
 
 
 def corollary_3_4() -> Derivation:
@@ -164,7 +165,7 @@ def corollary_3_4() -> Derivation:
         Step("The baseline is a constant.", r"\sum_k p_k N", mean_baseline, BASELINE),
         Step("Subtract.", r"\sum_k p_k (S_k - N)", mean_centred, sp.Integer(0)),
     )
-    return Derivation("corollary-3.4", steps, sp.simplify(mean_centred))
+    return Derivation("corollary-3.4", steps, simplified(mean_centred))
 
 
 def exact_identity() -> Derivation:
@@ -207,7 +208,7 @@ def exact_identity() -> Derivation:
             1 / q_i,
         ),
     )
-    return Derivation("exact-identity", steps, sp.simplify(sp.expand_log(of_change - of_form, force=True)))
+    return Derivation("exact-identity", steps, simplified(sp.expand_log(of_change - of_form, force=True)))
 
 
 def four_conditions() -> Derivation:
@@ -241,4 +242,4 @@ def four_conditions() -> Derivation:
             -closed,
         ),
     )
-    return Derivation("four-conditions", steps, sp.simplify(masked - closed))
+    return Derivation("four-conditions", steps, simplified(masked - closed))

@@ -16,6 +16,7 @@ from entropy_theory.theory.derivations.engine import (
     SCORE_K,
     Derivation,
     Step,
+    simplified,
     sum_by_monomials,
 )
 
@@ -45,7 +46,7 @@ def token_mean_bias() -> Derivation:
         ),
         Step("Take the mean: the first order vanishes.", r"E\Big[\tfrac{\sum S_c}{\sum L}\Big]", mean, claim),
     )
-    return Derivation("corollary-3.5", steps, sp.simplify(mean - claim))
+    return Derivation("corollary-3.5", steps, simplified(mean - claim))
 
 
 def sampled_elsewhere() -> Derivation:
@@ -105,7 +106,7 @@ def influence() -> Derivation:
         ),
         Step("Free logits: the tabular theory.", "D_t", free, -(SCORE_K - BASELINE) / n),
     )
-    return Derivation("influence", steps, sp.simplify(free + (SCORE_K - BASELINE) / n))
+    return Derivation("influence", steps, simplified(free + (SCORE_K - BASELINE) / n))
 
 
 def tangent_logits() -> Derivation:
@@ -199,7 +200,7 @@ def state_shift() -> Derivation:
             "The mean of every sequence.", r"\partial E[\Sigma h/L]/\partial z_k", gradient(by_sequence), sequence_claim
         ),
     )
-    return Derivation("state-shift", steps, sp.simplify(gradient(M) - token_claim))
+    return Derivation("state-shift", steps, simplified(gradient(M) - token_claim))
 
 
 def tabular_state_shift() -> Derivation:
@@ -245,4 +246,4 @@ def tabular_state_shift() -> Derivation:
             sp.Integer(0),
         ),
     )
-    return Derivation("tabular-state-shift", steps, sp.simplify(after - before - claim))
+    return Derivation("tabular-state-shift", steps, simplified(after - before - claim))

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import sympy as sp
 
-from entropy_theory.theory.derivations.engine import Derivation, Step
+from entropy_theory.theory.derivations.engine import Derivation, Step, simplified
 
 _X = sp.Symbol("\\varepsilon", positive=True)  # the small number of each family
+_LOG = sp.Symbol("\\ell", real=True)  # log ε
 
 
 def _predicted(counts: Sequence[sp.Expr], probs: Sequence[sp.Expr], moves: Sequence[sp.Expr]) -> sp.Expr:
@@ -19,8 +20,21 @@ def _predicted(counts: Sequence[sp.Expr], probs: Sequence[sp.Expr], moves: Seque
     return sum(w * d * v for w, d, v in zip(weights, moves, logs, strict=True)) - mean_d * mean_log
 
 
-def _limit(expression: sp.Expr) -> sp.Expr:
-    return sp.simplify(sp.limit(sp.expand(sp.expand_log(expression, force=True)), _X, 0, "+"))
+def _limit(expression: sp.Expr, order: int = 0) -> sp.Expr:
+    """The limit of expression/ε^order as ε → 0, a polynomial in ℓ = log ε.
+
+    With ℓ a symbol of its own the expression is analytic in ε, so that Taylor's coefficients say it all: ε^j ℓ^m → 0
+    for j > 0. A coefficient below the order would make the limit infinite; it is left in, divided by its power of ε.
+    """
+    apart = sp.expand_log(expression, force=True).subs(sp.log(_X), _LOG)
+    terms = [sp.diff(apart, _X, n).subs(_X, 0) / sp.factorial(n) * _X ** (n - order) for n in range(order + 1)]
+    return sum((simplified(sp.expand_log(term, force=True)) for term in terms), sp.Integer(0))
+
+
+def _per_log(limit: sp.Expr) -> sp.Expr:
+    """What a limit a ℓ + b becomes when it is divided by ℓ → −∞."""
+    polynomial = sp.Poly(limit, _LOG)
+    return polynomial.coeff_monomial(_LOG) if polynomial.degree() <= 1 else sp.zoo
 
 
 def small_negative_share() -> Derivation:
@@ -36,9 +50,9 @@ def small_negative_share() -> Derivation:
     probs = (a * _X, 1 - (a + 1) * _X, _X)
     moves = (1 + mu * probs[0], mu * probs[1], mu * probs[2])
     alpha = sp.log(_X) / mu
-    score = _limit(_predicted((1, 1, 1), probs, moves) / (-_X * sp.log(_X)))
+    score = -_per_log(_limit(_predicted((1, 1, 1), probs, moves), order=1))
     second = sp.log(probs[1]) - sp.log(probs[2]) + alpha * (moves[1] - moves[2])
-    first = (sp.log(probs[0]) - sp.log(probs[2]) + alpha * (moves[0] - moves[2])) / sp.log(_X)
+    first = sp.log(probs[0]) - sp.log(probs[2]) + alpha * (moves[0] - moves[2])
     excess = sp.Symbol("b", positive=True)  # a = μ/(1 − μ) + b
     steps = (
         Step(
@@ -57,7 +71,7 @@ def small_negative_share() -> Derivation:
         Step(
             "... and the first has vanished: its log-odds are this times log ε.",
             r"\lim \frac{\log (q_1/q_3)}{\log \varepsilon}",
-            _limit(first),
+            _per_log(_limit(first)),
             1 / mu,
         ),
         Step(
@@ -84,8 +98,7 @@ def negative_share() -> Derivation:
     probs = (p_k, high, low)
     moves = (1 + mu * p_k, mu * high, mu * low)
     alpha = -sp.log(V * p_k) / gap
-    score = _predicted((1, V / 2, V / 2), probs, moves) / _X**2
-    limit = _limit(score)
+    limit = _limit(_predicted((1, V / 2, V / 2), probs, moves), order=2)
     odds = [sp.log(p_k) - sp.log(p) + alpha * (moves[0] - d) for p, d in zip(probs[1:], moves[1:], strict=True)]
     steps = (
         Step("S_d in units of ε².", r"\lim S_d/\varepsilon^2", limit, 1 - gap),
@@ -131,7 +144,7 @@ def large_share() -> Derivation:
         Step(
             "... and the tiny ones less still.",
             r"\lim (d_M - d_k)/\varepsilon",
-            _limit((moves[2] - moves[0]) / _X),
+            _limit(moves[2] - moves[0], order=1),
             sp.Integer(1),
         ),
         Step("They lead the m tokens, too.", r"\lim (d_M - d_m)", _limit(moves[2] - moves[1]), excess / m),
@@ -143,4 +156,4 @@ def large_share() -> Derivation:
             sp.log(tiny),
         ),
     )
-    return Derivation("sharpness-of-the-sign-theorem", steps, sp.simplify(sp.expand_log(score - limit, force=True)))
+    return Derivation("sharpness-of-the-sign-theorem", steps, simplified(sp.expand_log(score - limit, force=True)))

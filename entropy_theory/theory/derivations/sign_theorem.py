@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sympy as sp
 
-from entropy_theory.theory.derivations.engine import PROB_K, STEP, Derivation, Step, sum_by_monomials
+from entropy_theory.theory.derivations.engine import PROB_K, STEP, Derivation, Step, simplified, sum_by_monomials
 
 SHARE = sp.Symbol("\\lambda", nonnegative=True)
 MOVED_K = sp.Symbol("q_k", positive=True)
@@ -78,7 +78,7 @@ def slope_along_a_ray() -> Derivation:
             covariance,
         ),
     )
-    return Derivation("one-sided-sign-theorem", steps, sp.simplify(slope + covariance + STEP * variance))
+    return Derivation("one-sided-sign-theorem", steps, simplified(slope + covariance + STEP * variance))
 
 
 def one_sided_sign_theorem() -> Derivation:

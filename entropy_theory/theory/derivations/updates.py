@@ -22,6 +22,7 @@ from entropy_theory.theory.derivations.engine import (
     Derivation,
     Step,
     curvature_of,
+    simplified,
     slope_of,
     sum_apart,
     sum_by_monomials,
@@ -65,7 +66,7 @@ def corollary_3_5() -> Derivation:
             square + variance,
         ),
     )
-    return Derivation("corollary-3.5", steps, sp.simplify(mean(centred)))
+    return Derivation("corollary-3.5", steps, simplified(mean(centred)))
 
 
 def second_order() -> Derivation:
@@ -93,7 +94,7 @@ def second_order() -> Derivation:
     claim = -total(PROB_I * (MOVE_I - G) ** 2 * (1 + ENTROPY + LOG_I))
     steps, curvature = curvature_of(total)
     steps = (*steps, Step("Collect the terms.", "H''(0)", curvature, claim))
-    return Derivation("second-order", steps, sp.simplify(curvature - claim))
+    return Derivation("second-order", steps, simplified(curvature - claim))
 
 
 def second_order_grpo() -> Derivation:
@@ -117,7 +118,7 @@ def second_order_grpo() -> Derivation:
         ),
         Step("Likewise.", "c", c.subs(peaked), others - (1 - rho) * rho),
     )
-    return Derivation("second-order-grpo", steps, sp.simplify(curvature - claim))
+    return Derivation("second-order-grpo", steps, simplified(curvature - claim))
 
 
 def noise_drift() -> Derivation:
@@ -163,7 +164,7 @@ def noise_drift() -> Derivation:
             sp.expand(-4 * p**2 * r**2 * (1 - (2 * p - 1) * logit)),
         ),
     )
-    return Derivation("noise-drift", steps, sp.simplify(mean - claim))
+    return Derivation("noise-drift", steps, simplified(mean - claim))
 
 
 def expected_change() -> Derivation:
@@ -198,7 +199,7 @@ def expected_change() -> Derivation:
             mean_gain * BASELINE,
         ),
     )
-    return Derivation("expected-change", steps, sp.simplify(expected - covariance))
+    return Derivation("expected-change", steps, simplified(expected - covariance))
 
 
 def entropy_bonus() -> Derivation:
@@ -227,7 +228,7 @@ def entropy_bonus() -> Derivation:
     return Derivation(
         "entropy-bonus",
         (*steps, Step("Collect the terms: a sum of squares.", r"dH", slope, claim)),
-        sp.simplify(slope - claim),
+        simplified(slope - claim),
     )
 
 
@@ -273,7 +274,7 @@ def temperature() -> Derivation:
             -alpha / T**2 * (SCORE_K - BASELINE),
         ),
     )
-    return Derivation("temperature", steps, sp.simplify(change + alpha * (SCORE_K - cross) / (T * T_L)))
+    return Derivation("temperature", steps, simplified(change + alpha * (SCORE_K - cross) / (T * T_L)))
 
 
 def shared_output_matrix() -> Derivation:
@@ -314,7 +315,7 @@ def shared_output_matrix() -> Derivation:
             -eta * gain * (SCORE_K - BASELINE),
         ),
     )
-    return Derivation("shared-output-matrix", steps, sp.simplify(change + eta * gain * inner * (SCORE_K - cross)))
+    return Derivation("shared-output-matrix", steps, simplified(change + eta * gain * inner * (SCORE_K - cross)))
 
 
 def _grpo_claim(p: sp.Expr, S: sp.Expr) -> sp.Expr:
