@@ -241,3 +241,23 @@ def pass_at(k: int, right: int, samples: int) -> float:
         (0.25, 1.0)
     """
     return 1 - comb(samples - right, k) / comb(samples, k)
+
+
+def model_entry(entry: dict[str, Any]) -> dict[str, Any]:
+    """A run of the real model (`real_model_runs.ModelRun`) in the form of the decoder's, means over five updates."""
+    task, result = entry["task"], entry["result"]
+    curves = {name: result["curves"][name] for name in ("entropy", "reward", "distinct", "dropped_share")}
+    curves["distinct_right"] = curves.pop("distinct")
+    batches = [values for values in zip(*curves.values(), strict=True) if values[1] is not None]
+    kept = dict(zip(curves, zip(*batches, strict=True), strict=True))
+    held_out = dict(result["policy"]["held_out"])
+    held_out["distinct_right"] = held_out.pop("distinct")
+    two = task["num_iterations"] == 2
+    return {
+        "task": task | {"task": "addition", "method": task["rule"] + (", two updates" if two else "")},
+        "result": {
+            "curves": {name: grpo_runs.thinned(values, -(-len(values) // 5)) for name, values in kept.items()},
+            "final": {name: float(np.mean(values[-10:])) for name, values in kept.items()},
+            "held_out": held_out,
+        },
+    }

@@ -3,6 +3,7 @@
     python simulations/control_contest.py --stage tuning --processes 2     # hours on two cores; resumes
     python simulations/control_contest.py --stage contest --processes 2    # with the settings that tuning chose
     python simulations/control_contest.py --stage long --processes 2       # three times as many updates, one seed
+    python simulations/control_contest.py --stage model --processes 2      # SmolLM2; needs the extra llm, hours
     python simulations/control_contest.py --stage contest --task 0/4       # a share of a stage
     python simulations/control_contest.py --stage contest --ready          # a record of the tasks that are there
     python simulations/control_contest.py --quick --stage tuning           # the same code, a few updates of a few
@@ -38,6 +39,12 @@ uncorrected 95 % t-intervals. The Pareto front is that of mean final entropy and
 
 *Long runs.* 960 updates of the sum task, seed 200, with the settings of the contest: which method collapses or explodes
 late. One run each, so no interval.
+
+*Real model.* SmolLM2-135M-Instruct on additions, 40 updates, seeds 0 to 2: the arms of `real_model.py`, whose runs are
+shared, and with the same settings the methods with a target, `MODEL_RULES`. There is no tuning: thresholds and
+coefficients are those of `real_model.py`, targets .8 nats, between the entropy at the start (1.9) and that of a
+collapsed run (.1), and for entropy-floor also .4. Means over five updates are "smoothed", pass@8 takes the place of
+pass@16, distinct answers that of distinct right ones, and entropy-floor at .8 is compared with the others.
 """
 
 from __future__ import annotations
@@ -47,9 +54,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
+import contest_tables
+import real_model
+import real_model_runs
 import sweep
-from contest_runs import ContestRun, train
+from contest_runs import ContestRun, model_entry, train
+from contest_tables import compare
 
 from entropy_theory.errors import invalid
 from entropy_theory.program import run_script
@@ -94,8 +104,13 @@ METHODS: dict[str, tuple[int, tuple[str, ...]]] = {
 """Updates per batch and settings of each method; {a}, {b}, {c} stand for `LEVELS` of the task's start."""
 LEVELS = {"a": 0.5, "b": 0.65, "c": 0.8}
 OURS = "entropy-floor"
+MODEL_RULES = (
+    "entropy-floor(floor=0.8, gain=0.03)",
+    "entropy-budget(target=0.8, gain=0.1)",
+    "adaptive-entropy(variant='trl', target=0.8)",
+    "entropy-floor(floor=0.4, gain=0.03)",
+)
 CRITERION = "distinct_right"
-TESTED = ("reward", "distinct_right", "pass@16", "reward_at_entropy", "entropy_at_reward")
 
 
 @dataclass(frozen=True)
@@ -103,7 +118,7 @@ class ContestConfig(sweep.SweepOptions):
     """Tune, compare and prolong methods of entropy control under the protocol of this script.
 
     Attributes:
-        stage: "tuning", "contest" (with the recorded tuning's settings) or "long".
+        stage: "tuning", "contest" and "long" (with the recorded tuning's settings), or "model".
         tasks: Tasks of tuning and contest.
         methods: Methods; default: all.
         seeds: Seeds of the contest.
@@ -114,7 +129,7 @@ class ContestConfig(sweep.SweepOptions):
         ready: Do nothing; record the tasks whose files are there, and say how many of how many.
     """
 
-    stage: Literal["tuning", "contest", "long"] = "tuning"
+    stage: Literal["tuning", "contest", "long", "model"] = "tuning"
     tasks: tuple[str, ...] = ("sum", "arithmetic")
     methods: tuple[str, ...] = tuple(METHODS)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -168,12 +183,22 @@ def long_runs(config: ContestConfig, chosen: Mapping[str, Mapping[str, str]]) ->
     return [_run(config, LONG_TASK, m, chosen[LONG_TASK][m], LONG_SEED, steps) for m in config.methods]
 
 
+def model_runs() -> list[real_model_runs.ModelRun]:
+    """The arms of `real_model.py`, and the methods with a target."""
+    arms = [task for task in real_model.tasks(real_model.RealModelConfig()) if real_model.is_arm(task)]
+    plain = next(arm for arm in arms if arm.rule == real_model.CLIP_B)
+    seeds = sorted({arm.seed for arm in arms})
+    return arms + [dataclasses.replace(plain, rule=rule, seed=seed) for rule in MODEL_RULES for seed in seeds]
+
+
 def _run(config: ContestConfig, task: str, method: str, setting: str, seed: int, steps: int) -> ContestRun:
     return ContestRun(task, setting, seed, steps, METHODS[method][0], config.samples, config.tiny)
 
 
 def method_of(task: Mapping[str, Any]) -> str:
-    """The method that a run's rule and updates per batch are a setting of."""
+    """The method that a run's rule and updates per batch are a setting of; on the real model the rule itself."""
+    if "method" in task:
+        return str(task["method"])
     return next(
         method
         for method, (updates, _) in METHODS.items()
@@ -186,7 +211,7 @@ def by_method(results: Sequence[Mapping[str, Any]], task: str) -> dict[str, list
     grouped: dict[str, list[Mapping[str, Any]]] = {method: [] for method in METHODS}
     for entry in results:
         if entry["task"]["task"] == task:
-            grouped[method_of(entry["task"])].append(entry)
+            grouped.setdefault(method_of(entry["task"]), []).append(entry)
     return {method: entries for method, entries in grouped.items() if entries}
 
 
@@ -202,124 +227,15 @@ def summarise_tuning(results: list[dict[str, Any]]) -> dict[str, Any]:
     return {"chosen": chosen, "settings": table}
 
 
-def measures(entry: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, float | None]:
-    """The measures of a run, with levels of the uncontrolled run of its seed; None for a level that is not reached."""
-    curves, reference = entry["result"]["curves"], base["result"]["curves"]
-    entropy, reward = np.array(curves["entropy"]), np.array(curves["reward"])
-    entropy_level = (reference["entropy"][0] + reference["entropy"][-1]) / 2
-    reward_level = reference["reward"][0] + 0.9 * (reference["reward"][-1] - reference["reward"][0])
-    updates = entry["task"]["steps"] / len(reward)  # to a point of the curves
-    reached = reward >= reward_level
-    high = entropy >= entropy_level
-    final, held_out = entry["result"]["final"], entry["result"]["held_out"]
-    return {
-        "entropy": final["entropy"],
-        "reward": final["reward"],
-        "distinct_right": final["distinct_right"],
-        "dropped_share": float(np.mean(curves.get("dropped_share", [0.0]))),
-        "pass@1": held_out["pass@1"],
-        "pass@4": held_out["pass@4"],
-        "pass@16": held_out["pass@16"],
-        "held_out_distinct": held_out["distinct_right"],
-        "updates_to_reward": float(np.flatnonzero(reached)[0] + 1) * updates if reached.any() else None,
-        "mean_reward": float(reward.mean()),
-        "reward_at_entropy": float(reward[high].max()) if high.any() else None,
-        "entropy_at_reward": float(entropy[reached].max()) if reached.any() else None,
-        "collapsed": float(final["entropy"] < 0.25 * entropy[0]),
-        "exploded": float(final["entropy"] > 1.25 * entropy[0]),
-    }
-
-
 def summarise_contest(results: list[dict[str, Any]]) -> dict[str, Any]:
     """For each task: measures with intervals, comparisons with no control and of entropy-floor with the others."""
-    summary: dict[str, Any] = {}
-    for task in dict.fromkeys(entry["task"]["task"] for entry in results):
-        methods = by_method(results, task)
-        bases = {entry["task"]["seed"]: entry for entry in methods["none"]}
-        rows = {
-            method: {
-                entry["task"]["seed"]: measures(entry, bases[entry["task"]["seed"]])
-                for entry in entries
-                if entry["task"]["seed"] in bases
-            }
-            for method, entries in methods.items()
-        }
-        rows = {method: row for method, row in rows.items() if row}
-        table = {method: _intervals(row) for method, row in rows.items()}
-        for name in TESTED:
-            against_base = {
-                method: _paired(row, rows[_base(method)], name)
-                for method, row in rows.items()
-                if method != _base(method) and _base(method) in rows
-            }
-            _add(table, f"{name}_over_base", against_base)
-            if OURS in rows:
-                others = {m: _paired(rows[OURS], row, name) for m, row in rows.items() if m != OURS}
-                _add(table, f"{name}_of_floor_over_it", others)
-        summary[task] = {"methods": table, "front": pareto_front(table)}
-    return summary
+    tasks = dict.fromkeys(entry["task"]["task"] for entry in results)
+    return compare({task: by_method(results, task) for task in tasks}, OURS)
 
 
-def _base(method: str) -> str:
-    return "none, two updates" if METHODS[method][0] == 2 and method != "none, two updates" else "none"
-
-
-def _intervals(row: Mapping[int, Mapping[str, float | None]]) -> dict[str, Any]:
-    """Intervals over the seeds that have a number, and how many have none."""
-    measured: dict[str, Any] = {}
-    for name in next(iter(row.values())):
-        values = [value for numbers in row.values() if (value := numbers[name]) is not None]
-        never = len(row) - len(values)
-        measured[name] = (sweep.rounded(sweep.interval(values)) if values else {}) | ({"never": never} if never else {})
-    return measured
-
-
-def _paired(
-    row: Mapping[int, Mapping[str, float | None]], other: Mapping[int, Mapping[str, float | None]], name: str
-) -> dict[str, Any] | None:
-    """Difference by seed with its interval and the p of the t-test; None with fewer than two pairs."""
-    from scipy.stats import ttest_1samp
-
-    pairs = [(row[seed][name], other[seed][name]) for seed in row if seed in other]
-    differences = [a - b for a, b in pairs if a is not None and b is not None]
-    if len(differences) < 2:
-        return None
-    p = 1.0 if len(set(differences)) == 1 else float(ttest_1samp(differences, 0.0).pvalue)
-    return sweep.rounded(sweep.interval(differences)) | {"p": p}
-
-
-def _add(table: dict[str, Any], column: str, paired: Mapping[str, dict[str, Any] | None]) -> None:
-    """Put differences into the table, with p corrected over the methods."""
-    known = {method: difference for method, difference in paired.items() if difference is not None}
-    corrected = holm([difference["p"] for difference in known.values()])
-    for (method, difference), p in zip(known.items(), corrected, strict=True):
-        table[method][column] = difference | {"p": float(f"{difference['p']:.3g}"), "p_holm": float(f"{p:.3g}")}
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number by Holm's step-down procedure (Holm 1979).
-
-    Example:
-        >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
-        [0.03, 0.06, 0.06]
-    """
-    order = np.argsort(p_values, kind="stable")
-    corrected, largest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        corrected[place] = largest
-    return corrected
-
-
-def pareto_front(table: Mapping[str, Any]) -> list[str]:
-    """The methods that no other beats in both mean final entropy and mean final reward, the highest entropy first."""
-    points = {m: (row["entropy"]["mean"], row["reward"]["mean"]) for m, row in table.items()}
-    front = [
-        method
-        for method, (entropy, reward) in points.items()
-        if not any(e >= entropy and r >= reward and (e, r) != (entropy, reward) for e, r in points.values())
-    ]
-    return sorted(front, key=lambda method: -points[method][0])
+def summarise_model(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """As `summarise_contest`, of the runs of the real model."""
+    return summarise_contest([model_entry(entry) for entry in results])
 
 
 def summarise_long(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -345,7 +261,11 @@ def main(config: ContestConfig) -> dict[str, Any] | None:
     if unknown := [name for name in config.tasks if name not in START]:
         raise invalid("tasks", f"some of {', '.join(START)}", ", ".join(unknown))
     name = f"control_contest_{config.stage}"
-    if config.stage == "tuning":
+    todo: Sequence[Any]
+    work: Any = train
+    if config.stage == "model":
+        todo, work, summarise, show = model_runs(), real_model_runs.train, summarise_model, show_contest
+    elif config.stage == "tuning":
         todo, summarise, show = tuning_runs(config), summarise_tuning, show_tuning
     else:
         chosen = _recorded_choice(config)
@@ -357,7 +277,7 @@ def main(config: ContestConfig) -> dict[str, Any] | None:
         there = [task for task in todo if sweep.file_of(task, config).exists()]
         print(f"{len(there)} of {len(todo)} tasks are there")
         todo = there
-    record = sweep.run(name, dataclasses.replace(config, ready=False), todo, train, summarise)
+    record = sweep.run(name, dataclasses.replace(config, ready=False), todo, work, summarise)
     if record is not None:
         show(record["summary"])
     return record
@@ -392,29 +312,7 @@ def show_tuning(summary: dict[str, Any]) -> None:
 
 def show_contest(summary: dict[str, Any]) -> None:
     """Print the measures, the comparisons and the front of each task."""
-    columns = (
-        *("entropy", "reward", "distinct_right", "pass@1", "pass@16", "updates_to_reward", "mean_reward"),
-        *("reward_at_entropy", "entropy_at_reward", "dropped_share"),
-    )
-    for task, content in summary.items():
-        print(f"\n{task}: means over seeds ± 95 % t-intervals")
-        print(f"{'method':20}" + "".join(f"{name.replace('_', ' '):>19}" for name in columns))
-        for method, row in content["methods"].items():
-            print(f"{method:20}" + "".join(f"{_cell(row[name]):>19}" for name in columns))
-        print("Pareto front of final entropy and reward: " + ", ".join(content["front"]))
-        for words, suffix in (("over no control", "over_base"), (f"of {OURS} over the method", "of_floor_over_it")):
-            print(f"\n{task}: {words}, paired by seed; p corrected over the methods")
-            print(f"{'method':20}" + "".join(f"{name.replace('_', ' '):>27}" for name in TESTED))
-            for method, row in content["methods"].items():
-                cells = [row.get(f"{name}_{suffix}") for name in TESTED]
-                if any(cells):
-                    shown = [f"{sweep.shown(c)} (p {c['p_holm']:.2g})" if c else "" for c in cells]
-                    print(f"{method:20}" + "".join(f"{cell:>27}" for cell in shown))
-
-
-def _cell(measured: Mapping[str, Any]) -> str:
-    never = f" ({measured['never']} never)" if measured.get("never") else ""
-    return (sweep.shown(measured, 2 if measured["mean"] > 5 else 3) if "mean" in measured else "") + never
+    contest_tables.show(summary, OURS)
 
 
 def show_long(summary: dict[str, Any]) -> None:

@@ -154,6 +154,11 @@ def tasks(config: RealModelConfig) -> list[Any]:
     ]
 
 
+def is_arm(task: Any) -> bool:
+    """Whether a task is a run of (a): the conditions measure no held-out prompts."""
+    return isinstance(task, ModelRun) and task.held_out > 0
+
+
 def work(task: Any) -> dict[str, Any]:
     """Do a task of any kind."""
     kinds: dict[type, Any] = {ModelRun: train, SampledPolicy: sample_policy, CutInModel: cut_tokens}

@@ -15,7 +15,7 @@ from entropy_theory.control.registry import rule_names
 from entropy_theory.testbed import arithmetic
 
 pytest.importorskip("trl", reason="needs the extra 'train'")
-script, runs = load("control_contest"), load("contest_runs")
+script, runs, tables = (load(name) for name in ("control_contest", "contest_runs", "contest_tables"))
 
 
 def test_methods_are_tuned_with_as_many_runs() -> None:
@@ -51,14 +51,14 @@ def entry(seed: int, rule_name: str, entropy: list[float], reward: list[float], 
 
 def test_measures_at_equal_entropy_and_at_equal_reward() -> None:
     base = entry(0, "none", [1.0, 0.7, 0.5, 0.2], [0.0, 0.5, 0.8, 1.0])  # levels: entropy .6, reward .9
-    own = script.measures(base, base)
+    own = tables.measures(base, base)
     assert own["reward_at_entropy"] == 0.5
     assert own["entropy_at_reward"] == 0.2
     assert own["updates_to_reward"] == 8.0
     assert (own["collapsed"], own["exploded"]) == (1.0, 0.0)
-    kept = script.measures(entry(0, "clip-b(mu=1)", [1.0, 0.8, 0.7, 0.65], [0.0, 0.4, 0.95, 0.85]), base)
+    kept = tables.measures(entry(0, "clip-b(mu=1)", [1.0, 0.8, 0.7, 0.65], [0.0, 0.4, 0.95, 0.85]), base)
     assert (kept["reward_at_entropy"], kept["entropy_at_reward"], kept["updates_to_reward"]) == (0.95, 0.7, 6.0)
-    never = script.measures(entry(0, "clip-b(mu=1)", [0.5, 0.5, 0.5, 1.3], [0.0, 0.1, 0.1, 0.2]), base)
+    never = tables.measures(entry(0, "clip-b(mu=1)", [0.5, 0.5, 0.5, 1.3], [0.0, 0.1, 0.1, 0.2]), base)
     assert never["entropy_at_reward"] is None
     assert never["updates_to_reward"] is None
     assert never["exploded"] == 1.0
@@ -80,10 +80,35 @@ def test_summary_pairs_by_seed_and_counts_runs_that_never_reach_a_level() -> Non
     assert summary["front"] == ["clip-b", "entropy-floor"]  # no control has less of both than entropy-floor
 
 
+def test_runs_of_the_real_model_take_the_same_form() -> None:
+    curves = {name: [float(i) for i in range(10)] for name in ("entropy", "reward", "distinct", "dropped_share")}
+    two = {name: [v for x in values for v in (x, None)] for name, values in curves.items()}  # later updates have none
+    for updates, recorded in ((1, curves), (2, two)):
+        task = {"rule": "none", "seed": 0, "num_iterations": updates, "steps": 10 * updates}
+        policy = {"held_out": {"pass@1": 0.2, "pass@8": 0.5, "distinct": 3.0}}
+        made = runs.model_entry({"task": task, "result": {"curves": recorded, "policy": policy}})
+        assert made["result"]["curves"]["reward"] == [2.0, 7.0]
+        assert made["result"]["final"]["distinct_right"] == 4.5
+        assert script.method_of(made["task"]) == ("none" if updates == 1 else "none, two updates")
+        measured = tables.measures(made, made)
+        assert (measured["pass@8"], measured["updates_to_reward"]) == (0.5, 10.0 * updates)
+
+
+def test_the_real_model_shares_its_runs() -> None:
+    study = load("real_model")
+    arms = [task for task in study.tasks(study.RealModelConfig()) if study.is_arm(task)]
+    contest = script.model_runs()
+    assert contest[: len(arms)] == arms
+    assert [(run.rule, run.seed) for run in contest[len(arms) :]] == [
+        (r, s) for r in script.MODEL_RULES for s in (0, 1, 2)
+    ]
+    assert len(set(contest)) == len(contest)
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_against_its_definition(p_values: list[float]) -> None:
     """A hypothesis is rejected at α exactly if all smaller p are, each against α over the number that is left."""
-    corrected = script.holm(p_values)
+    corrected = tables.holm(p_values)
     for alpha in (0.01, 0.05, 0.3):
         order = sorted(range(len(p_values)), key=lambda place: p_values[place])
         rejected, going = set(), True
