@@ -75,6 +75,7 @@ def test_scaling(runs: Path) -> None:
     assert len(record["summary"]) == 8
 
 
+@pytest.mark.slow
 def test_clipping_methods(runs: Path) -> None:
     summary = quick("clipping_methods", runs)["summary"]
     entropy = {rule: row["entropy"]["mean"] for rule, row in summary["bank"].items()}

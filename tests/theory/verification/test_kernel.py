@@ -123,6 +123,7 @@ def checked():
         pytest.skip(str(error))
 
 
+@pytest.mark.slow
 def test_the_kernel_accepts_the_proofs(checked):
     assert checked.proved, checked.message
     assert checked.message.startswith("coqchk: clean")
