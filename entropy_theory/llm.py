@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,8 @@ class LlmConfig:
         generations: Completions per prompt.
         max_completion_length: Tokens per completion.
         learning_rate: Constant rate of AdamW.
-        bf16: Matrix products in bfloat16: a third faster on processors that have it, far slower on others.
+        bf16: Matrix products in bfloat16, a third faster on processors that have them and far slower on others;
+            default: where the processor has them.
         seed: Seed of prompts and sampling.
         processes: Arms trained at the same time, each on one thread.
         out: Folder for the report and everything behind it.
@@ -64,7 +65,7 @@ class LlmConfig:
     generations: int = 8
     max_completion_length: int = 16
     learning_rate: float = 2e-5
-    bf16: bool = False
+    bf16: bool | None = None
     seed: int = 0
     processes: int = 2
     out: Path = Path("runs/llm")
@@ -88,9 +89,20 @@ def run_llm(config: LlmConfig, console: Console, bar: Bar) -> int:
     Returns:
         0.
     """
+    if config.bf16 is None:
+        config = replace(config, bf16=processor_multiplies_bf16())
     # How many arms run at a time changes the time, not the numbers.
     with records.run_folder(config.out, config, ignore=("out", "processes")):
         return _run_llm(config, console, bar)
+
+
+def processor_multiplies_bf16(processor: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor has instructions for products in bfloat16; False where its flags are not listed."""
+    try:
+        flags = processor.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def _run_llm(config: LlmConfig, console: Console, bar: Bar) -> int:
@@ -142,7 +154,7 @@ def _runs(config: LlmConfig) -> list[ArmRun]:
         "--learning-rate": config.learning_rate,
         "--save-every": SAVE_EVERY,
     }
-    words = [str(word) for option in options.items() for word in option] + ["--bf16"] * config.bf16
+    words = [str(word) for option in options.items() for word in option] + ["--bf16"] * bool(config.bf16)
     return [
         ArmRun(
             arm,

@@ -48,6 +48,17 @@ def test_wrong_options_are_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "has"),
+    [("flags: avx512f avx512_bf16", True), ("flags: amx_bf16", True), ("flags: avx512f", False), (None, False)],
+)
+def test_bf16_is_the_processors(text: str | None, has: bool, tmp_path: Path) -> None:
+    processor = tmp_path / "cpuinfo"
+    if text is not None:
+        processor.write_text(text)
+    assert llm.processor_multiplies_bf16(processor) is has
+
+
 @pytest.mark.slow
 @needs_package
 def test_the_report_is_whole_and_arms_are_not_repeated(
