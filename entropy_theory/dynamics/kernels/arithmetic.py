@@ -1,0 +1,301 @@
+"""The arithmetic of the compiled loops: random numbers, exponentials of tiles, and their sums.
+
+A tile is a part of a policy's logits that stays in the first-level cache with its weights e^d, d = z − max z. Loops
+over a tile have no branch, so they vectorise. Sums over a tile run in lanes; tiles are added in order. So a sum
+depends on the policy alone.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, no_type_check
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from entropy_theory.vocab.kernels.compiled import LANES, cast, exp
+
+TILE = 256
+"""Logits in a tile: the 16 tiles that a group of 16 hits in a vocabulary of 151,936 are 3 % of it."""
+
+CHAINS = 8
+"""Running sums that advance side by side: one alone would wait four cycles for each of its additions."""
+
+LOG2E, LOG2E_REST = 1.4426950408889634, 2.0355273740931033e-17
+LOWEST = -1021.5 / LOG2E
+"""d below which e^d leaves the normal numbers and counts as 0."""
+
+_LN2, _LN2_REST = 0.6931471805599453, 2.3190468138462996e-17
+_INVERSE_FACTORIALS = tuple(1.0 / math.factorial(n) for n in range(14, 1, -1))
+"""Of (e^r − 1 − r)/r² on |r| ≤ ½ log 2, highest power first: the first term left out is 1e-18 of the result."""
+
+_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+_LOW, _HALF, _SPARE = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(11)
+
+# Below, ``no_type_check`` keeps run-time type checkers out of functions that Numba compiles.
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+@no_type_check
+def philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
+    """Mix a counter of four words with a key of two by Philox4x32-10; see `draws.philox`. All words are uint64."""
+    for _ in range(10):
+        first, second = _M0 * c0, _M1 * c2
+        c0, c1, c2, c3 = (second >> _HALF) ^ c1 ^ k0, second & _LOW, (first >> _HALF) ^ c3 ^ k1, first & _LOW
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+    return c0, c1, c2, c3
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+@no_type_check
+def fill_uniforms(seed: int, purpose: int, step: int, policy: int, out: Any) -> None:
+    """Fill `out` with the numbers of `draws.policy_uniforms` for one policy."""
+    k0, k1 = np.uint64(seed), np.uint64(purpose)
+    c1, c2, zero = np.uint64(policy), np.uint64(step), np.uint64(0)
+    for block in range((out.size + 1) // 2):
+        w0, w1, w2, w3 = philox(np.uint64(block), c1, c2, zero, k0, k1)
+        out[2 * block] = np.float64(((w0 << _HALF) | w1) >> _SPARE) * 2.0**-53
+        if 2 * block + 1 < out.size:
+            out[2 * block + 1] = np.float64(((w2 << _HALF) | w3) >> _SPARE) * 2.0**-53
+
+
+@intrinsic
+def expm1(typing_context: Any, x: Any) -> Any:
+    """Compute e^x − 1 for float64 |x| ≤ 700, without a branch; anything for other x.
+
+    With x = k log 2 + r: 2^k (e^r − 1) + (2^k − 1), where k is 0 for |x| < ½ log 2, so that small x keep their digits.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (x,) = arguments
+        real, word = ir.DoubleType(), ir.IntType(64)
+
+        def constant(number: float) -> Any:
+            return ir.Constant(real, number)
+
+        # Adding 1.5·2^52 rounds to an integer and leaves that integer in the low bits.
+        rounder = constant(1.5 * 2.0**52)
+        shifted = builder.fma(x, constant(LOG2E), rounder)
+        whole = builder.fsub(shifted, rounder)
+        rest = builder.fma(whole, constant(-_LN2_REST), builder.fma(whole, constant(-_LN2), x))
+        power = constant(_INVERSE_FACTORIALS[0])
+        for coefficient in _INVERSE_FACTORIALS[1:]:
+            power = builder.fma(power, rest, constant(coefficient))
+        grown = builder.fma(builder.fmul(rest, rest), power, rest)
+        exponent = builder.shl(builder.bitcast(shifted, word), ir.Constant(word, 52))
+        scale = builder.bitcast(builder.add(builder.bitcast(constant(1.0), word), exponent), real)
+        return builder.fma(grown, scale, builder.fsub(scale, constant(1.0)))
+
+    return types.float64(types.float64), generate
+
+
+# A NaN among the numbers may or may not come out; the sums that follow see it in any case.
+@njit(nogil=True, error_model="numpy", forceinline=True, fastmath={"nnan", "nsz"})
+@no_type_check
+def highest(z: Any) -> float:
+    """Find the largest number of a row."""
+    best = z[0]
+    for i in range(z.size):
+        best = z[i] if z[i] > best else best
+    return best
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True, fastmath=LANES)
+@no_type_check
+def tile_sums(z: Any, top: float, weights: Any) -> Any:
+    """Write e^d of a tile and sum e^d, e^d d, e^{2d} and e^{2d} d without its maxima, which are counted.
+
+    A NaN or an infinity makes the second sum NaN.
+    """
+    rest, first, p2, q2, maxima = 0.0, 0.0, 0.0, 0.0, 0
+    for i in range(z.size):
+        x = np.float64(z[i]) - top
+        e = exp(x if x > LOWEST else LOWEST, LOG2E, LOG2E_REST)
+        e = 0.0 if x <= LOWEST else e
+        weights[i] = e
+        maxima += x == 0.0
+        e = 0.0 if x == 0.0 else e
+        square = e * e
+        rest += e
+        first += e * x
+        p2 += square
+        q2 += square * x
+    return rest, first, p2, q2, maxima
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True, fastmath=LANES)
+@no_type_check
+def tile_squares(z: Any, top: float, total: float, mean: float) -> float:
+    """Sum S² = (p u)² over a tile."""
+    inverse, result = 1.0 / total, 0.0
+    for i in range(z.size):
+        x = np.float64(z[i]) - top
+        e = exp(x if x > LOWEST else LOWEST, LOG2E, LOG2E_REST)
+        value = e * inverse * (x - mean)
+        result += value * value
+    return result
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+@no_type_check
+def running_sums(weights: Any, size: int, sums: Any) -> None:
+    """Add up the weights of a tile of `size` logits from the left; both arrays are TILE long, infinity follows."""
+    length = (size + CHAINS - 1) // CHAINS
+    for i in range(size, CHAINS * length):
+        weights[i] = 0.0
+    s0, s1, s2, s3, s4, s5, s6, s7 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for i in range(length):
+        s0 += weights[i]
+        s1 += weights[length + i]
+        s2 += weights[2 * length + i]
+        s3 += weights[3 * length + i]
+        s4 += weights[4 * length + i]
+        s5 += weights[5 * length + i]
+        s6 += weights[6 * length + i]
+        s7 += weights[7 * length + i]
+        sums[i] = s0
+        sums[length + i] = s1
+        sums[2 * length + i] = s2
+        sums[3 * length + i] = s3
+        sums[4 * length + i] = s4
+        sums[5 * length + i] = s5
+        sums[6 * length + i] = s6
+        sums[7 * length + i] = s7
+    for chain in range(1, CHAINS):
+        before = sums[chain * length - 1]
+        for i in range(chain * length, (chain + 1) * length):
+            sums[i] += before
+    for i in range(size, TILE):
+        sums[i] = np.inf
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+@no_type_check
+def first_above(sums: Any, target: float) -> int:
+    """Find the first of TILE rising sums above the target: a binary search without a branch, as its length is fixed."""
+    place, size = 0, TILE
+    while size > 1:
+        size //= 2
+        place += size & -np.int64(sums[place + size - 1] <= target)
+    return place
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+@no_type_check
+def count_up_to(sums: Any, target: float) -> int:
+    """Count how many sums are at most the target."""
+    count = 0
+    for i in range(sums.size):
+        count += sums[i] <= target
+    return count
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+@no_type_check
+def first_equal(z: Any, top: float) -> int:
+    """Find the first number that equals the largest; looking at all of them costs less than to stop at it."""
+    place = z.size
+    for i in range(z.size):
+        here = i if z[i] == top else z.size
+        place = here if here < place else place
+    return place
+
+
+# Not in lanes: reordered to z − (max z + E_p[d]), u would lose the digits that a large max z has not.
+@njit(nogil=True, error_model="numpy", forceinline=True, fastmath={"contract"})
+@no_type_check
+def look_up(z: Any, tokens: Any, top: float, total: float, mean: float, probs: Any, excess: Any) -> None:
+    """Write p = e^d/Z and u = d − E_p[d] of sampled tokens."""
+    inverse = 1.0 / total
+    for j in range(tokens.size):
+        x = np.float64(z[tokens[j]]) - top
+        excess[j] = x - mean
+        e = exp(x if x > LOWEST else LOWEST, LOG2E, LOG2E_REST)
+        probs[j] = 0.0 if x <= LOWEST else e * inverse
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True, fastmath={"contract"})
+@no_type_check
+def tile_moves(
+    z: Any, top: float, total: float, mean: float, gradient: float, bonus: float, probs: Any, excess: Any, moves: Any
+) -> None:
+    """Write p and u of a tile and the dense part of its move, −p (Σ_j s g_j + s c u)."""
+    inverse = 1.0 / total
+    for i in range(z.size):
+        x = np.float64(z[i]) - top
+        e = exp(x if x > LOWEST else LOWEST, LOG2E, LOG2E_REST)
+        p = 0.0 if x <= LOWEST else e * inverse
+        u = x - mean
+        probs[i] = p
+        excess[i] = u
+        moves[i] = -p * (gradient + bonus * u)
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+@no_type_check
+def take_moves(z: Any, moves: Any) -> None:
+    """Move the logits of a tile."""
+    for i in range(z.size):
+        z[i] = cast(np.float64(z[i]) + moves[i], z[i])
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True, fastmath=LANES)
+@no_type_check
+def take_and_sum(z: Any, probs: Any, excess: Any, moves: Any, shift: float, far: float) -> Any:
+    """Move the logits of a tile and sum what the change of entropy needs (`bank.entropy_orders`), in one pass.
+
+    With δ the move as stored, measured from the likeliest token's, E = e^δ − 1 and p = 0 for the likeliest token:
+    Σ p δ, Σ p δ u, Σ p δ², Σ p δ² u, Σ p E, Σ p E (u + δ), and how many |δ| exceed `far` or are NaN.
+    """
+    linear, slope, square, bent, growth, grown_slope, beyond = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0
+    wide = z.itemsize == 8
+    for i in range(z.size):
+        before = np.float64(z[i])
+        after = cast(before + moves[i], z[i])
+        z[i] = after
+        delta = (moves[i] if wide else np.float64(after) - before) + shift
+        u = excess[i]
+        beyond += not (abs(delta) <= far)
+        first = probs[i] * delta
+        second = first * delta
+        grown = probs[i] * expm1(delta)
+        linear += first
+        slope += first * u
+        square += second
+        bent += second * u
+        growth += grown
+        grown_slope += grown * (u + delta)
+    return linear, slope, square, bent, growth, grown_slope, beyond
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True, fastmath=LANES)
+@no_type_check
+def sampled_sums(probs: Any, excess: Any, deltas: Any, shift: float, grown: float, lifted: float, far: float) -> Any:
+    """Sum over moved tokens what they add to the six sums of `take_and_sum` when all others move by `shift`.
+
+    Args:
+        probs: p of each sampled token.
+        excess: u, likewise.
+        deltas: The token's own move; 0 for its repetitions and for the likeliest token.
+        shift: Minus the move of the likeliest token.
+        grown: e^shift − 1.
+        lifted: e^shift.
+        far: As there.
+    """
+    linear, slope, square, bent, growth, grown_slope, beyond = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0
+    for j in range(deltas.size):
+        delta, u, p = deltas[j], excess[j], probs[j]
+        beyond += not (abs(delta + shift) <= far)
+        first = p * delta
+        second = first * (delta + 2.0 * shift)
+        added = p * lifted * expm1(delta)
+        linear += first
+        slope += first * u
+        square += second
+        bent += second * u
+        growth += added
+        grown_slope += added * (u + shift + delta) + grown * first
+    return linear, slope, square, bent, growth, grown_slope, beyond
