@@ -144,9 +144,10 @@ class TokenBatch:
         for name, value in values:
             if not value.is_floating_point():
                 raise invalid(name, "a floating-point tensor", value.dtype)
-        valid, rows = self.completion_mask, self.completion_mask.any(dim=1)
+        valid = self.completion_mask
         # NaN and infinities survive a sum: where every sum is finite, one look spares the search for a place.
         if not bool(torch.isfinite(torch.stack([value.detach().sum().double() for _, value in values])).all()):
+            rows = valid.any(dim=1)
             for name, value in values:
                 inside = valid if value.shape == shape else rows
                 self._refuse(name, value, inside & ~torch.isfinite(value.detach()), "finite values")

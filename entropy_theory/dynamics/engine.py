@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -125,7 +126,7 @@ class Simulation:
             observe: Sees each block of policies and the tokens sampled from it.
         """
         config, number = self.config, self.completed
-        place = int(np.searchsorted(self.recorded_steps, number))
+        place = bisect.bisect_left(self.recorded_steps, number)
         recorded = place < len(self.recorded_steps) and self.recorded_steps[place] == number
         alone = type(self.rule) is NoControl and config.iterations == 1 and observe is None
         if self._fused is not None and alone:

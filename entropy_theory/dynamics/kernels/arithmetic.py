@@ -21,7 +21,8 @@ TILE = 256
 """Logits in a tile: the 16 tiles that a group of 16 hits in a vocabulary of 151,936 are 3 % of it."""
 
 CHAINS = 8
-"""Running sums that advance side by side: one alone would wait four cycles for each of its additions."""
+CHAIN = TILE // CHAINS
+"""Running sums of a tile advance in parts side by side: one alone would wait four cycles for each of its additions."""
 
 LOG2E, LOG2E_REST = 1.4426950408889634, 2.0355273740931033e-17
 LOWEST = -1021.5 / LOG2E
@@ -141,11 +142,23 @@ def tile_squares(z: Any, top: float, total: float, mean: float) -> float:
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
 @no_type_check
-def running_sums(weights: Any, size: int, sums: Any) -> None:
-    """Add up the weights of a tile of `size` logits from the left; both arrays are TILE long, infinity follows."""
+def running_sums(weights: Any, size: int, sums: Any, starts: Any) -> int:
+    """Add up the weights of a tile of `size` logits from the left, in CHAINS parts of equal length.
+
+    Args:
+        weights: The weights, (TILE,).
+        size: How many there are.
+        sums: Gets the sums within each part, CHAIN apart, and infinity between, (TILE,).
+        starts: Gets the sum before each part, (CHAINS,) or longer.
+
+    Returns:
+        The length of a part.
+    """
     length = (size + CHAINS - 1) // CHAINS
     for i in range(size, CHAINS * length):
         weights[i] = 0.0
+    for i in range(TILE):
+        sums[i] = np.inf
     s0, s1, s2, s3, s4, s5, s6, s7 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(length):
         s0 += weights[i]
@@ -157,29 +170,51 @@ def running_sums(weights: Any, size: int, sums: Any) -> None:
         s6 += weights[6 * length + i]
         s7 += weights[7 * length + i]
         sums[i] = s0
-        sums[length + i] = s1
-        sums[2 * length + i] = s2
-        sums[3 * length + i] = s3
-        sums[4 * length + i] = s4
-        sums[5 * length + i] = s5
-        sums[6 * length + i] = s6
-        sums[7 * length + i] = s7
-    for chain in range(1, CHAINS):
-        before = sums[chain * length - 1]
-        for i in range(chain * length, (chain + 1) * length):
-            sums[i] += before
-    for i in range(size, TILE):
-        sums[i] = np.inf
+        sums[CHAIN + i] = s1
+        sums[2 * CHAIN + i] = s2
+        sums[3 * CHAIN + i] = s3
+        sums[4 * CHAIN + i] = s4
+        sums[5 * CHAIN + i] = s5
+        sums[6 * CHAIN + i] = s6
+        sums[7 * CHAIN + i] = s7
+    starts[0] = 0.0
+    starts[1] = s0
+    starts[2] = starts[1] + s1
+    starts[3] = starts[2] + s2
+    starts[4] = starts[3] + s3
+    starts[5] = starts[4] + s4
+    starts[6] = starts[5] + s5
+    starts[7] = starts[6] + s6
+    return length
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
 @no_type_check
-def first_above(sums: Any, target: float) -> int:
-    """Find the first of TILE rising sums above the target: a binary search without a branch, as its length is fixed."""
-    place, size = 0, TILE
+def parts_of(targets: Any, starts: Any, parts: Any) -> None:
+    """Write which part of a tile's running sums each target falls into."""
+    b1, b2, b3, b4, b5, b6, b7 = starts[1], starts[2], starts[3], starts[4], starts[5], starts[6], starts[7]
+    for j in range(targets.size):
+        t = targets[j]
+        low = np.int64(b1 <= t) + np.int64(b2 <= t) + np.int64(b3 <= t)
+        parts[j] = low + np.int64(b4 <= t) + np.int64(b5 <= t) + np.int64(b6 <= t) + np.int64(b7 <= t)
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+@no_type_check
+def first_above(sums: Any, starts: Any, part: int, length: int, weights: Any, target: float) -> int:
+    """Find the first logit of a tile whose running sum is above the target: a binary search in the target's part.
+
+    It has no branch, as its length is fixed. A logit without weight is not an answer: where rounding carries the target
+    past the end of its part, the last one with weight is.
+    """
+    target -= starts[part]
+    start, place, size = part * CHAIN, 0, CHAIN
     while size > 1:
         size //= 2
-        place += size & -np.int64(sums[place + size - 1] <= target)
+        place += size & -np.int64(sums[start + place + size - 1] <= target)
+    place = part * length + min(place, length - 1)
+    while weights[place] == 0.0 and place > 0:
+        place -= 1
     return place
 
 

@@ -73,6 +73,7 @@ def sample(
     weights: Any,
     sums: Any,
     running: Any,
+    starts: Any,
     heads: Any,
     following: Any,
     tokens: Any,
@@ -90,13 +91,25 @@ def sample(
         weights: e^d of the last tile; overwritten.
         sums: Σ e^d of each tile; overwritten.
         running: Room for the running sums of a tile, (TILE,).
+        starts: Room for the sums before their parts, (CHAINS,) or longer.
         heads: Room for the first sample of each tile's list.
         following: Room for the sample that follows another in its list, (G,).
         tokens: Gets the tokens, (G,).
         probs: Gets p of the tokens, (G,).
         excess: Gets u of the tokens, (G,).
     """
-    tiles, top, total = sums.size, state[TOP], 0.0
+    tiles, top, inverse, mean, total = sums.size, state[TOP], 1.0 / state[TOTAL], state[MEAN], 0.0
+    if tiles == 1:
+        length = a.running_sums(weights, z.size, running, starts)
+        for j in range(tokens.size):
+            uniforms[j] *= sums[0]
+        a.parts_of(uniforms, starts, tokens)
+        for j in range(tokens.size):
+            place = a.first_above(running, starts, tokens[j], length, weights, uniforms[j])
+            tokens[j] = place
+            probs[j] = weights[place] * inverse
+            excess[j] = np.float64(z[place]) - top - mean
+        return
     held, positive = tiles - 1, 0
     for tile in range(tiles):
         heads[tile] = -1
@@ -106,11 +119,10 @@ def sample(
         sums[tile] = total
     for j in range(tokens.size):
         target = uniforms[j] * total
-        tile = min(a.count_up_to(sums, target), positive) if tiles > 1 else 0
+        tile = min(a.count_up_to(sums, target), positive)
         uniforms[j] = target - sums[tile - 1] if tile > 0 else target
         following[j] = heads[tile]
         heads[tile] = j
-    inverse, mean = 1.0 / state[TOTAL], state[MEAN]
     for tile in range(tiles):
         j = heads[tile]
         if j < 0:
@@ -119,12 +131,10 @@ def sample(
         if tile != held:
             a.tile_sums(z[start : start + size], top, weights)
             held = tile
-        a.running_sums(weights, size, running)
-        last = size - 1  # where rounding carries a target past the end
-        while last > 0 and weights[last] == 0.0:
-            last -= 1
+        length = a.running_sums(weights, size, running, starts)
         while j >= 0:
-            place = min(a.first_above(running, uniforms[j]), last)
+            a.parts_of(uniforms[j : j + 1], starts, tokens[j : j + 1])
+            place = a.first_above(running, starts, tokens[j], length, weights, uniforms[j])
             tokens[j] = start + place
             probs[j] = weights[place] * inverse
             excess[j] = np.float64(z[start + place]) - top - mean
@@ -243,7 +253,7 @@ def move_sampled(
         deltas[j] = 0.0 if own else move
     if not measure:
         return
-    grown = math.expm1(shift)
+    grown = a.expm1(shift)
     linear, slope, square, bent, growth, grown_slope, beyond = a.sampled_sums(
         probs, excess, deltas, shift, grown, 1.0 + grown, far
     )

@@ -153,7 +153,7 @@ def read_policies(
         squares: Gets Σ S² of each policy, (b,), at the price of another pass and exponential; or empty.
     """
     G = tokens.shape[1]
-    _, weights, running, _, sums, _ = _tiles(room, logits.shape[1])
+    _, weights, running, starts, sums, _ = _tiles(room, logits.shape[1])
     heads, following, _ = _lists(room, logits.shape[1], G)
     uniforms = _group(room, G, 0)
     logits, states, tokens = borrowed(logits), borrowed(states), borrowed(tokens)
@@ -170,7 +170,7 @@ def read_policies(
         likeliest[row] = one.statistics(z, weights, sums, state)
         if resample:
             fill_uniforms(seed, purpose, step, first + row, uniforms)
-            one.sample(z, state, uniforms, weights, sums, running, heads, following, k, probs[row], excess[row])
+            one.sample(z, state, uniforms, weights, sums, running, starts, heads, following, k, probs[row], excess[row])
         else:
             look_up(z, k, state[one.TOP], state[one.TOTAL], state[one.MEAN], probs[row], excess[row])
         for j in range(G):
@@ -254,7 +254,7 @@ def unmodified_steps(
         quadrants: Gets how many tokens are in each quadrant of (A, S_c), (b, 4).
     """
     G = group_size
-    pending, weights, running, _, sums, after = _tiles(room, logits.shape[1])
+    pending, weights, running, starts, sums, after = _tiles(room, logits.shape[1])
     heads, following, tokens = _lists(room, logits.shape[1], G)
     uniforms, probs, excess, centered = _group(room, G, 0), _group(room, G, 1), _group(room, G, 2), _group(room, G, 3)
     logits, correct, records, quadrants = borrowed(logits), borrowed(correct), borrowed(records), borrowed(quadrants)
@@ -265,7 +265,7 @@ def unmodified_steps(
         z, right, record, counts = logits[row], correct[row], records[row], quadrants[row]
         likeliest = one.statistics(z, weights, sums, state)
         fill_uniforms(seed, purpose, step, first + row, uniforms)
-        one.sample(z, state, uniforms, weights, sums, running, heads, following, tokens, probs, excess)
+        one.sample(z, state, uniforms, weights, sums, running, starts, heads, following, tokens, probs, excess)
         rewards, total, total_centered = 0, 0.0, 0.0
         for j in range(G):
             S, S_c = one.discriminants(tokens[j], likeliest, state, probs[j], excess[j])
