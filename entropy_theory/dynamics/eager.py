@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from entropy_theory.control.group_advantages import group_advantages
 from entropy_theory.dynamics import bank, grpo
 from entropy_theory.dynamics.config import SimulationConfig
 from entropy_theory.dynamics.draws import Draw, policy_uniforms
@@ -31,9 +32,9 @@ class EagerPolicies:
         self._kept: list[bank.PolicyStatistics | None] = [None] * len(self._blocks)
 
     def read(
-        self, logits: Tensor, step: int, tokens: Tensor | None, observe: Observer | None, *, squares: bool
+        self, logits: Tensor, correct: Tensor, step: int, tokens: Tensor | None, observe: Observer | None, squares: bool
     ) -> Reading:
-        """Evaluate the policies; without tokens, also sample them. See `policies.Policies`."""
+        """Evaluate the policies; without tokens, also sample and reward. See `policies.Policies`."""
         if tokens is None:
             uniforms = policy_uniforms(self.config.seed, Draw.TOKENS, step, self.share, self.config.group_size)
             uniforms = uniforms.to(logits.device)
@@ -54,7 +55,13 @@ class EagerPolicies:
         policies = {"entropy": torch.cat(entropy), "baseline": torch.cat(baseline)}
         if squares:
             policies["sum_squared_discriminant"] = torch.cat(sums)
-        return Reading(torch.cat(drawn) if tokens is None else tokens, bank.TokenScores.cat(scores), policies)
+        joined = bank.TokenScores.cat(scores)
+        means = joined.discriminant.mean(dim=-1), joined.centered_discriminant.mean(dim=-1)
+        if tokens is not None:
+            return Reading(tokens, joined, policies, means)
+        sampled = torch.cat(drawn)
+        rewards = correct.gather(-1, sampled).double()
+        return Reading(sampled, joined, policies, means, rewards, group_advantages(rewards, self.config.advantage))
 
     def move(
         self, logits: Tensor, tokens: Tensor, update: grpo.Update, count: int, *, measure: bool

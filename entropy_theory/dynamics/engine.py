@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from entropy_theory.control import Reducer
 from entropy_theory.control import rule as build_rule
-from entropy_theory.control.group_advantages import group_advantages
 from entropy_theory.control.reducers import LOCAL
 from entropy_theory.control.rules.none import NoControl
 from entropy_theory.dynamics import bank, grpo, implementations, starts
@@ -137,16 +135,10 @@ class Simulation:
 
     def _step_unmodified(self, policies: FusedPolicies, place: int | None) -> None:
         """Do a step that needs nothing of other policies in one sweep."""
-        values, quadrants = policies.step_unmodified(
-            self.logits, self.correct, self.completed, measure=place is not None
-        )
-        self._check_entropy(values[:, 3])
+        values = policies.step_unmodified(self.logits, self.correct, self.completed, measure=place is not None)
+        self._check_entropy(values[3])
         if place is not None:
-            counts = self.reducer.sum(torch.from_numpy(quadrants)).tolist()
-            total = self.config.policies * self.config.group_size
-            metrics = {f"quadrant_share_q{q}": count / total for q, count in enumerate(counts, start=1)}
-            by_policy = torch.cat([values, torch.zeros(len(values), 1, dtype=torch.float64)], dim=1)
-            self._record(place, 0, by_policy, metrics | {"dropped_share": 0.0})
+            self._record(place, 0, values, {"dropped_share": 0.0})
 
     def _step_by_rule(self, observe: Observer | None, place: int | None) -> None:
         """Do a step in two sweeps for each of its updates: scores, then, once the rule has seen all, moves."""
@@ -155,17 +147,15 @@ class Simulation:
         first: grpo.Update | None = None
         for iteration in range(config.iterations):
             squares = "sum_squared_discriminant" in self.rule.needs
-            tokens = None if samples is None else samples.tokens
-            reading = self._policies.read(
-                self.logits, number, tokens, observe if samples is None else None, squares=squares
-            )
+            known = None if samples is None else samples.tokens
+            observer = observe if samples is None else None
+            reading = self._policies.read(self.logits, self.correct, number, known, observer, squares)
             self._check_entropy(reading.policies["entropy"])
+            if reading.rewards is not None and reading.advantages is not None:
+                entropy, log_probs = reading.policies["entropy"], reading.scores.log_probs
+                samples = grpo.GroupSamples(reading.tokens, reading.rewards, reading.advantages, log_probs, entropy)
+            assert samples is not None
             with bank.threads_for(0):  # threads would round the rule's statistics by their number
-                if samples is None:
-                    rewards = self.correct.gather(-1, reading.tokens).double()
-                    advantages = group_advantages(rewards, config.advantage)
-                    entropy, log_probs = reading.policies["entropy"], reading.scores.log_probs
-                    samples = grpo.GroupSamples(reading.tokens, rewards, advantages, log_probs, entropy)
                 update = grpo.decide(
                     self.rule,
                     samples,
@@ -183,23 +173,39 @@ class Simulation:
             count = number * config.iterations + iteration + 1
             changes = self._policies.move(self.logits, samples.tokens, update, count, measure=place is not None)
             if place is not None and changes is not None:
-                scores = reading.scores
-                ratios = (scores.log_probs - samples.log_probs).expm1_().abs_()
-                token_values = samples.rewards, scores.discriminant, scores.centered_discriminant, ratios
-                means = [values.mean(dim=-1) for values in token_values]
-                by_policy = torch.stack([*changes, reading.policies["entropy"], *means], dim=1)
+                rewards = samples.rewards.mean(dim=-1)
+                deviation = torch.zeros_like(rewards)
+                if iteration > 0:
+                    deviation = (reading.scores.log_probs - samples.log_probs).expm1_().abs_().mean(dim=-1)
+                columns = [*changes, reading.policies["entropy"], rewards, *reading.means, deviation]
+                by_policy = torch.stack(columns)
                 self._record(place * config.iterations + iteration, iteration, by_policy, update.metrics)
 
-    def _record(self, row: int, iteration: int, by_policy: Tensor, metrics: Mapping[str, float]) -> None:
-        """Write down an update, from (b, 8) numbers of this rank's policies and the metrics of all."""
-        # Every rank sees all policies and takes the same means of them, so that their bits do not depend on the shares.
+    def _record(self, row: int, iteration: int, by_policy: Tensor, metrics: dict[str, float]) -> None:
+        """Write down an update.
+
+        Args:
+            row: Its place in the columns.
+            iteration: Its number on the batch.
+            by_policy: Of this rank's policies ΔH, its first and second order, H, the means of R, S, S_c and |r − 1|
+                over the group, and the numbers of tokens in the quadrants where `metrics` has not their shares.
+            metrics: Of all policies.
+        """
+        # Every rank sees all policies and takes the same sums of them, so that their bits do not depend on the shares.
         # They are NumPy's: torch would split them over threads and round by their number.
-        gathered = self.reducer.gather(by_policy.cpu().reshape(-1)).view(-1, by_policy.shape[1]).numpy()
-        realised, predicted, second = gathered[:, 0], gathered[:, 1], gathered[:, 2]
-        error = np.abs(realised - predicted)
-        columns = [*gathered.T, error, np.abs(realised - predicted - second), np.abs(realised)]
-        means = np.stack(columns).mean(axis=1).tolist()
-        change, first_order, second_order, before, *tokens, absolute, remainder, size = means
+        gathered = by_policy.cpu().numpy()
+        if self.reducer.world_size > 1:
+            flat = self.reducer.gather(by_policy.cpu().T.reshape(-1))
+            gathered = flat.view(-1, len(by_policy)).T.contiguous().numpy()
+        realised, predicted, second = gathered[:3]
+        error = realised - predicted
+        sums = [*gathered, np.abs(error), np.abs(error - second), np.abs(realised)]
+        means = [float(values.sum()) / len(realised) for values in sums]
+        change, first_order, second_order, before, *tokens = means[:8]
+        *counts, absolute, remainder, size = means[8:]
+        if counts:
+            shares = (count / self.config.group_size for count in counts)
+            metrics = metrics | {f"quadrant_share_q{q}": share for q, share in enumerate(shares, start=1)}
         values = {
             "step": self.completed,
             "iteration": iteration,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from entropy_theory.control.group_advantages import STD_OFFSET
@@ -18,7 +19,7 @@ from entropy_theory.vocab.kernels.threads import share
 
 # Logits a thread takes at a time: between some tens of microseconds, against the ten that a turn costs, and some
 # milliseconds; within these, every thread gets several turns, so that none waits for the last one.
-LEAST_TURN, LARGEST_TURN, TURNS = 1 << 13, 1 << 20, 4
+LEAST_TURN, LARGEST_TURN, TURNS = 1 << 13, 1 << 20, 8
 
 
 class FusedPolicies:
@@ -32,25 +33,30 @@ class FusedPolicies:
     def __init__(self, config: SimulationConfig, share: range) -> None:
         self.config, self.share = config, share
         rows, group = len(share), config.group_size
+        self._advantage = config.advantage == "std", STD_OFFSET
         self._states = np.empty((rows, layout.STATE))
+        self._records = np.zeros((12, rows))
+        self._rooms: dict[int, steps.Room] = {}
         self._likeliest = np.empty(rows, np.int64)
         self._probs, self._excess = np.empty((rows, group)), np.empty((rows, group))
 
     def read(
-        self, logits: Tensor, step: int, tokens: Tensor | None, observe: Observer | None, *, squares: bool
+        self, logits: Tensor, correct: Tensor, step: int, tokens: Tensor | None, observe: Observer | None, squares: bool
     ) -> Reading:
-        """Evaluate the policies; without tokens, also sample them. See `policies.Policies`."""
-        z, shape = logits.numpy(), (len(self.share), self.config.group_size)
+        """Evaluate the policies; without tokens, also sample and reward. See `policies.Policies`."""
+        z, right, shape = logits.numpy(), correct.numpy(), (len(self.share), self.config.group_size)
         k = torch.empty(shape, dtype=torch.int64) if tokens is None else tokens
         log_probs, S, S_c = (torch.empty(shape, dtype=torch.float64) for _ in range(3))
         sums = torch.empty(shape[0] if squares else 0, dtype=torch.float64)
-        arrays = [k.numpy(), self._likeliest, self._states, self._probs, self._excess]
-        arrays += [log_probs.numpy(), S.numpy(), S_c.numpy()]
+        drawn = shape[0], shape[1] if tokens is None else 0
+        rewards, advantages = (torch.empty(drawn, dtype=torch.float64) for _ in range(2))
+        arrays = [rewards.numpy(), advantages.numpy(), k.numpy(), self._likeliest, self._states, self._probs]
+        arrays += [self._excess, log_probs.numpy(), S.numpy(), S_c.numpy()]
 
         def run(part: slice) -> None:
-            draw = self._draw(step, part)
             own = [array[part] for array in arrays]
-            steps.read_policies(z[part], draw, tokens is None, self._room(), *own, sums.numpy()[part])
+            draw, room = self._draw(step, part), self._room()
+            steps.read_policies(z[part], right[part], draw, *self._advantage, room, *own, sums.numpy()[part])
 
         share(run, shape[0], self._turn())
         if observe is not None:
@@ -61,7 +67,9 @@ class FusedPolicies:
         policies = {"entropy": self._column(layout.ENTROPY), "baseline": self._column(layout.BASELINE)}
         if squares:
             policies["sum_squared_discriminant"] = sums
-        return Reading(k, bank.TokenScores(log_probs, S, S_c), policies)
+        means = self._column(layout.MEAN_S), self._column(layout.MEAN_S_C)
+        scores = bank.TokenScores(log_probs, S, S_c)
+        return Reading(k, scores, policies, means, *((rewards, advantages) if tokens is None else ()))
 
     def move(
         self, logits: Tensor, tokens: Tensor, update: grpo.Update, count: int, *, measure: bool
@@ -82,9 +90,7 @@ class FusedPolicies:
         share(run, len(z), self._turn())
         return torch.from_numpy(changes).unbind(-1) if measure else None
 
-    def step_unmodified(
-        self, logits: Tensor, correct: Tensor, step: int, *, measure: bool
-    ) -> tuple[Tensor, NDArray[np.int64]]:
+    def step_unmodified(self, logits: Tensor, correct: Tensor, step: int, *, measure: bool) -> Tensor:
         """Do a whole step whose gradient no rule modifies, in one sweep over the policies.
 
         Args:
@@ -94,28 +100,30 @@ class FusedPolicies:
             measure: Whether the changes are asked for; without, three of the records are undefined.
 
         Returns:
-            ΔH, first and second order, H, and the group's means of R, S and S_c, (B, 7); and the number of tokens in
-            each quadrant, (4,).
+            ΔH, its first and second order, H, the group's means of R, S, S_c and |r − 1|, and the numbers of tokens in
+            the quadrants, (12, B); overwritten by the next step.
         """
-        config, z, right = self.config, logits.numpy(), correct.numpy()
-        records, quadrants = np.empty((len(z), 7)), np.empty((len(z), 4), np.int64)
+        config, z, right, records = self.config, logits.numpy(), correct.numpy(), self._records
         scale = grpo.scale_of(config.step_size, len(z) * config.group_size, len(z))
-        advantage = config.advantage == "std", STD_OFFSET
 
         def run(part: slice) -> None:
             steps.unmodified_steps(
-                *(z[part], right[part], self._draw(step, part), config.group_size, scale, *advantage),
-                *(self._room(), bank.FAR, measure, records[part], quadrants[part]),
+                *(z[part], right[part], self._draw(step, part), config.group_size, scale, *self._advantage),
+                *(self._room(), bank.FAR, measure, part.start, records),
             )
 
         share(run, len(z), self._turn())
-        return torch.from_numpy(records), quadrants.sum(axis=0)
+        return torch.from_numpy(records)
 
     def _draw(self, step: int, part: slice) -> tuple[int, int, int, int]:
         return self.config.seed, int(Draw.TOKENS), step, self.share.start + part.start
 
     def _room(self) -> steps.Room:
-        return steps.room_for(self.config.vocab_size, self.config.group_size)
+        """The calling thread's own; fresh pages would cost more than what is done in them."""
+        room = self._rooms.get(threading.get_ident())
+        if room is None:
+            room = self._rooms[threading.get_ident()] = steps.room_for(self.config.vocab_size, self.config.group_size)
+        return room
 
     def _turn(self) -> int:
         even = -(-len(self.share) // (TURNS * torch.get_num_threads()))

@@ -24,23 +24,30 @@ class Reading:
         tokens: k, the sampled tokens, (B, G).
         scores: Their scores.
         policies: Per-policy statistics under the names of `TokenBatch`, (B,) each.
+        means: The means of S and S_c over each policy's tokens, (B,) each.
+        rewards: R of tokens that were sampled now, (B, G); otherwise None.
+        advantages: Their A, (B, G); otherwise None.
     """
 
     tokens: Int[Tensor, "B G"]
     scores: TokenScores
     policies: dict[str, Float[Tensor, " B"]]
+    means: tuple[Float[Tensor, " B"], Float[Tensor, " B"]]
+    rewards: Float[Tensor, "B G"] | None = None
+    advantages: Float[Tensor, "B G"] | None = None
 
 
 class Policies(Protocol):
     """The policies of a simulation: what evaluates and moves their logits."""
 
     def read(
-        self, logits: Tensor, step: int, tokens: Tensor | None, observe: Observer | None, *, squares: bool
+        self, logits: Tensor, correct: Tensor, step: int, tokens: Tensor | None, observe: Observer | None, squares: bool
     ) -> Reading:
-        """Evaluate the policies; without tokens, also sample a group from each.
+        """Evaluate the policies; without tokens, also sample a group from each and reward it.
 
         Args:
             logits: z, (B, V).
+            correct: Where the reward is 1, (B, V).
             step: The step, which decides the random numbers.
             tokens: k, (B, G), or None to sample.
             observe: Sees each block of policies and its tokens.

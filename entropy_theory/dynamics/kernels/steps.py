@@ -31,7 +31,7 @@ _EPSILON = 2.0**-52
 
 _GROUPS = 4  # numbers per sampled token that the loops keep at hand
 
-_compiled = njit(nogil=True, error_model="numpy")
+_compiled = njit(nogil=True, error_model="numpy", forceinline=True)
 
 Room = tuple[NDArray[np.float64], NDArray[np.int64]]
 
@@ -41,10 +41,10 @@ def room_for(vocab_size: int, group_size: int) -> Room:
 
     Example:
         >>> [part.size for part in room_for(100, 16)]
-        [940, 33]
+        [951, 33]
     """
     tiles = -(-vocab_size // TILE)
-    numbers = vocab_size + 3 * TILE + tiles + one.STATE + _GROUPS * group_size
+    numbers = vocab_size + 3 * TILE + tiles + 2 * one.STATE + _GROUPS * group_size
     return np.zeros(numbers), np.empty(tiles + 2 * group_size, np.int64)
 
 
@@ -66,6 +66,14 @@ def _tiles(room: Any, vocab_size: int) -> Any:
 
 @_compiled
 @no_type_check
+def _state(room: Any, vocab_size: int) -> Any:
+    """Give another policy's statistics, which follow those of `_tiles`."""
+    start = vocab_size + 3 * TILE + (vocab_size + TILE - 1) // TILE + one.STATE
+    return borrowed(room[0])[start : start + one.STATE]
+
+
+@_compiled
+@no_type_check
 def _lists(room: Any, vocab_size: int, group_size: int) -> Any:
     """Give the heads of the tiles' lists, the followers in them, and a group's tokens."""
     places, tiles = borrowed(room[1]), (vocab_size + TILE - 1) // TILE
@@ -81,50 +89,17 @@ def _group(room: Any, group_size: int, which: int) -> Any:
     return numbers[start : start + group_size]
 
 
-@_compiled
-@no_type_check
-def _move(
-    z: Any,
-    tokens: Any,
-    scaled: Any,
-    bonus: float,
-    likeliest: int,
-    state: Any,
-    probs: Any,
-    excess: Any,
-    room: Any,
-    far: float,
-    measure: bool,
-    out: Any,
-) -> None:
-    pending, tile0, tile1, tile2, sums, after = _tiles(room, z.size)
-    gradient, size = 0.0, 0.0
-    for j in range(scaled.size):
-        gradient += scaled[j]
-        size += abs(scaled[j])
-    # Advantages sum to zero up to their rounding, which is no reason to move every logit.
-    if bonus == 0.0 and abs(gradient) <= scaled.size * _EPSILON * size:
-        for j in range(scaled.size):
-            pending[tokens[j]] += scaled[j]
-        deltas = _group(room, tokens.size, 0)
-        one.move_sampled(
-            *(z, tokens, pending, likeliest, state, probs, excess, deltas, tile0, sums, after, far, measure, out)
-        )
-    else:
-        heads, following, _ = _lists(room, z.size, tokens.size)
-        one.move_all(
-            *(z, tokens, scaled, gradient, bonus, likeliest, state, tile0, tile1, tile2, heads, following),
-            *(sums, after, far, measure, out),
-        )
-
-
 @cached
 @no_type_check
 def read_policies(
     logits: Any,
+    correct: Any,
     draw: Any,
-    resample: bool,
+    divide: bool,
+    offset: float,
     room: Any,
+    rewards: Any,
+    advantages: Any,
     tokens: Any,
     likeliest: Any,
     states: Any,
@@ -135,13 +110,17 @@ def read_policies(
     S_c: Any,
     squares: Any,
 ) -> None:
-    """Evaluate policies, sample a group of tokens from each, and score the tokens.
+    """Evaluate policies, sample a group of tokens from each, reward and score the tokens.
 
     Args:
         logits: z, (b, V), float64 or float32.
+        correct: Where the reward is 1, (b, V), bool.
         draw: Seed, purpose, step and the first policy's place, integers; what `draws.policy_uniforms` is of.
-        resample: Whether to sample, or to score the tokens that are there.
+        divide: Whether advantages are divided by the deviation of their group.
+        offset: What `group_advantages` adds to it.
         room: What `room_for` makes; a thread's own.
+        rewards: Gets R, (b, G); or (b, 0) to sample nothing and score the tokens that are there.
+        advantages: Gets A, (b, G) or (b, 0).
         tokens: k, (b, G), int64.
         likeliest: Gets each policy's likeliest token, (b,), int64.
         states: Gets the statistics, (b, STATE).
@@ -157,6 +136,7 @@ def read_policies(
     heads, following, _ = _lists(room, logits.shape[1], G)
     uniforms = _group(room, G, 0)
     logits, states, tokens = borrowed(logits), borrowed(states), borrowed(tokens)
+    correct, rewards, advantages = borrowed(correct), borrowed(rewards), borrowed(advantages)
     probs, excess, log_probs, S, S_c = (
         borrowed(probs),
         borrowed(excess),
@@ -168,14 +148,27 @@ def read_policies(
     for row in range(logits.shape[0]):
         z, state, k = logits[row], states[row], tokens[row]
         likeliest[row] = one.statistics(z, weights, sums, state)
-        if resample:
+        if rewards.shape[1] > 0:
             fill_uniforms(seed, purpose, step, first + row, uniforms)
             one.sample(z, state, uniforms, weights, sums, running, starts, heads, following, k, probs[row], excess[row])
+            right, R, A = correct[row], rewards[row], advantages[row]
+            count = 0
+            for j in range(G):
+                count += right[k[j]]
+            above, below = one.advantages(count, G, divide, offset)
+            for j in range(G):
+                R[j], A[j] = (1.0, above) if right[k[j]] else (0.0, below)
         else:
             look_up(z, k, state[one.TOP], state[one.TOTAL], state[one.MEAN], probs[row], excess[row])
+        p, u, log_p, own_S, own_S_c = probs[row], excess[row], log_probs[row], S[row], S_c[row]
+        total, total_centered = 0.0, 0.0
         for j in range(G):
-            log_probs[row, j] = excess[row, j] - state[one.ENTROPY]
-            S[row, j], S_c[row, j] = one.discriminants(k[j], likeliest[row], state, probs[row, j], excess[row, j])
+            log_p[j] = u[j] - state[one.ENTROPY]
+            value, centered = one.discriminants(k[j], likeliest[row], state, p[j], u[j])
+            own_S[j], own_S_c[j] = value, centered
+            total += value
+            total_centered += centered
+        state[one.MEAN_S], state[one.MEAN_S_C] = total / G, total_centered / G
         if squares.size > 0:
             squares[row] = one.sum_squares(z, state)
 
@@ -212,13 +205,31 @@ def move_policies(
         measure: Whether the changes are asked for.
         changes: Gets ΔH, first and second order, (b, 3).
     """
+    G = tokens.shape[1]
+    pending, tile0, tile1, tile2, sums, after = _tiles(room, logits.shape[1])
+    heads, following, _ = _lists(room, logits.shape[1], G)
+    deltas = _group(room, G, 0)
     logits, tokens, scaled = borrowed(logits), borrowed(tokens), borrowed(scaled)
     states, probs, excess, changes = borrowed(states), borrowed(probs), borrowed(excess), borrowed(changes)
     for row in range(logits.shape[0]):
-        _move(
-            *(logits[row], tokens[row], scaled[row], bonus[row], likeliest[row], states[row], probs[row], excess[row]),
-            *(room, far, measure, changes[row]),
-        )
+        z, k, g, state, change = logits[row], tokens[row], scaled[row], states[row], changes[row]
+        gradient, size = 0.0, 0.0
+        for j in range(G):
+            gradient += g[j]
+            size += abs(g[j])
+        # Advantages sum to zero up to their rounding, which is no reason to move every logit.
+        if bonus[row] == 0.0 and abs(gradient) <= G * _EPSILON * size:
+            for j in range(G):
+                pending[k[j]] += g[j]
+            one.move_sampled(
+                *(z, k, pending, likeliest[row], state, probs[row], excess[row], deltas, tile0, sums, after),
+                *(far, measure, change),
+            )
+        else:
+            one.move_all(
+                *(z, k, g, gradient, bonus[row], likeliest[row], state, tile0, tile1, tile2, heads, following),
+                *(sums, after, far, measure, change),
+            )
 
 
 @cached
@@ -234,8 +245,8 @@ def unmodified_steps(
     room: Any,
     far: float,
     measure: bool,
+    start: int,
     records: Any,
-    quadrants: Any,
 ) -> None:
     """Do the whole step of policies whose gradient no rule modifies.
 
@@ -245,24 +256,24 @@ def unmodified_steps(
         draw: As for `read_policies`.
         group_size: G.
         scale: s = η/G.
-        divide: Whether advantages are divided by the deviation of their group.
-        offset: What `group_advantages` adds to it.
+        divide: As for `read_policies`.
+        offset: As for `read_policies`.
         room: What `room_for` makes; a thread's own.
         far: `bank.FAR`.
         measure: Whether the changes are asked for.
-        records: Gets ΔH, its first and second order, H, and the means over the group of R, S and S_c, (b, 7).
-        quadrants: Gets how many tokens are in each quadrant of (A, S_c), (b, 4).
+        start: The first policy's column in the records.
+        records: Gets a column for each policy: ΔH, its first and second order, H, the means over the group of R, S,
+            S_c and |r − 1|, which is 0, and how many tokens are in each quadrant of (A, S_c), (12, any).
     """
     G = group_size
     pending, weights, running, starts, sums, after = _tiles(room, logits.shape[1])
     heads, following, tokens = _lists(room, logits.shape[1], G)
     uniforms, probs, excess, centered = _group(room, G, 0), _group(room, G, 1), _group(room, G, 2), _group(room, G, 3)
-    logits, correct, records, quadrants = borrowed(logits), borrowed(correct), borrowed(records), borrowed(quadrants)
-    own_state = np.empty(one.STATE)
-    state = borrowed(own_state)
+    state = _state(room, logits.shape[1])
+    logits, correct, change = borrowed(logits), borrowed(correct), np.empty(3)
     seed, purpose, step, first = draw
     for row in range(logits.shape[0]):
-        z, right, record, counts = logits[row], correct[row], records[row], quadrants[row]
+        z, right, column = logits[row], correct[row], start + row
         likeliest = one.statistics(z, weights, sums, state)
         fill_uniforms(seed, purpose, step, first + row, uniforms)
         one.sample(z, state, uniforms, weights, sums, running, starts, heads, following, tokens, probs, excess)
@@ -274,17 +285,22 @@ def unmodified_steps(
             total_centered += S_c
             centered[j] = S_c
         above, below = one.advantages(rewards, G, divide, offset)
-        counts[:] = 0
+        q1, q2, q3, q4 = 0, 0, 0, 0
         for j in range(G):
-            place = right[tokens[j]]
-            pending[tokens[j]] += scale * (above if place else below)
-            if centered[j] != 0.0:
-                counts[2 * (not place) + (centered[j] < 0.0)] += 1
-        if above == 0.0:
-            counts[:] = 0
-        record[3], record[4], record[5], record[6] = state[one.ENTROPY], rewards / G, total / G, total_centered / G
+            reward = right[tokens[j]]
+            pending[tokens[j]] += scale * (above if reward else below)
+            rises, falls = centered[j] < 0.0, centered[j] > 0.0
+            q1 += reward & falls
+            q2 += reward & rises
+            q3 += (not reward) & falls
+            q4 += (not reward) & rises
         one.move_sampled(
             *(z, tokens, pending, likeliest, state, probs, excess, uniforms, weights, sums, after),
-            *(far, measure, record),
+            *(far, measure, change),
         )
-    own_state[0] = 0.0  # still in use: what is borrowed from it keeps nothing alive
+        counted = 1.0 if above > 0.0 else 0.0  # A = 0 is in no quadrant
+        records[0, column], records[1, column], records[2, column] = change[0], change[1], change[2]
+        records[3, column], records[4, column] = state[one.ENTROPY], rewards / G
+        records[5, column], records[6, column], records[7, column] = total / G, total_centered / G, 0.0
+        records[8, column], records[9, column] = counted * q1, counted * q2
+        records[10, column], records[11, column] = counted * q3, counted * q4

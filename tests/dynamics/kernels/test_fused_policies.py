@@ -48,7 +48,7 @@ def test_mpmath_step_on_peaked_policies(gap: float, kind: str) -> None:
     tokens = torch.tensor([[3, 5, 3, 7, 5, 0]])
     config = SimulationConfig(policies=1, vocab_size=V, group_size=G)
     policies = FusedPolicies(config, range(1))
-    reading = policies.read(z, 0, tokens, None, squares=True)
+    reading = policies.read(z, z > 0, 0, tokens, None, True)
     exact = oracles.ExactPolicy.of(z[0].numpy())
     S, N = exact.discriminants, exact.baseline
     assert oracles.relative_error(reading.policies["entropy"].item(), exact.entropy) < 1e-14
@@ -108,8 +108,10 @@ def test_equal_to_the_torch_path(dtype: str, kind: str, start: str, vocab_size: 
     }[start]().to(getattr(torch, dtype))
     mine, theirs = z.clone(), z.clone()
     compiled, reference = FusedPolicies(config, range(rows)), EagerPolicies(config, range(rows), None)
-    a, b = (policies.read(z, 7, None, None, squares=True) for policies in (compiled, reference))
+    a, b = (policies.read(z, z > 1, 7, None, None, True) for policies in (compiled, reference))
     assert torch.equal(a.tokens, b.tokens)
+    assert torch.equal(a.rewards, b.rewards)
+    torch.testing.assert_close(a.advantages, b.advantages, rtol=1e-15, atol=1e-16)
     policy = bank.policy_statistics(z)
     for name, value in a.policies.items():  # sums of V terms, added in another order; N and Σ S² are of either sign
         terms = policy.probs.square() * policy.excess.abs() if name == "baseline" else b.policies[name].unsqueeze(-1)
@@ -120,6 +122,8 @@ def test_equal_to_the_torch_path(dtype: str, kind: str, start: str, vocab_size: 
         spread = policy.excess.abs().amax(-1, keepdim=True)
         unit = spread if name == "log_probs" else policy.probs.gather(-1, a.tokens) * spread + policy.baseline[:, None]
         assert ((x - y).abs() <= 1e-15 * (unit + y.abs())).all(), name
+    for x, y, scores in zip(a.means, b.means, (a.scores.discriminant, a.scores.centered_discriminant), strict=True):
+        assert ((x - y).abs() <= 1e-14 * scores.abs().amax(-1) + 1e-300).all()
     bonus = None if kind != "bonus" else torch.full((rows,), 0.3, dtype=torch.float64)
     g = coefficients_of("centred" if kind == "bonus" else kind, (rows, G))
     update = update_of(g, step / G, bonus)
@@ -150,7 +154,7 @@ def test_not_measuring_moves_alike() -> None:
         moved = []
         for measure in (True, False):
             logits = z.clone()
-            tokens = policies.read(logits, 0, None, None, squares=False).tokens
+            tokens = policies.read(logits, z > 1, 0, None, None, False).tokens
             changes = policies.move(logits, tokens, update, 1, measure=measure)
             assert (changes is None) != measure
             moved.append(logits)
@@ -163,7 +167,7 @@ def test_samples_follow_the_policy(vocab_size: int) -> None:
     config = SimulationConfig(policies=1, vocab_size=vocab_size, group_size=n)
     z = starts.gaussian_logits(1, vocab_size, 1.0, 3)
     z[0, 1] = -800.0  # never drawn
-    tokens = FusedPolicies(config, range(1)).read(z, 0, None, None, squares=False).tokens
+    tokens = FusedPolicies(config, range(1)).read(z, z > 1, 0, None, None, False).tokens
     probs = bank.policy_statistics(z).probs[0].numpy()
     observed = torch.bincount(tokens[0], minlength=vocab_size).numpy()
     assert observed[1] == 0
@@ -222,8 +226,8 @@ def test_threads_do_not_change_a_bit(rule: str, three_threads: None) -> None:
 def test_a_share_is_a_part_of_the_whole() -> None:
     config = SimulationConfig(policies=20, vocab_size=300)
     z = config.initial_logits()
-    whole = FusedPolicies(config, range(20)).read(z, 2, None, None, squares=False)
-    part = FusedPolicies(config, range(13, 17)).read(z[13:17].clone(), 2, None, None, squares=False)
+    whole = FusedPolicies(config, range(20)).read(z, z > 1, 2, None, None, False)
+    part = FusedPolicies(config, range(13, 17)).read(z[13:17].clone(), z[13:17] > 1, 2, None, None, False)
     assert torch.equal(part.tokens, whole.tokens[13:17])
     assert torch.equal(part.scores.log_probs, whole.scores.log_probs[13:17])
 
