@@ -4,7 +4,7 @@ The floors are one exponential per logit in float64, the one thing that a step o
 plain read of the logits (``amax``). Every peer runs in each round, one after the other, so that a slow moment of the
 machine hits them alike; read the ratios. Both implementations are compared, step by step, before they are timed.
 
-    python benchmarks/simulator.py                 # a minute
+    python benchmarks/simulator.py                 # two minutes
     python benchmarks/simulator.py --quick         # seconds
 
 How many exponentials a step needs. The statistics of a policy take one per logit, in two passes over the logits: the
@@ -36,13 +36,15 @@ from entropy_theory.program import run_script
 
 STEPS_COMPARED = 5
 
+Peer = tuple[int, Callable[[], None], Callable[[], None], int]
+
 
 @dataclass(frozen=True)
 class Config:
     """What to measure.
 
     Attributes:
-        policies: How many policies of 100 tokens.
+        policies: How many policies of 100 tokens: a bank in the cache, and one that pays for several threads.
         large_policies: How many policies of 151,936 tokens.
         rules: The rules.
         threads: The second number of threads; the first is one.
@@ -51,9 +53,9 @@ class Config:
         out: Where the result goes, as JSON; no file if omitted.
     """
 
-    policies: int = 1000
+    policies: tuple[int, ...] = (1000, 10_000)
     large_policies: int = 16
-    rules: tuple[str, ...] = ("none", "clip-b(mu=1)")
+    rules: tuple[str, ...] = ("none", "clip-b(mu=0.5)")
     threads: int = 2
     rounds: int = 15
     quick: bool = False
@@ -63,7 +65,7 @@ class Config:
 def simulation_of(
     rule: str, policies: int, vocab_size: int, dtype: Literal["float32", "float64"], impl: Literal["eager", "fused-cpu"]
 ) -> Simulation:
-    """Start the policies of a table; those of a large vocabulary as certain as a model's."""
+    """Start the policies of a table; those of a large vocabulary are uncertain by some nats, so that they all learn."""
     config = SimulationConfig(
         policies=policies,
         vocab_size=vocab_size,
@@ -72,7 +74,7 @@ def simulation_of(
         pairs=0,
         rule=rule,
         dtype=dtype,
-        initialisation="gaussian" if vocab_size < 1000 else "forking",
+        logit_scale=1.0 if vocab_size < 1000 else 4.0,
         correct_share=0.1 if vocab_size < 1000 else 0.5,
         block_elements=1 << (15 if vocab_size < 1000 else 18),
     )
@@ -100,16 +102,6 @@ def compare(first: Simulation, second: Simulation) -> dict[str, float]:
     return {"logits": logits, "records": worst}
 
 
-def on_threads(count: int, work: Callable[[], object]) -> Callable[[], None]:
-    """Do something on so many threads."""
-
-    def run() -> None:
-        torch.set_num_threads(count)
-        work()
-
-    return run
-
-
 def steps_of(simulation: Simulation, count: int) -> Callable[[], None]:
     """Take some steps."""
 
@@ -120,28 +112,34 @@ def steps_of(simulation: Simulation, count: int) -> Callable[[], None]:
     return run
 
 
-def interleaved(peers: dict[str, tuple[Callable[[], None], int]], rounds: int) -> dict[str, dict[str, float]]:
-    """Median microseconds per policy, elapsed and of this thread's processor; a peer says how many it does at a call."""
+def interleaved(peers: dict[str, Peer], rounds: int) -> dict[str, dict[str, float]]:
+    """Median microseconds per policy, elapsed and of this thread's processor.
+
+    A peer is its number of threads, what it does once to have them and its memory at hand, what is timed, and how many
+    policies that is.
+    """
     elapsed: dict[str, list[float]] = {name: [] for name in peers}
     processor: dict[str, list[float]] = {name: [] for name in peers}
-    for round_ in range(rounds + 1):
-        for name, (work, policies) in peers.items():
+    for _ in range(rounds):
+        for name, (threads, prepare, work, policies) in peers.items():
+            torch.set_num_threads(threads)
+            prepare()
             start, start_processor = time.perf_counter(), time.thread_time()
             work()
-            if round_ > 0:  # the first warms up
-                elapsed[name].append((time.perf_counter() - start) / policies)
-                processor[name].append((time.thread_time() - start_processor) / policies)
+            elapsed[name].append((time.perf_counter() - start) / policies)
+            processor[name].append((time.thread_time() - start_processor) / policies)
+    torch.set_num_threads(1)
     return {
         name: {"microseconds": 1e6 * median(elapsed[name]), "processor_microseconds": 1e6 * median(processor[name])}
         for name in peers
     }
 
 
-def table_of(config: Config, rule: str, vocab_size: int, dtype: Literal["float32", "float64"]) -> dict[str, Any]:
-    """Compare and time one rule at one vocabulary."""
-    large = vocab_size >= 1000
-    policies = config.large_policies if large else config.policies
-    calls = 1 if large else 20
+def table_of(
+    config: Config, rule: str, policies: int, vocab_size: int, dtype: Literal["float32", "float64"]
+) -> dict[str, Any]:
+    """Compare and time one rule at one size."""
+    calls = max(1, 8_000_000 // (policies * vocab_size))
     differences = compare(*(simulation_of(rule, policies, vocab_size, dtype, impl) for impl in ("fused-cpu", "eager")))
     before, after = (simulation_of(rule, policies, vocab_size, dtype, impl) for impl in ("eager", "fused-cpu"))
     narrow = after.logits[: max(1, (1 << 18) // vocab_size)].clone()
@@ -157,21 +155,17 @@ def table_of(config: Config, rule: str, vocab_size: int, dtype: Literal["float32
             narrow.amax(-1)
 
     done, floor = calls * policies, calls * policies // len(wide) * len(wide)
-    many = config.threads
+    few, many = max(1, calls // 8), config.threads
     rows = interleaved(
         {
-            "floor: one read": (on_threads(1, reads), floor),
-            "floor: one exponential per logit": (on_threads(1, exponentials), floor),
-            "torch path, 1 thread": (
-                on_threads(1, steps_of(before, max(1, calls // 4))),
-                max(1, calls // 4) * policies,
-            ),
-            "compiled, 1 thread": (on_threads(1, steps_of(after, calls)), done),
-            f"compiled, {many} threads": (on_threads(many, steps_of(after, calls)), done),
+            "floor: one read": (1, reads, reads, calls * policies // len(narrow) * len(narrow)),
+            "floor: one exponential per logit": (1, exponentials, exponentials, floor),
+            "torch path, 1 thread": (1, before.step, steps_of(before, few), few * policies),
+            "compiled, 1 thread": (1, after.step, steps_of(after, calls), done),
+            f"compiled, {many} threads": (many, after.step, steps_of(after, calls), done),
         },
         config.rounds,
     )
-    torch.set_num_threads(1)
     return {
         "rule": rule,
         "shape": [policies, vocab_size],
@@ -221,13 +215,13 @@ def _processor() -> str:
 def main(config: Config) -> None:
     """Measure, print and write."""
     if config.quick:
-        config = Config(**(asdict(config) | {"policies": 200, "large_policies": 4, "rounds": 3}))
+        config = Config(**(asdict(config) | {"policies": (200,), "large_policies": 4, "rounds": 3}))
     console = Console(width=120)
     tables = []
-    sizes: tuple[tuple[int, Literal["float32", "float64"]], ...] = ((100, "float64"), (151_936, "float32"))
-    for vocab_size, dtype in sizes:
+    sizes: list[tuple[int, int, Literal["float32", "float64"]]] = [(count, 100, "float64") for count in config.policies]
+    for policies, vocab_size, dtype in [*sizes, (config.large_policies, 151_936, "float32")]:
         for rule in config.rules:
-            table = table_of(config, rule, vocab_size, dtype)
+            table = table_of(config, rule, policies, vocab_size, dtype)
             tables.append(table)
             console.print(render(table))
             console.print(

@@ -17,9 +17,9 @@ from entropy_theory.dynamics.kernels import steps
 from entropy_theory.dynamics.policies import Observer, Reading
 from entropy_theory.vocab.kernels.threads import share
 
-# Logits a thread takes at a time: between some tens of microseconds, against the ten that a turn costs, and some
-# milliseconds; within these, every thread gets several turns, so that none waits for the last one.
 LEAST_TURN, LARGEST_TURN, TURNS = 1 << 13, 1 << 20, 8
+"""A thread takes some policies at a time: logits enough for tens of microseconds, against the ten that a turn costs,
+and not so many that the others wait for the last turn; between these, eight turns for each thread."""
 
 
 class FusedPolicies:
@@ -126,6 +126,8 @@ class FusedPolicies:
         return room
 
     def _turn(self) -> int:
+        if len(self.share) * self.config.vocab_size <= bank.SMALL:  # less than a millisecond: see `bank.threads_for`
+            return len(self.share)
         even = -(-len(self.share) // (TURNS * torch.get_num_threads()))
         size = self.config.vocab_size
         return max(1, LEAST_TURN // size, min(even, LARGEST_TURN // size))

@@ -203,6 +203,7 @@ def test_logits_that_are_not_finite_are_seen(wrong: float, place: int) -> None:
 def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     monkeypatch.setattr(fused, "LEAST_TURN", 1)
+    monkeypatch.setattr(bank, "SMALL", 0)
     torch.set_num_threads(3)
     yield
     torch.set_num_threads(before)
