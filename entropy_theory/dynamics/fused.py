@@ -35,7 +35,7 @@ class FusedPolicies:
         rows, group = len(share), config.group_size
         self._advantage = config.advantage == "std", STD_OFFSET
         self._states = np.empty((rows, layout.STATE))
-        self._records = np.zeros((12, rows))
+        self._records = np.zeros((steps.RECORDS, rows))
         self._rooms: dict[int, steps.Room] = {}
         self._likeliest = np.empty(rows, np.int64)
         self._probs, self._excess = np.empty((rows, group)), np.empty((rows, group))
@@ -76,10 +76,10 @@ class FusedPolicies:
     ) -> tuple[Tensor, ...] | None:
         """Move the logits and measure what that does; see `policies.Policies`."""
         z, k = logits.numpy(), tokens.numpy()
-        scaled = (update.coefficients * update.scale).numpy()
+        scaled = (update.coefficients.double() * update.scale).contiguous().numpy()
         bonus = np.zeros(len(z))
         if update.entropy_coefficients is not None:
-            bonus = (update.entropy_coefficients * update.scale).numpy()
+            bonus = (update.entropy_coefficients.double() * update.scale).contiguous().numpy()
         changes = np.empty((len(z), 3))
         arrays = [k, scaled, bonus, self._likeliest, self._states, self._probs, self._excess]
 
@@ -101,7 +101,7 @@ class FusedPolicies:
 
         Returns:
             ΔH, its first and second order, H, the group's means of R, S, S_c and |r − 1|, and the numbers of tokens in
-            the quadrants, (12, B); overwritten by the next step.
+            the quadrants, (RECORDS, B); overwritten by the next step.
         """
         config, z, right, records = self.config, logits.numpy(), correct.numpy(), self._records
         scale = grpo.scale_of(config.step_size, len(z) * config.group_size, len(z))

@@ -129,14 +129,11 @@ def tile_sums(z: Any, top: float, weights: Any) -> Any:
 
 @njit(nogil=True, error_model="numpy", forceinline=True, fastmath=LANES)
 @no_type_check
-def tile_squares(z: Any, top: float, total: float, mean: float) -> float:
-    """Sum S² = (p u)² over a tile."""
-    inverse, result = 1.0 / total, 0.0
-    for i in range(z.size):
-        x = np.float64(z[i]) - top
-        e = exp(x if x > LOWEST else LOWEST, LOG2E, LOG2E_REST)
-        value = e * inverse * (x - mean)
-        result += value * value
+def sum_squares(values: Any) -> float:
+    """Sum the squares of some numbers."""
+    result = 0.0
+    for i in range(values.size):
+        result += values[i] * values[i]
     return result
 
 
@@ -269,56 +266,36 @@ def tile_moves(
         moves[i] = -p * (gradient + bonus * u)
 
 
+# Not in lanes either: the logits must leave the difference before anything small is added to it.
 @njit(nogil=True, error_model="numpy", forceinline=True)
 @no_type_check
-def take_moves(z: Any, moves: Any) -> None:
-    """Move the logits of a tile."""
-    for i in range(z.size):
-        z[i] = cast(np.float64(z[i]) + moves[i], z[i])
-
-
-@njit(nogil=True, error_model="numpy", forceinline=True, fastmath=LANES)
-@no_type_check
-def take_and_sum(z: Any, probs: Any, excess: Any, moves: Any, shift: float, far: float) -> Any:
-    """Move the logits of a tile and sum what the change of entropy needs (`bank.entropy_orders`), in one pass.
-
-    With δ the move as stored, measured from the likeliest token's, E = e^δ − 1 and p = 0 for the likeliest token:
-    Σ p δ, Σ p δ u, Σ p δ², Σ p δ² u, Σ p E, Σ p E (u + δ), and how many |δ| exceed `far` or are NaN.
-    """
-    linear, slope, square, bent, growth, grown_slope, beyond = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0
+def take_moves(z: Any, moves: Any, shift: float) -> None:
+    """Move the logits of a tile, and put the moves as they were stored, plus `shift`, in the place of the moves."""
     wide = z.itemsize == 8
     for i in range(z.size):
         before = np.float64(z[i])
         after = cast(before + moves[i], z[i])
         z[i] = after
-        delta = (moves[i] if wide else np.float64(after) - before) + shift
-        u = excess[i]
-        beyond += not (abs(delta) <= far)
-        first = probs[i] * delta
-        second = first * delta
-        grown = probs[i] * expm1(delta)
-        linear += first
-        slope += first * u
-        square += second
-        bent += second * u
-        growth += grown
-        grown_slope += grown * (u + delta)
-    return linear, slope, square, bent, growth, grown_slope, beyond
+        moves[i] = (moves[i] if wide else np.float64(after) - before) + shift
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True, fastmath=LANES)
 @no_type_check
-def sampled_sums(probs: Any, excess: Any, deltas: Any, shift: float, grown: float, lifted: float, far: float) -> Any:
-    """Sum over moved tokens what they add to the six sums of `take_and_sum` when all others move by `shift`.
+def weighted_sums(probs: Any, excess: Any, deltas: Any, shift: float, grown: float, lifted: float, far: float) -> Any:
+    """Sum what the change of entropy needs (`bank.entropy_orders`), in one pass with an exponential.
+
+    With E = e^δ − 1, δ measured from the likeliest token's, the sums over all tokens but that one are Σ p δ, Σ p δ u,
+    Σ p δ², Σ p δ² u, Σ p E and Σ p E (u + δ). These are they with shift 0, and otherwise what the given tokens add to
+    them when all others have δ = shift. Also how many |δ| exceed `far` or are NaN.
 
     Args:
-        probs: p of each sampled token.
-        excess: u, likewise.
-        deltas: The token's own move; 0 for its repetitions and for the likeliest token.
-        shift: Minus the move of the likeliest token.
+        probs: p of the tokens; 0 for the likeliest.
+        excess: u of the tokens.
+        deltas: δ − shift, each token's own move; 0 where the token has none or is the likeliest.
+        shift: Minus the move of the likeliest token, or 0 where `deltas` have it already.
         grown: e^shift − 1.
         lifted: e^shift.
-        far: As there.
+        far: `bank.FAR`.
     """
     linear, slope, square, bent, growth, grown_slope, beyond = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0
     for j in range(deltas.size):

@@ -170,11 +170,13 @@ def discriminants(token: int, likeliest: int, state: Any, p: float, u: float) ->
 
 @_compiled
 @no_type_check
-def sum_squares(z: Any, state: Any) -> float:
+def sum_squares(z: Any, state: Any, probs: Any, excess: Any, values: Any) -> float:
     """Sum S² over a policy, in one pass with an exponential; `bank.PolicyStatistics.sum_squared_discriminant`."""
     result = 0.0
     for start in range(0, z.size, TILE):
-        result += a.tile_squares(z[start : min(start + TILE, z.size)], state[TOP], state[TOTAL], state[MEAN])
+        part = z[start : min(start + TILE, z.size)]
+        a.tile_moves(part, state[TOP], state[TOTAL], state[MEAN], 0.0, 1.0, probs, excess, values)  # −S
+        result += a.sum_squares(values[: part.size])
     return result
 
 
@@ -255,7 +257,7 @@ def move_sampled(
     if not measure:
         return
     grown = a.expm1(shift)
-    linear, slope, square, bent, growth, grown_slope, beyond = a.sampled_sums(
+    linear, slope, square, bent, growth, grown_slope, beyond = a.weighted_sums(
         probs, excess, deltas, shift, grown, 1.0 + grown, far
     )
     rest, weighted = state[TAIL], state[MEAN] / state[TOTAL]
@@ -345,11 +347,12 @@ def move_all(
         if start <= likeliest < stop:  # the very number that shift has, so that its own δ is 0
             moves[likeliest - start] = move
             probs[likeliest - start] = 0.0
+        a.take_moves(part, moves, shift)
         if not measure:
-            a.take_moves(part, moves)
             continue
-        t_linear, t_slope, t_square, t_bent, t_growth, t_grown_slope, t_beyond = a.take_and_sum(
-            part, probs, excess, moves, shift, far
+        size = part.size
+        t_linear, t_slope, t_square, t_bent, t_growth, t_grown_slope, t_beyond = a.weighted_sums(
+            probs[:size], excess[:size], moves[:size], 0.0, 0.0, 1.0, far
         )
         linear += t_linear
         slope += t_slope

@@ -27,6 +27,9 @@ from entropy_theory.dynamics.kernels import policy as one
 from entropy_theory.dynamics.kernels.arithmetic import TILE, fill_uniforms, look_up
 from entropy_theory.vocab.kernels.compiled import borrowed, cached
 
+RECORDS = 12
+"""Numbers that `unmodified_steps` writes for a policy."""
+
 _EPSILON = 2.0**-52
 
 _GROUPS = 4  # numbers per sampled token that the loops keep at hand
@@ -170,7 +173,7 @@ def read_policies(
             total_centered += centered
         state[one.MEAN_S], state[one.MEAN_S_C] = total / G, total_centered / G
         if squares.size > 0:
-            squares[row] = one.sum_squares(z, state)
+            squares[row] = one.sum_squares(z, state, weights, running, starts)
 
 
 @cached
@@ -263,7 +266,7 @@ def unmodified_steps(
         measure: Whether the changes are asked for.
         start: The first policy's column in the records.
         records: Gets a column for each policy: ΔH, its first and second order, H, the means over the group of R, S,
-            S_c and |r − 1|, which is 0, and how many tokens are in each quadrant of (A, S_c), (12, any).
+            S_c and |r − 1|, which is 0, and how many tokens are in each quadrant of (A, S_c), (RECORDS, any).
     """
     G = group_size
     pending, weights, running, starts, sums, after = _tiles(room, logits.shape[1])
