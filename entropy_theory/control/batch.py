@@ -144,17 +144,19 @@ class TokenBatch:
         for name, value in values:
             if not value.is_floating_point():
                 raise invalid(name, "a floating-point tensor", value.dtype)
-        valid, rows = self.completion_mask, self.completion_mask.any(dim=1)
+        valid = self.completion_mask
         # NaN and infinities survive a sum: where every sum is finite, one look spares the search for a place.
         if not bool(torch.isfinite(torch.stack([value.detach().sum().double() for _, value in values])).all()):
+            rows = valid.any(dim=1)
             for name, value in values:
                 inside = valid if value.shape == shape else rows
                 self._refuse(name, value, inside & ~torch.isfinite(value.detach()), "finite values")
         for name, value in values:
             slack = max(ROUNDING, 128 * torch.finfo(value.dtype).eps, ENGINE_ROUNDING * (name == "rollout_log_probs"))
-            if name in _LOG_PROBS:
+            # one look at the extreme, which a NaN at a masked position fails, spares the search
+            if name in _LOG_PROBS and value.numel() and not bool(value.detach().amax() <= slack):
                 self._refuse(name, value, valid & (value.detach() > slack), "log-probabilities <= 0")
-            elif name in _ENTROPIES:
+            elif name in _ENTROPIES and value.numel() and not bool(value.detach().amin() >= -slack):
                 self._refuse(name, value, valid & (value.detach() < -slack), "entropies >= 0")
 
     @staticmethod

@@ -178,11 +178,16 @@ class Flow:
     def masked(self, keep: Bool[Tensor, "B T"], denominator: Denominator) -> Flow:
         """Drop tokens; with denominator "kept" they also leave the token mean's count, and their entropy term."""
         dropped = ~keep
+        advantages = self.advantages.masked_fill(dropped, 0.0)
+
+        def filled(values: Tensor) -> Tensor:  # without a ratio they are the advantages themselves
+            return advantages if values is self.advantages else values.masked_fill(dropped, 0.0)
+
         out = replace(
             self,
-            advantages=self.advantages.masked_fill(dropped, 0.0),
-            coefficients=self.coefficients.masked_fill(dropped, 0.0),
-            objective=None if self.objective is None else self.objective.masked_fill(dropped, 0.0),
+            advantages=advantages,
+            coefficients=filled(self.coefficients),
+            objective=None if self.objective is None else filled(self.objective),
             kept=self.kept & keep,
             masks=True,
         )

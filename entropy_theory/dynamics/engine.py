@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import bisect
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,22 +13,19 @@ from torch import Tensor
 
 from entropy_theory.control import Reducer
 from entropy_theory.control import rule as build_rule
-from entropy_theory.control.group_advantages import group_advantages
 from entropy_theory.control.reducers import LOCAL
-from entropy_theory.dynamics import bank, grpo, starts
+from entropy_theory.control.rules.none import NoControl
+from entropy_theory.dynamics import bank, grpo, implementations, starts
 from entropy_theory.dynamics.draws import Draw, generator
-from entropy_theory.dynamics.optimizers import AdamMoments, natural_move
+from entropy_theory.dynamics.eager import EagerPolicies
+from entropy_theory.dynamics.optimizers import AdamMoments
+from entropy_theory.dynamics.policies import Observer, Policies
 from entropy_theory.dynamics.ranks import share_of
 from entropy_theory.errors import invalid
 
 if TYPE_CHECKING:
     from entropy_theory.dynamics.config import SimulationConfig
-
-Observer = Callable[[slice, bank.PolicyStatistics, Tensor], None]
-"""Called for each block of policies with its place, statistics and sampled tokens, before the first update on them."""
-
-KEPT_ELEMENTS = 1 << 22
-"""Up to so many logits, the policies evaluated for sampling are kept for the update; beyond, evaluated again."""
+    from entropy_theory.dynamics.fused import FusedPolicies
 
 COLUMNS = (
     "step",
@@ -61,8 +59,10 @@ class Simulation:
     Args:
         config: The run.
         reducer: The ranks that the policies are divided among; every rank takes the same steps.
+        impl: Which implementation takes the steps, "eager" or "fused-cpu"; "auto" chooses (`implementations`).
 
     Attributes:
+        impl: The implementation that was chosen.
         share: Which policies are this rank's; all of them when it is alone.
         logits: z of this rank's policies, (b, V), in the dtype and on the device of the configuration.
         correct: Where the reward is 1, (b, V).
@@ -81,8 +81,11 @@ class Simulation:
         (1, torch.Size([4, 5]))
     """
 
-    def __init__(self, config: SimulationConfig, reducer: Reducer = LOCAL) -> None:
+    def __init__(
+        self, config: SimulationConfig, reducer: Reducer = LOCAL, *, impl: implementations.Implementation = "auto"
+    ) -> None:
         self.config, self.reducer = config, reducer
+        self.impl = implementations.resolve(impl, config)
         self.rule = build_rule(config.rule)
         self.share = share_of(reducer.rank, config.policies, reducer.world_size)
         device = torch.device(config.device)
@@ -106,9 +109,12 @@ class Simulation:
         updates = len(self.recorded_steps) * config.iterations
         self.columns: dict[str, NDArray[np.float64]] = {name: np.full(updates, np.nan) for name in COLUMNS}
         self.pairs = self._pair_places(updates)
-        rows = max(1, config.block_elements // config.vocab_size)
-        self._blocks = [slice(start, start + rows) for start in range(0, own, rows)]
-        self._kept: list[bank.PolicyStatistics | None] = [None] * len(self._blocks)
+        self._fused: FusedPolicies | None = None
+        if self.impl == "fused-cpu":
+            from entropy_theory.dynamics.fused import FusedPolicies
+
+            self._fused = FusedPolicies(config, self.share)
+        self._policies: Policies = self._fused or EagerPolicies(config, self.share, self.moments)
 
     @torch.no_grad()
     def step(self, observe: Observer | None = None) -> None:
@@ -118,163 +124,115 @@ class Simulation:
             observe: Sees each block of policies and the tokens sampled from it.
         """
         config, number = self.config, self.completed
-        place = int(np.searchsorted(self.recorded_steps, number))
+        place = bisect.bisect_left(self.recorded_steps, number)
         recorded = place < len(self.recorded_steps) and self.recorded_steps[place] == number
+        alone = type(self.rule) is NoControl and config.iterations == 1 and observe is None
+        if self._fused is not None and alone:
+            self._step_unmodified(self._fused, place if recorded else None)
+        else:
+            self._step_by_rule(observe, place if recorded else None)
+        self.completed += 1
+
+    def _step_unmodified(self, policies: FusedPolicies, place: int | None) -> None:
+        """Do a step that needs nothing of other policies in one sweep."""
+        values = policies.step_unmodified(self.logits, self.correct, self.completed, measure=place is not None)
+        self._check_entropy(values[3])
+        if place is not None:
+            self._record(place, 0, values, {"dropped_share": 0.0})
+
+    def _step_by_rule(self, observe: Observer | None, place: int | None) -> None:
+        """Do a step in two sweeps for each of its updates: scores, then, once the rule has seen all, moves."""
+        config, number = self.config, self.completed
         samples: grpo.GroupSamples | None = None
         first: grpo.Update | None = None
         for iteration in range(config.iterations):
-            tokens, scores, policies = self._read(samples, observe)
-            if samples is None:
-                rewards = self.correct.gather(-1, tokens).double()
-                advantages = group_advantages(rewards, config.advantage)
-                samples = grpo.GroupSamples(tokens, rewards, advantages, scores.log_probs, policies["entropy"])
-            update = grpo.decide(
-                self.rule,
-                samples,
-                scores,
-                policies,
-                step_size=config.step_size,
-                generator=generator(config.seed, Draw.RULE, number, iteration),
-                state=self.rule_state,
-                earlier=first,
-                reducer=self.reducer,
-            )
+            squares = "sum_squared_discriminant" in self.rule.needs
+            known = None if samples is None else samples.tokens
+            observer = observe if samples is None else None
+            reading = self._policies.read(self.logits, self.correct, number, known, observer, squares)
+            self._check_entropy(reading.policies["entropy"])
+            if reading.rewards is not None and reading.advantages is not None:
+                entropy, log_probs = reading.policies["entropy"], reading.scores.log_probs
+                samples = grpo.GroupSamples(reading.tokens, reading.rewards, reading.advantages, log_probs, entropy)
+            assert samples is not None
+            with bank.threads_for(0):  # threads would round the rule's statistics by their number
+                update = grpo.decide(
+                    self.rule,
+                    samples,
+                    reading.scores,
+                    reading.policies,
+                    step_size=config.step_size,
+                    generator=generator(config.seed, Draw.RULE, number, iteration),
+                    state=self.rule_state,
+                    earlier=first,
+                    reducer=self.reducer,
+                )
             if first is None or self.rule.phase == "live":
                 self.rule_state = update.state
             first = first or update
-            changes = self._move(samples, update, iteration, measure=recorded)
-            if changes is not None:
-                row = place * config.iterations + iteration
-                self._record(row, iteration, samples, scores, policies, update, changes)
-        self.completed += 1
+            count = number * config.iterations + iteration + 1
+            changes = self._policies.move(self.logits, samples.tokens, update, count, measure=place is not None)
+            if place is not None and changes is not None:
+                rewards = samples.rewards.mean(dim=-1)
+                deviation = torch.zeros_like(rewards)
+                if iteration > 0:
+                    deviation = (reading.scores.log_probs - samples.log_probs).expm1_().abs_().mean(dim=-1)
+                columns = [*changes, reading.policies["entropy"], rewards, *reading.means, deviation]
+                by_policy = torch.stack(columns)
+                self._record(place * config.iterations + iteration, iteration, by_policy, update.metrics)
 
-    def _read(
-        self, samples: grpo.GroupSamples | None, observe: Observer | None
-    ) -> tuple[Tensor, bank.TokenScores, dict[str, Tensor]]:
-        """Evaluate the policies block by block; without samples, also draw them."""
-        config = self.config
-        if samples is None:
-            source = generator(config.seed, Draw.TOKENS, self.completed)
-            drawn = torch.rand(config.policies, config.group_size, generator=source, dtype=torch.float64)
-            uniforms = drawn[self.share.start : self.share.stop].to(self.logits.device)
-        keep = self.logits.numel() <= KEPT_ELEMENTS
-        squares = "sum_squared_discriminant" in self.rule.needs
-        tokens, scores, entropy, baseline, sums = [], [], [], [], []
-        for block, rows in enumerate(self._blocks):
-            policy = bank.policy_statistics(self.logits[rows])
-            if samples is None:
-                tokens.append(bank.sample_tokens(policy.probs, uniforms[rows]))
-                if observe is not None:
-                    observe(rows, policy, tokens[-1])
-            scores.append(policy.at(tokens[-1] if samples is None else samples.tokens[rows]))
-            entropy.append(policy.entropy)
-            baseline.append(policy.baseline)
-            if squares:
-                sums.append(policy.sum_squared_discriminant())
-            # Replacing the old block only now lets its memory serve the next one: fresh pages cost more than the sums.
-            self._kept[block] = policy if keep else None
-        policies = {"entropy": torch.cat(entropy), "baseline": torch.cat(baseline)}
-        if not bool(torch.isfinite(policies["entropy"]).all()):
-            raise self._out_of_range("NaN or infinite entropies")
-        if squares:
-            policies["sum_squared_discriminant"] = torch.cat(sums)
-        return torch.cat(tokens) if samples is None else samples.tokens, bank.TokenScores.cat(scores), policies
+    def _record(self, row: int, iteration: int, by_policy: Tensor, metrics: dict[str, float]) -> None:
+        """Write down an update.
 
-    def _move(
-        self, samples: grpo.GroupSamples, update: grpo.Update, iteration: int, *, measure: bool
-    ) -> tuple[Tensor, ...] | None:
-        """Move all logits; return each policy's change of entropy and its first two orders if they are to be measured.
-
-        The orders are those of the move that was taken: after the optimizer, and as the logits' dtype stored it.
+        Args:
+            row: Its place in the columns.
+            iteration: Its number on the batch.
+            by_policy: Of this rank's policies ΔH, its first and second order, H, the means of R, S, S_c and |r − 1|
+                over the group, and the numbers of tokens in the quadrants where `metrics` has not their shares.
+            metrics: Of all policies.
         """
-        changes = []
-        for block, rows in enumerate(self._blocks):
-            logits = self.logits[rows]
-            policy = self._kept[block] or bank.policy_statistics(logits)
-            move = self._move_of(policy, rows, samples, update, iteration)
-            if logits.dtype == torch.float64:
-                logits += move
-            else:
-                before = logits.double()
-                logits.copy_(before + move)
-                move = logits.double() - before
-            if measure:
-                changes.append(bank.entropy_orders(policy, move))
-        return tuple(torch.cat(parts) for parts in zip(*changes, strict=True)) if measure else None
-
-    def _move_of(
-        self,
-        policy: bank.PolicyStatistics,
-        rows: slice,
-        samples: grpo.GroupSamples,
-        update: grpo.Update,
-        iteration: int,
-    ) -> Tensor:
-        bonus = update.entropy_coefficients
-        gradient = samples.tokens[rows], update.coefficients[rows]
-        bonus = None if bonus is None else bonus[rows]
-        if self.config.optimizer == "natural":
-            return natural_move(policy, *gradient, update.scale, bonus)
-        if self.moments is None:
-            return grpo.move_of_logits(policy, *gradient, update.scale, bonus)
-        step_size = self.config.step_size
-        return self.moments.move(
-            rows,
-            grpo.move_of_logits(policy, *gradient, update.scale / step_size, bonus),
-            count=self.completed * self.config.iterations + iteration + 1,
-            step_size=step_size,
-        )
-
-    def _record(
-        self,
-        row: int,
-        iteration: int,
-        samples: grpo.GroupSamples,
-        scores: bank.TokenScores,
-        policies: dict[str, Tensor],
-        update: grpo.Update,
-        changes: tuple[Tensor, ...],
-    ) -> None:
-        ratios = (scores.log_probs - samples.log_probs).expm1_().abs_()
-        by_policy = [
-            *changes,
-            policies["entropy"],
-            *(x.mean(dim=-1) for x in (samples.rewards, scores.discriminant, scores.centered_discriminant, ratios)),
-        ]
-        # Every rank sees all policies and takes the same means of them, so that their bits do not depend on the shares.
+        # Every rank sees all policies and takes the same sums of them, so that their bits do not depend on the shares.
         # They are NumPy's: torch would split them over threads and round by their number.
-        gathered = self.reducer.gather(torch.stack(by_policy, dim=1).cpu().reshape(-1)).view(-1, len(by_policy))
-        realised, predicted, second, entropy, *tokens = gathered.T.contiguous().numpy()
-        rewards, discriminant, centered, deviation = tokens
-        before = float(entropy.mean())
-        error = np.abs(realised - predicted)
-        size = float(np.abs(realised).mean())
+        gathered = by_policy.cpu().numpy()
+        if self.reducer.world_size > 1:
+            flat = self.reducer.gather(by_policy.cpu().T.reshape(-1))
+            gathered = flat.view(-1, len(by_policy)).T.contiguous().numpy()
+        realised, predicted, second = gathered[:3]
+        error = realised - predicted
+        sums = [*gathered, np.abs(error), np.abs(error - second), np.abs(realised)]
+        means = [float(values.sum()) / len(realised) for values in sums]
+        change, first_order, second_order, before, *tokens = means[:8]
+        *counts, absolute, remainder, size = means[8:]
+        if counts:
+            shares = (count / self.config.group_size for count in counts)
+            metrics = metrics | {f"quadrant_share_q{q}": share for q, share in enumerate(shares, start=1)}
         values = {
             "step": self.completed,
             "iteration": iteration,
             "entropy_before": before,
-            "entropy_after": before + float(realised.mean()),
-            "realised_change": realised.mean(),
-            "predicted_change": predicted.mean(),
-            "absolute_error": error.mean(),
-            "relative_error": error.mean() / size if size else 0.0,
-            "second_order_change": second.mean(),
-            "second_order_error": np.abs(realised - predicted - second).mean(),
-            "reward": rewards.mean(),
-            "discriminant": discriminant.mean(),
-            "centered_discriminant": centered.mean(),
-            **{f"quadrant_q{q}": update.metrics[f"quadrant_share_q{q}"] for q in (1, 2, 3, 4)},
-            "dropped_share": update.metrics["dropped_share"],
-            "ratio_deviation": deviation.mean(),
+            "entropy_after": before + change,
+            "realised_change": change,
+            "predicted_change": first_order,
+            "absolute_error": absolute,
+            "relative_error": absolute / size if size else 0.0,
+            "second_order_change": second_order,
+            "second_order_error": remainder,
+            **dict(zip(("reward", "discriminant", "centered_discriminant", "ratio_deviation"), tokens, strict=True)),
+            **{f"quadrant_q{q}": metrics[f"quadrant_share_q{q}"] for q in (1, 2, 3, 4)},
+            "dropped_share": metrics["dropped_share"],
         }
         for name, value in values.items():
-            if not np.isfinite(value):
+            if not math.isfinite(value):
                 raise self._out_of_range(f"{name} {value}")
             self.columns[name][row] = value
         chosen = slice(*np.searchsorted(self.pairs["row"], (row, row + 1)))
         policy = self.pairs["policy"][chosen].astype(np.int64)
         self.pairs["predicted"][chosen] = predicted[policy]
         self.pairs["realised"][chosen] = realised[policy]
+
+    def _check_entropy(self, entropy: Tensor) -> None:
+        if not bool(torch.isfinite(entropy).all()):
+            raise self._out_of_range("NaN or infinite entropies")
 
     def _out_of_range(self, what: str) -> ValueError:
         received = f"{what} after {self.completed} steps of size {self.config.step_size:g}"

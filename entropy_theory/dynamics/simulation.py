@@ -102,7 +102,8 @@ def _advance(simulation: Simulation, seconds: float, progress: Progress | None, 
     """Do the steps that are left; return the seconds of all steps."""
     config = simulation.config
     start = time.perf_counter() - seconds
-    with bank.threads_for(min(config.block_elements, simulation.logits.numel())):
+    small = bank.threads_for(min(config.block_elements, simulation.logits.numel()))
+    with small if simulation.impl == "eager" else contextlib.nullcontext():
         while simulation.completed < config.steps:
             simulation.step()
             done = simulation.completed

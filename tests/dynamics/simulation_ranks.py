@@ -1,6 +1,6 @@
 """One rank of the simulator's tests; run by ``torch.distributed.run``, it ends with an error if anything differs.
 
-    simulation_ranks.py RANKS FOLDER
+    simulation_ranks.py RANKS FOLDER TASK IMPL
 
 FOLDER holds, from one process, `whole.npz`: the records of every configuration of CASES.
 """
@@ -16,7 +16,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from entropy_theory.dynamics import Simulation, SimulationConfig, SimulationResult, run, simulate, torchrun_ranks
+from entropy_theory.dynamics import (
+    Simulation,
+    SimulationConfig,
+    SimulationResult,
+    implementations,
+    run,
+    simulate,
+    torchrun_ranks,
+)
 
 SMALL = SimulationConfig(policies=70, vocab_size=11, steps=6, iterations=2, checkpoint_every=2, pairs=50)
 CASES = {
@@ -27,7 +35,8 @@ CASES = {
     "live": replace(SMALL, rule="clip-v(mu=0.5, max_fraction=0.02)|ppo-clip", step_size=3.0, record_every=4),
     "vocabulary": replace(SMALL, policies=4, vocab_size=151_936, steps=2, iterations=1, dtype="float32"),
 }
-RESUMED = "adam"
+RESUMED = {"eager": "adam", "fused-cpu": "batch"}
+SMALLEST = {"eager": 1 << 62, "fused-cpu": 0}
 
 
 def arrays_of(result: SimulationResult) -> dict[str, np.ndarray]:
@@ -48,18 +57,19 @@ def stop_after(step: int) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     folder, task = Path(sys.argv[2]), sys.argv[3]
+    implementations.SMALL = SMALLEST[sys.argv[4]]
     with torchrun_ranks() as ranks:
         assert ranks.world_size == int(sys.argv[1])
         if task == "stop":
             stop_after(5)
-            run(replace(CASES[RESUMED], out=folder / "run"), None, ranks)
+            run(replace(CASES[RESUMED[sys.argv[4]]], out=folder / "run"), None, ranks)
         expected = np.load(folder / "whole.npz", allow_pickle=False)
         for case, config in CASES.items():
             for name, values in arrays_of(simulate(config, None, ranks)).items():
                 assert np.array_equal(values, expected[f"{case}/{name}"]), (case, name)
-        resumed = run(replace(CASES[RESUMED], out=folder / "run"), None, ranks)
+        resumed = run(replace(CASES[RESUMED[sys.argv[4]]], out=folder / "run"), None, ranks)
         for name, values in arrays_of(resumed).items():
-            assert np.array_equal(values, expected[f"{RESUMED}/{name}"]), name
+            assert np.array_equal(values, expected[f"{RESUMED[sys.argv[4]]}/{name}"]), name
         ranks.sum(torch.zeros(()))
         end = load_file(folder / "run" / "checkpoint.safetensors")
         assert np.array_equal(end["logits"].numpy(), expected["end"])

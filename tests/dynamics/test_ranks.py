@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from simulation_ranks import CASES, RESUMED, arrays_of
+from simulation_ranks import CASES, RESUMED, SMALLEST, arrays_of
 
 from entropy_theory.control.reducers import LOCAL
 from entropy_theory.dynamics import Simulation, SimulationConfig, ranks, simulate
 
 
-def torchrun(count: int, folder: Path, task: str) -> subprocess.CompletedProcess[str]:
+def torchrun(count: int, folder: Path, task: str, impl: str) -> subprocess.CompletedProcess[str]:
     here = Path(__file__).parent
     paths = os.pathsep.join([str(here.parents[1]), str(here), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)),
-            *(str(here / "simulation_ranks.py"), str(count), str(folder), task),
+            *(str(here / "simulation_ranks.py"), str(count), str(folder), task, impl),
         ],
         env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -33,20 +33,22 @@ def torchrun(count: int, folder: Path, task: str) -> subprocess.CompletedProcess
     )
 
 
-def test_one_two_and_four_ranks_have_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("impl", ["eager", "fused-cpu"])
+def test_one_two_and_four_ranks_have_the_same_bits(impl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run is stopped with two ranks in the middle and goes on with four; every case runs with four besides."""
+    monkeypatch.setattr("entropy_theory.dynamics.implementations.SMALL", SMALLEST[impl])
     arrays = {f"{case}/{k}": v for case, config in CASES.items() for k, v in arrays_of(simulate(config)).items()}
-    one = Simulation(CASES[RESUMED])
+    one = Simulation(CASES[RESUMED[impl]])
     for _ in range(one.config.steps):
         one.step()
     np.savez(tmp_path / "whole.npz", allow_pickle=False, **arrays, end=one.logits.numpy())
-    stopped = torchrun(2, tmp_path, "stop")
+    stopped = torchrun(2, tmp_path, "stop", impl)
     assert stopped.returncode != 0
     assert (tmp_path / "run" / "checkpoint.safetensors").exists(), stopped.stderr[-4000:]
     assert not (tmp_path / "run" / "result.json").exists()
-    four = torchrun(4, tmp_path, "go on")
+    four = torchrun(4, tmp_path, "go on", impl)
     assert four.returncode == 0, four.stderr[-4000:]
-    two = torchrun(2, tmp_path, "again")
+    two = torchrun(2, tmp_path, "again", impl)
     assert two.returncode == 0, two.stderr[-4000:]
 
 

@@ -17,6 +17,16 @@ from entropy_theory.dynamics import Simulation, SimulationConfig, simulate
 from entropy_theory.dynamics.draws import Draw, generator
 from entropy_theory.vocab import token_statistics
 
+
+@pytest.fixture(autouse=True, params=["eager", "fused-cpu"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every law holds for each implementation; what the compiled loops cannot do, torch does in both."""
+    smallest = 0 if request.param == "fused-cpu" else 1 << 62
+    monkeypatch.setattr("entropy_theory.dynamics.implementations.SMALL", smallest)
+    assert Simulation(TINY).impl == request.param
+    return request.param
+
+
 TINY = SimulationConfig(policies=5, vocab_size=7, steps=3, group_size=6, step_size=0.8, correct_share=0.4, seed=3)
 
 
@@ -41,7 +51,7 @@ def test_autograd_every_step_is_the_gradient_step(advantage: str) -> None:
 
 @pytest.mark.parametrize(("rule", "surrogate"), [("none", plain), ("ppo-clip", clipped)])
 def test_autograd_importance_ratios(rule: str, surrogate) -> None:
-    simulation = Simulation(replace(TINY, iterations=4, rule=rule, step_size=3.0))
+    simulation = Simulation(replace(TINY, iterations=4, rule=rule, step_size=3.0, seed=5))
     for _ in range(3):
         before, tokens, advantages = one_step(simulation)
         after = replay_step(before, tokens, advantages, 3.0, iterations=4, surrogate=surrogate)
@@ -195,7 +205,7 @@ def test_blocks_do_not_change_the_result(optimizer: str, monkeypatch: pytest.Mon
         part = simulate(replace(config, block_elements=elements))
         assert same_arrays(whole.steps, part.steps)
         assert same_arrays(whole.pairs, part.pairs)
-    monkeypatch.setattr("entropy_theory.dynamics.engine.KEPT_ELEMENTS", 0)  # policies evaluated anew for the update
+    monkeypatch.setattr("entropy_theory.dynamics.eager.KEPT_ELEMENTS", 0)  # policies evaluated anew for the update
     again = simulate(replace(config, block_elements=500))
     assert same_arrays(whole.steps, again.steps)
 

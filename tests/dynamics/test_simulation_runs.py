@@ -18,6 +18,16 @@ from safetensors.torch import load_file
 from entropy_theory import records
 from entropy_theory.dynamics import Simulation, SimulationConfig, SimulationResult, results, run, simulate
 
+
+@pytest.fixture(autouse=True, params=["eager", "fused-cpu"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs resume to the same bits with each implementation."""
+    smallest = 0 if request.param == "fused-cpu" else 1 << 62
+    monkeypatch.setattr("entropy_theory.dynamics.implementations.SMALL", smallest)
+    assert Simulation(SMALL).impl == request.param
+    return request.param
+
+
 SMALL = SimulationConfig(
     policies=30,
     vocab_size=12,
@@ -104,11 +114,12 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path, step: int, chang
         assert str(ends[0][name].dtype) == f"torch.{config.dtype}"
 
 
-def test_killed_and_started_again(tmp_path: Path) -> None:
+def test_killed_and_started_again(tmp_path: Path, implementation: str) -> None:
     """SIGKILL at random moments after the first checkpoint, twice; then to the end."""
     config = replace(SMALL, steps=600, policies=100, out=tmp_path / "killed", checkpoint_every=40)
     code = (
-        "from pathlib import Path; from entropy_theory.dynamics import SimulationConfig, run; "
+        "from pathlib import Path; from entropy_theory.dynamics import SimulationConfig, implementations, run; "
+        f"implementations.SMALL = {0 if implementation == 'fused-cpu' else 1 << 62}; "
         f"run(SimulationConfig(policies=100, vocab_size=12, steps=600, iterations=2, rule={config.rule!r}, "
         f"checkpoint_every=40, out=Path({str(config.out)!r})))"
     )

@@ -19,30 +19,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-# 2^r on [−½, ½], highest power first: Chebyshev interpolation, relative error 2e-9 and 3e-18.
-_EXP2_32 = (
-    0.0001546144469856913,
-    0.0013400428177615838,
-    0.009618056678524637,
-    0.05550327226670302,
-    0.24022650922288757,
-    0.6931472067028326,
-    1.0,
-)
-_EXP2_64 = (
-    4.4558179083360645e-10,
-    7.074194297288521e-09,
-    1.0178057087733941e-07,
-    1.3215432535912375e-06,
-    1.5252733841556773e-05,
-    0.00015403530463724353,
-    0.001333355814640647,
-    0.009618129107587256,
-    0.055504108664821625,
-    0.24022650695910158,
-    0.6931471805599453,
-    1.0,
-)
+from entropy_theory.vocab.kernels.compiled import LANES, cached, cast, exp
 
 # Exponents below these would leave the normal numbers; e^d is then under 2e-38 (2e-308) and dropped.
 _LOWEST_EXPONENT = {np.dtype(np.float32): -125.5, np.dtype(np.float64): -1021.5}
@@ -50,9 +27,6 @@ _LOWEST_EXPONENT = {np.dtype(np.float32): -125.5, np.dtype(np.float64): -1021.5}
 BLOCK_BYTES = 4096
 
 # Below, ``no_type_check`` keeps run-time type checkers out of functions that Numba compiles.
-
-# Sums may be split over lanes and products contracted; NaN and infinity keep their meaning, order of the rest is free.
-_LANES = {"reassoc", "contract", "nsz"}
 
 
 def exponent_constants(dtype: np.dtype, temperature: float) -> tuple[Any, Any, Any]:
@@ -69,14 +43,6 @@ def exponent_constants(dtype: np.dtype, temperature: float) -> tuple[Any, Any, A
     high = real(factor)
     lowest = max(_LOWEST_EXPONENT[dtype] / factor, -float(limit.max))
     return high, real(factor - float(high)), real(lowest)
-
-
-def _cached(function: Any) -> Any:
-    """Compile on first use and keep the code on disk, unless no folder can be written to."""
-    try:
-        return njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:  # Numba found no place for its cache
-        return njit(nogil=True, error_model="numpy")(function)
 
 
 @intrinsic
@@ -139,40 +105,6 @@ def _number(typing_context: Any, bits: Any, like: Any) -> Any:
     return like(bits, like), generate
 
 
-@intrinsic
-def _cast(typing_context: Any, value: Any, like: Any) -> Any:
-    """Round a float64 to the type of ``like``."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        number, _ = arguments
-        return number if signature.return_type == types.float64 else builder.fptrunc(number, ir.FloatType())
-
-    return like(value, like), generate
-
-
-@intrinsic
-def _exp(typing_context: Any, x: Any, high: Any, low: Any) -> Any:
-    """Compute e^{x/T} = 2^{x (high + low)} by splitting off the integer exponent; fused steps only, no branch."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, high, low = arguments
-        wide = signature.return_type == types.float64
-        real, word = (ir.DoubleType(), ir.IntType(64)) if wide else (ir.FloatType(), ir.IntType(32))
-        # Adding 1.5·2^(mantissa bits) rounds to an integer and leaves that integer in the low bits.
-        rounder = ir.Constant(real, 1.5 * 2.0 ** (52 if wide else 23))
-        shifted = builder.fma(x, high, rounder)
-        whole = builder.fsub(shifted, rounder)
-        rest = builder.fma(x, low, builder.fma(x, high, builder.fneg(whole)))
-        coefficients = _EXP2_64 if wide else tuple(float(np.float32(c)) for c in _EXP2_32)
-        power = ir.Constant(real, coefficients[0])
-        for coefficient in coefficients[1:]:
-            power = builder.fma(power, rest, ir.Constant(real, coefficient))
-        exponent = builder.shl(builder.bitcast(shifted, word), ir.Constant(word, 52 if wide else 23))
-        return builder.bitcast(builder.add(builder.bitcast(power, word), exponent), real)
-
-    return x(x, x, x), generate
-
-
 @njit(nogil=True, error_model="numpy")
 @no_type_check
 def _extremes(bits: Any) -> Any:
@@ -200,14 +132,14 @@ def _lowest_pattern(bits: Any) -> Any:
     return lowest
 
 
-@njit(nogil=True, error_model="numpy", fastmath=_LANES)
+@njit(nogil=True, error_model="numpy", fastmath=LANES)
 @no_type_check
 def _plain_sums(block: Any, top: Any, high: Any, low: Any) -> Any:
     zero = top - top
     total, first, p2, q2 = zero, zero, zero, zero
     for i in range(block.size):
         x = _widen(block[i]) - top
-        e = _exp(x, high, low)
+        e = exp(x, high, low)
         squared = e * e
         total += e
         first += e * x
@@ -216,7 +148,7 @@ def _plain_sums(block: Any, top: Any, high: Any, low: Any) -> Any:
     return total, first, p2, q2
 
 
-@njit(nogil=True, error_model="numpy", fastmath=_LANES)
+@njit(nogil=True, error_model="numpy", fastmath=LANES)
 @no_type_check
 def _careful_sums(block: Any, top: Any, high: Any, low: Any, lowest: Any) -> Any:
     zero = top - top
@@ -224,7 +156,7 @@ def _careful_sums(block: Any, top: Any, high: Any, low: Any, lowest: Any) -> Any
     for i in range(block.size):
         x = _widen(block[i]) - top
         held = x if x > lowest else lowest
-        e = _exp(held, high, low)
+        e = exp(held, high, low)
         e = zero if (x == zero) | (x <= lowest) else e
         squared = e * e
         count += x == zero
@@ -235,7 +167,7 @@ def _careful_sums(block: Any, top: Any, high: Any, low: Any, lowest: Any) -> Any
     return total, first, p2, q2, count
 
 
-@njit(nogil=True, error_model="numpy", fastmath=_LANES)
+@njit(nogil=True, error_model="numpy", fastmath=LANES)
 @no_type_check
 def _second_order_sums(block: Any, top: Any, high: Any, low: Any, lowest: Any) -> Any:
     zero = top - top
@@ -243,7 +175,7 @@ def _second_order_sums(block: Any, top: Any, high: Any, low: Any, lowest: Any) -
     for i in range(block.size):
         x = _widen(block[i]) - top
         held = x if x > lowest else lowest
-        e = _exp(held, high, low)
+        e = exp(held, high, low)
         e = zero if (x == zero) | (x <= lowest) else e
         squared = e * e
         cubed = squared * e
@@ -277,7 +209,7 @@ def _move_top(sums: Any, top: float, temperature: float) -> None:
     sums[1] = 0.0
 
 
-@_cached
+@cached
 @no_type_check
 def accumulate(
     data: Any, bits: Any, offsets: Any, vocab_size: int, block: int, constants: Any, temperature: float, sums: Any
@@ -316,7 +248,7 @@ def accumulate(
                 continue
             if block_top > out[0]:
                 _move_top(out, block_top, temperature)
-            top = _cast(out[0], high)
+            top = cast(out[0], high)
             if block_top < out[0] and bottom - top > lowest:
                 total, first, p2, q2 = _plain_sums(values, top, high, low)
             else:
@@ -341,12 +273,12 @@ def _gradient_row(block: Any, out: Any, top: Any, constants: Any, level: Any, sl
     for i in range(block.size):
         x = _widen(block[i]) - top
         held = x if x > lowest else lowest
-        e = _exp(held, high, low)
+        e = exp(held, high, low)
         e = zero if x <= lowest else e
         out[i] = _narrow(e * (level + slope * held), out[i])
 
 
-@_cached
+@cached
 @no_type_check
 def write_gradient(
     data: Any, offsets: Any, vocab_size: int, constants: Any, top: Any, level: Any, slope: Any, out: Any
@@ -369,8 +301,8 @@ def write_gradient(
         _gradient_row(
             data[start : start + vocab_size],
             out[row],
-            _cast(top[row], like),
+            cast(top[row], like),
             constants,
-            _cast(level[row], like),
-            _cast(slope[row], like),
+            cast(level[row], like),
+            cast(slope[row], like),
         )

@@ -12,7 +12,7 @@ from vocab_oracles import DTYPES, FIELDS, llm_like, long_double, nearly_certain
 
 from entropy_theory.vocab import TokenStatistics, token_statistics
 from entropy_theory.vocab.accumulators import merge
-from entropy_theory.vocab.kernels import cpu_loops, fused_cpu
+from entropy_theory.vocab.kernels import cpu_loops, fused_cpu, threads
 
 VOCABULARIES = (2, 3, 507, 32_768, 50_257, 151_936)
 
@@ -120,7 +120,7 @@ def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("own_pool", [False, True])
 def test_threads_do_not_change_the_result(own_pool: bool, three_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     logits, tokens = llm_like(40, 3000, seed=4)
-    monkeypatch.setattr(fused_cpu, "_forked", own_pool)
+    monkeypatch.setattr(threads, "_forked", own_pool)
     shared = fused(logits, tokens)
     torch.set_num_threads(1)
     assert_same(fused(logits, tokens), shared, rtol=0.0)
@@ -128,14 +128,14 @@ def test_threads_do_not_change_the_result(own_pool: bool, three_threads: None, m
 
 @pytest.mark.parametrize("own_pool", [False, True])
 def test_an_error_on_any_thread_is_raised(own_pool: bool, three_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_cpu, "_forked", own_pool)
+    monkeypatch.setattr(threads, "_forked", own_pool)
 
     def fail(part: slice) -> None:
         if part.start > 5:
             raise OSError(f"row {part.start}")
 
     with pytest.raises(OSError, match="row"):
-        fused_cpu._share(fail, 40, 3000)
+        threads.share(fail, 40, 3)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")

@@ -1,0 +1,242 @@
+"""What a recorded step of the simulator costs: the torch path before, the compiled loops after, and the floors.
+
+The floors are one exponential per logit in float64, the one thing that a step of a policy cannot do without, and one
+plain read of the logits (``amax``). Every peer runs in each round, one after the other, so that a slow moment of the
+machine hits them alike; read the ratios. Both implementations are compared, step by step, before they are timed.
+
+    python benchmarks/simulator.py                 # two minutes
+    python benchmarks/simulator.py --quick         # seconds
+
+How many exponentials a step needs. The statistics of a policy take one per logit, in two passes over the logits: the
+maximum, and the sums. A gradient whose coefficients sum to zero moves the sampled logits alone, which takes none. Any
+other moves all of them and takes two more, e^d again and e^δ − 1. So a step costs 1 where no rule interferes, and
+1 + 2 s with a rule that drops tokens of the share s of the policies; what is left is sampling and bookkeeping, which
+counts at 100 tokens (a group of 16 is a sixth of them) and not at 151,936.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from entropy_theory import records
+from entropy_theory.dynamics import Simulation, SimulationConfig
+from entropy_theory.program import run_script
+
+STEPS_COMPARED = 5
+
+Peer = tuple[int, Callable[[], None], Callable[[], None], int]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to measure.
+
+    Attributes:
+        policies: How many policies of 100 tokens: a bank in the cache, and one that pays for several threads.
+        large_policies: How many policies of 151,936 tokens.
+        rules: The rules.
+        threads: The second number of threads; the first is one.
+        rounds: Times every peer runs.
+        quick: Few policies and rounds.
+        out: Where the result goes, as JSON; no file if omitted.
+    """
+
+    policies: tuple[int, ...] = (1000, 10_000)
+    large_policies: int = 16
+    rules: tuple[str, ...] = ("none", "clip-b(mu=0.5)")
+    threads: int = 2
+    rounds: int = 15
+    quick: bool = False
+    out: Path | None = None
+
+
+def simulation_of(
+    rule: str, policies: int, vocab_size: int, dtype: Literal["float32", "float64"], impl: Literal["eager", "fused-cpu"]
+) -> Simulation:
+    """Start the policies of a table; those of a large vocabulary are uncertain by some nats, so that they all learn."""
+    config = SimulationConfig(
+        policies=policies,
+        vocab_size=vocab_size,
+        steps=10_000,
+        record_every=1,
+        pairs=0,
+        rule=rule,
+        dtype=dtype,
+        logit_scale=1.0 if vocab_size < 1000 else 4.0,
+        correct_share=0.1 if vocab_size < 1000 else 0.5,
+        block_elements=1 << (15 if vocab_size < 1000 else 18),
+    )
+    return Simulation(config, impl=impl)
+
+
+def compare(first: Simulation, second: Simulation) -> dict[str, float]:
+    """Take the same steps with both and give their largest differences, of the logits and of the records.
+
+    Raises:
+        AssertionError: They differ by more than rounding.
+    """
+    for _ in range(STEPS_COMPARED):
+        first.step()
+        second.step()
+    logits = float((first.logits.double() - second.logits.double()).abs().max())
+    differences = {}
+    for name, values in first.columns.items():
+        mine, theirs = values[:STEPS_COMPARED], second.columns[name][:STEPS_COMPARED]
+        differences[name] = float(np.abs(mine - theirs).max() / max(np.abs(theirs).max(), 1e-300))
+    worst = max(differences.values())
+    wide = first.logits.dtype == torch.float64
+    assert logits <= (1e-13 if wide else 2e-6), f"the logits differ by {logits}"
+    assert worst <= (1e-9 if wide else 1e-6), f"the records differ: {differences}"
+    return {"logits": logits, "records": worst}
+
+
+def steps_of(simulation: Simulation, count: int) -> Callable[[], None]:
+    """Take some steps."""
+
+    def run() -> None:
+        for _ in range(count):
+            simulation.step()
+
+    return run
+
+
+def interleaved(peers: dict[str, Peer], rounds: int) -> dict[str, dict[str, float]]:
+    """Median microseconds per policy, elapsed and of this thread's processor.
+
+    A peer is its number of threads, what it does once to have them and its memory at hand, what is timed, and how many
+    policies that is.
+    """
+    elapsed: dict[str, list[float]] = {name: [] for name in peers}
+    processor: dict[str, list[float]] = {name: [] for name in peers}
+    for _ in range(rounds):
+        for name, (threads, prepare, work, policies) in peers.items():
+            torch.set_num_threads(threads)
+            prepare()
+            start, start_processor = time.perf_counter(), time.thread_time()
+            work()
+            elapsed[name].append((time.perf_counter() - start) / policies)
+            processor[name].append((time.thread_time() - start_processor) / policies)
+    torch.set_num_threads(1)
+    return {
+        name: {"microseconds": 1e6 * median(elapsed[name]), "processor_microseconds": 1e6 * median(processor[name])}
+        for name in peers
+    }
+
+
+def table_of(
+    config: Config, rule: str, policies: int, vocab_size: int, dtype: Literal["float32", "float64"]
+) -> dict[str, Any]:
+    """Compare and time one rule at one size."""
+    calls = max(1, 8_000_000 // (policies * vocab_size))
+    differences = compare(*(simulation_of(rule, policies, vocab_size, dtype, impl) for impl in ("fused-cpu", "eager")))
+    before, after = (simulation_of(rule, policies, vocab_size, dtype, impl) for impl in ("eager", "fused-cpu"))
+    narrow = after.logits[: max(1, (1 << 18) // vocab_size)].clone()
+    wide = narrow.double()  # the floors' numbers stay in the cache, as a policy's do
+    out = torch.empty_like(wide)
+
+    def exponentials() -> None:
+        for _ in range(calls * policies // len(wide)):
+            torch.exp(wide, out=out)
+
+    def reads() -> None:
+        for _ in range(calls * policies // len(narrow)):
+            narrow.amax(-1)
+
+    done, floor = calls * policies, calls * policies // len(wide) * len(wide)
+    few, many = max(1, calls // 8), config.threads
+    rows = interleaved(
+        {
+            "floor: one read": (1, reads, reads, calls * policies // len(narrow) * len(narrow)),
+            "floor: one exponential per logit": (1, exponentials, exponentials, floor),
+            "torch path, 1 thread": (1, before.step, steps_of(before, few), few * policies),
+            "compiled, 1 thread": (1, after.step, steps_of(after, calls), done),
+            f"compiled, {many} threads": (many, after.step, steps_of(after, calls), done),
+        },
+        config.rounds,
+    )
+    return {
+        "rule": rule,
+        "shape": [policies, vocab_size],
+        "dtype": dtype,
+        "group_size": after.config.group_size,
+        "differences": differences,
+        "dropped_share": float(np.nanmean(after.columns["dropped_share"])),
+        "rows": rows,
+        "compiled_in_exponentials": rows["compiled, 1 thread"]["processor_microseconds"]
+        / rows["floor: one exponential per logit"]["processor_microseconds"],
+        "speed_up": rows["torch path, 1 thread"]["processor_microseconds"]
+        / rows["compiled, 1 thread"]["processor_microseconds"],
+        "speed_up_of_threads": rows["compiled, 1 thread"]["microseconds"]
+        / rows[f"compiled, {many} threads"]["microseconds"],
+    }
+
+
+def render(table: dict[str, Any]) -> Table:
+    """Lay out one table; multiples of the floors are of processor time, but of elapsed time on several threads."""
+    policies, vocab_size = table["shape"]
+    title = f"{policies:,} policies of {vocab_size:,} tokens, {table['dtype']}, rule {table['rule']}"
+    view = Table(title=f"{title}; differences {table['differences']['records']:.0e}", title_justify="left")
+    for column in ("", "µs per policy-step", "policy-steps per s", "× one exponential", "× one read"):
+        view.add_column(column, justify="left" if not column else "right")
+    rows = table["rows"]
+    for name, row in rows.items():
+        basis = "microseconds" if "threads" in name else "processor_microseconds"
+        read, exponential = (rows[floor][basis] for floor in list(rows)[:2])
+        view.add_row(
+            name,
+            f"{row[basis]:.3f}",
+            f"{1e6 / row[basis]:,.0f}",
+            f"{row[basis] / exponential:.2f}",
+            f"{row[basis] / read:.1f}",
+        )
+    return view
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    wide = any("avx512f" in line for line in lines if line.startswith("flags"))
+    return f"{name}, {os.cpu_count()} cores, {'AVX-512' if wide else 'no AVX-512'}"
+
+
+def main(config: Config) -> None:
+    """Measure, print and write."""
+    if config.quick:
+        config = Config(**(asdict(config) | {"policies": (200,), "large_policies": 4, "rounds": 3}))
+    console = Console(width=120)
+    tables = []
+    sizes: list[tuple[int, int, Literal["float32", "float64"]]] = [(count, 100, "float64") for count in config.policies]
+    for policies, vocab_size, dtype in [*sizes, (config.large_policies, 151_936, "float32")]:
+        for rule in config.rules:
+            table = table_of(config, rule, policies, vocab_size, dtype)
+            tables.append(table)
+            console.print(render(table))
+            console.print(
+                f"compiled at {table['compiled_in_exponentials']:.2f} exponentials, "
+                f"{table['speed_up']:.1f} times as fast as the torch path; "
+                f"{config.threads} threads {table['speed_up_of_threads']:.2f} times one; "
+                f"{table['dropped_share']:.1%} of the tokens dropped"
+            )
+    if config.out is not None:
+        where = records.environment() | {"device": _processor()}
+        records.write_json(
+            config.out, {"config": asdict(config) | {"out": None}, "environment": where, "tables": tables}
+        )
+        console.print(f"Written: {config.out}")
+
+
+if __name__ == "__main__":
+    run_script(main, Config)

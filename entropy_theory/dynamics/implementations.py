@@ -1,0 +1,90 @@
+"""Which implementations of a simulation's step there are, and which one runs where.
+
+"eager" is a chain of torch operations over blocks of policies: the readable one, for any device and optimizer.
+"fused-cpu" does a policy's whole step in compiled loops while its logits are in the cache. They sample the same tokens
+and differ in the last bits of what they compute.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import Literal, get_args
+
+from entropy_theory.dynamics.config import SimulationConfig
+from entropy_theory.errors import invalid
+
+Implementation = Literal["auto", "eager", "fused-cpu"]
+
+SMALL = 1 << 24
+"""Below this many logits, over all updates of a run, the second saved does not pay for loading the compiled loops: half
+a second. They are compiled when a machine first needs them, for each dtype, in five seconds; nine with a rule."""
+
+
+def choose_implementation(config: SimulationConfig) -> tuple[str, str]:
+    """Say which implementation ``impl="auto"`` takes for a run, and why.
+
+    The choice depends on the configuration alone, so that a run that was killed resumes with the same one.
+
+    Returns:
+        The name and the reason.
+
+    Example:
+        >>> choose_implementation(SimulationConfig(optimizer="adam"))
+        ('eager', 'optimizer adam: the compiled loops take sgd')
+        >>> choose_implementation(SimulationConfig())[0]
+        'fused-cpu'
+    """
+    reason = _cannot_run(config)
+    if reason is not None:
+        return "eager", reason
+    count = config.policies * config.vocab_size * config.steps * config.iterations
+    if count < SMALL:
+        return "eager", f"{count} logits over the run: too few to pay for loading the compiled loops"
+    return "fused-cpu", "a policy's whole step while its logits are in the cache"
+
+
+def resolve(impl: str, config: SimulationConfig) -> str:
+    """Return the name of the implementation to run; a request that cannot run fails with the reason.
+
+    Where ``auto`` would take the compiled loops and Numba cannot be loaded, torch takes their place, with a warning.
+
+    Raises:
+        ValueError: The name is unknown, or not for this configuration.
+        ImportError: Numba cannot be loaded.
+    """
+    if impl not in get_args(Implementation):
+        raise invalid("impl", f"one of {', '.join(get_args(Implementation))}", repr(impl))
+    name = choose_implementation(config)[0] if impl == "auto" else impl
+    if name == "eager":
+        return name
+    reason = _cannot_run(config)
+    if reason is not None:
+        raise invalid("impl", "an implementation for this configuration", f"{impl!r} ({reason})")
+    problem = _loading_problem()
+    if problem is None:
+        return name
+    if impl != "auto":
+        raise ImportError(f"impl: expected Numba for {impl!r}, received {problem}")
+    warnings.warn(
+        f"the simulation runs on torch, several times slower: Numba cannot be loaded ({problem})", stacklevel=2
+    )
+    return "eager"
+
+
+def _cannot_run(config: SimulationConfig) -> str | None:
+    """Return why the compiled loops cannot take a configuration."""
+    if not config.device.startswith("cpu"):
+        return f"device {config.device}: the compiled loops are for the CPU"
+    if config.optimizer != "sgd":
+        return f"optimizer {config.optimizer}: the compiled loops take sgd"
+    return None
+
+
+@cache
+def _loading_problem() -> str | None:
+    try:
+        import entropy_theory.dynamics.kernels.steps  # noqa: F401  to see whether it can be loaded
+    except ImportError as error:
+        return str(error)
+    return None

@@ -1,0 +1,299 @@
+"""The compiled step against many digits, against the torch path, and against itself on other threads and shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from mpmath import mp
+from numba import njit
+from scipy import stats
+
+from entropy_theory.control import TokenBatch
+from entropy_theory.control import rule as build_rule
+from entropy_theory.control.rules.none import NoControl
+from entropy_theory.dynamics import Simulation, SimulationConfig, bank, fused, grpo, log_log_slope, simulate, starts
+from entropy_theory.dynamics.draws import Draw, policy_uniforms
+from entropy_theory.dynamics.eager import EagerPolicies
+from entropy_theory.dynamics.fused import FusedPolicies
+from entropy_theory.dynamics.grpo import Update
+from entropy_theory.dynamics.kernels import arithmetic
+
+x = torch.zeros(1, 1)
+OUTPUT = build_rule("none").apply(TokenBatch(x, x, x, x + 1))
+
+
+def update_of(coefficients: torch.Tensor, scale: float, bonus: torch.Tensor | None = None) -> Update:
+    return Update(coefficients, scale, bonus, {}, OUTPUT)
+
+
+def coefficients_of(kind: str, shape: tuple[int, int], seed: int = 0) -> torch.Tensor:
+    """Centred ones, which move the sampled tokens alone; the same with some dropped; and all alike."""
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    centred = drawn - drawn.mean(-1, keepdim=True)
+    return {"centred": centred, "dropped": centred * (drawn < 0.8), "ones": torch.ones_like(drawn)}[kind]
+
+
+@pytest.mark.parametrize("gap", [0.3, 5.0, 20.0, 35.0])
+@pytest.mark.parametrize(
+    ("kind", "drawn"),
+    [
+        *((kind, (3, 5, 3, 7, 5, 0)) for kind in ("centred", "dropped", "ones")),
+        ("ones", (3,) * 6),  # its move, Σ s g (1 − p), is tiny
+    ],
+)
+def test_mpmath_step_on_peaked_policies(gap: float, kind: str, drawn: tuple[int, ...]) -> None:
+    """H, N, S, S_c, ΔH and both orders in many digits, where all but one probability is tiny."""
+    V, G, scale = 12, 6, 1e-3
+    z = torch.randn(1, V, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    z[0, 3] = z.max() + gap
+    tokens = torch.tensor([drawn])
+    config = SimulationConfig(policies=1, vocab_size=V, group_size=G)
+    policies = FusedPolicies(config, range(1))
+    reading = policies.read(z, z > 0, 0, tokens, None, True)
+    exact = oracles.ExactPolicy.of(z[0].numpy())
+    S, N = exact.discriminants, exact.baseline
+    assert oracles.relative_error(reading.policies["entropy"].item(), exact.entropy) < 1e-14
+    assert oracles.relative_error(reading.policies["baseline"].item(), N) < 1e-14
+    squares = mp.fsum(value**2 for value in S)
+    assert oracles.relative_error(reading.policies["sum_squared_discriminant"].item(), squares) < 1e-13
+    for j, k in enumerate(tokens[0].tolist()):
+        assert oracles.relative_error(reading.scores.discriminant[0, j].item(), S[k]) < 1e-13
+        assert oracles.relative_error(reading.scores.centered_discriminant[0, j].item(), S[k] - N) < 1e-13
+
+    g = coefficients_of(kind, (1, G))
+    with mp.workdps(exact.digits):
+        weights = [mp.mpf(scale) * mp.mpf(float(value)) for value in g[0]]
+        move = [-mp.fsum(weights) * p for p in exact.probs]
+        for j, k in enumerate(tokens[0].tolist()):
+            move[k] += weights[j]
+        moved = oracles.ExactPolicy.of_exact(
+            [mp.mpf(float(value)) + step for value, step in zip(z[0], move, strict=True)], (1,) * V, exact.digits
+        )
+        change = moved.entropy - exact.entropy
+        first = -mp.fsum(s * step for s, step in zip(S, move, strict=True))
+        second = oracles.exact_curvature(z[0].numpy(), move, exact.digits) / 2
+        excess = [mp.log(p) + exact.entropy for p in exact.probs]
+        relative = [abs(step - move[3]) for step in move]
+        budget = mp.fsum(p * r * (1 + abs(u)) for p, r, u in zip(exact.probs, relative, excess, strict=True))
+    results = policies.move(z, tokens, update_of(g, scale), 1, measure=True)
+    assert results is not None
+    # the round-off that bank.entropy_change states, in units of 1e-16; the second order's terms are smaller by |δ|
+    for value, expected, unit in zip(results, (change, first, second), (1.0, 1.0, scale), strict=True):
+        assert abs(mp.mpf(value.item()) - expected) <= 2e-15 * unit * budget
+
+
+CASES = [
+    ("gaussian", 2, 0.1),
+    ("gaussian", 3, 0.1),
+    ("gaussian", 100, 0.1),
+    ("gaussian", 256, 0.1),
+    ("gaussian", 257, 0.1),
+    ("gaussian", 1000, 30.0),  # far moves
+    ("forking", 600, 0.1),
+    ("uniform", 50, 0.1),
+    ("offset", 300, 0.1),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("kind", ["centred", "dropped", "ones", "bonus"])
+@pytest.mark.parametrize(("start", "vocab_size", "step"), CASES)
+def test_equal_to_the_torch_path(dtype: str, kind: str, start: str, vocab_size: int, step: float) -> None:
+    rows, G = 60, 16
+    config = SimulationConfig(policies=rows, vocab_size=vocab_size, group_size=G, dtype=dtype, seed=4)
+    z = {
+        "gaussian": lambda: starts.gaussian_logits(rows, vocab_size, 1.5, 0),
+        "forking": lambda: starts.forking_logits(rows, vocab_size, 0),
+        "uniform": lambda: starts.uniform_logits(rows, vocab_size),
+        "offset": lambda: starts.gaussian_logits(rows, vocab_size, 1.5, 0) + 1e4,
+    }[start]().to(getattr(torch, dtype))
+    mine, theirs = z.clone(), z.clone()
+    compiled, reference = FusedPolicies(config, range(rows)), EagerPolicies(config, range(rows), None)
+    a, b = (policies.read(z, z > 1, 7, None, None, True) for policies in (compiled, reference))
+    assert torch.equal(a.tokens, b.tokens)
+    assert torch.equal(a.rewards, b.rewards)
+    torch.testing.assert_close(a.advantages, b.advantages, rtol=1e-15, atol=1e-16)
+    policy = bank.policy_statistics(z)
+    for name, value in a.policies.items():  # sums of V terms, added in another order; N and Σ S² are of either sign
+        terms = policy.probs.square() * policy.excess.abs() if name == "baseline" else b.policies[name].unsqueeze(-1)
+        assert ((value - b.policies[name]).abs() <= 4e-15 * (terms.sum(-1) + 1e-300)).all(), name
+    for name in ("log_probs", "discriminant", "centered_discriminant"):
+        x, y = getattr(a.scores, name), getattr(b.scores, name)
+        # u carries the rounding of E_p[d], relative to the spread of the logits
+        spread = policy.excess.abs().amax(-1, keepdim=True)
+        unit = spread if name == "log_probs" else policy.probs.gather(-1, a.tokens) * spread + policy.baseline[:, None]
+        assert ((x - y).abs() <= 1e-15 * (unit + y.abs())).all(), name
+    for x, y, scores in zip(a.means, b.means, (a.scores.discriminant, a.scores.centered_discriminant), strict=True):
+        assert ((x - y).abs() <= 1e-14 * scores.abs().amax(-1) + 1e-300).all()
+    bonus = None if kind != "bonus" else torch.full((rows,), 0.3, dtype=torch.float64)
+    g = coefficients_of("centred" if kind == "bonus" else kind, (rows, G))
+    update = update_of(g, step / G, bonus)
+    mine_changes = compiled.move(mine, a.tokens, update, 1, measure=True)
+    their_changes = reference.move(theirs, a.tokens, update, 1, measure=True)
+    assert mine_changes is not None
+    assert their_changes is not None
+    # Both round a move to 1e-16 of Σ |s g|, whatever is left of it: s g (1 − p) of a likeliest token that is drawn.
+    weight = g.abs().sum(-1) * step / G
+    ulp = 2.3e-16 if dtype == "float64" else 0
+    torch.testing.assert_close(mine, theirs, rtol=ulp, atol=4e-16 * float(weight.max()))
+    move = grpo.move_of_logits(policy, a.tokens, g, step / G, bonus)
+    relative = (move - move.gather(-1, policy.top)).abs()
+    # the round-off that bank.entropy_change states, of the move and of its own; entropies where those are taken
+    terms = (policy.probs * (relative + weight[:, None]) * (1 + policy.excess.abs())).sum(-1)
+    size = relative.amax(-1) + weight
+    far = torch.where(size > 0.9, policy.entropy + 1, 0.0)
+    for x, y, unit in zip(mine_changes, their_changes, (1.0, 1.0, size), strict=True):
+        assert ((x - y).abs() <= 4e-15 * (terms * unit + far)).all()
+
+
+def test_not_measuring_moves_alike() -> None:
+    config = SimulationConfig(policies=9, vocab_size=300)
+    z = config.initial_logits()
+    policies = FusedPolicies(config, range(9))
+    for kind in ("centred", "ones"):
+        update = update_of(coefficients_of(kind, (9, 16)), 0.1)
+        moved = []
+        for measure in (True, False):
+            logits = z.clone()
+            tokens = policies.read(logits, z > 1, 0, None, None, False).tokens
+            changes = policies.move(logits, tokens, update, 1, measure=measure)
+            assert (changes is None) != measure
+            moved.append(logits)
+        assert torch.equal(*moved)
+
+
+@pytest.mark.parametrize("vocab_size", [5, 9, 255, 700])
+def test_samples_follow_the_policy(vocab_size: int) -> None:
+    n = 60_000
+    config = SimulationConfig(policies=1, vocab_size=vocab_size, group_size=n)
+    z = starts.gaussian_logits(1, vocab_size, 1.0, 3)
+    z[0, 1] = -800.0  # never drawn
+    tokens = FusedPolicies(config, range(1)).read(z, z > 1, 0, None, None, False).tokens
+    probs = bank.policy_statistics(z).probs[0].numpy()
+    observed = torch.bincount(tokens[0], minlength=vocab_size).numpy()
+    assert observed[1] == 0
+    kept = np.arange(vocab_size) != 1
+    assert stats.chisquare(observed[kept], probs[kept] / probs[kept].sum() * n).pvalue > 1e-3
+    uniforms = policy_uniforms(0, Draw.TOKENS, 0, range(1), n)
+    assert torch.equal(tokens, bank.sample_tokens(torch.from_numpy(probs)[None], uniforms))
+
+
+@njit
+def expm1(number: float) -> float:
+    return arithmetic.expm1(number)
+
+
+def test_exponential_to_the_last_place() -> None:
+    """e^x − 1 in many digits, on both sides of the seams of its range reduction; 4e-16: two last places."""
+    for number in (1e-300, 1e-17, -1e-9, 0.3, -0.3465, 0.3465, 0.3466, -0.3466, -0.5, 1.0, -1.0, 5.5, -30.0):
+        assert oracles.relative_error(expm1(number), mp.expm1(mp.mpf(number))) < 4e-16, number
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 150, 299])
+def test_logits_that_are_not_finite_are_seen(wrong: float, place: int) -> None:
+    config = SimulationConfig(policies=4, vocab_size=300, steps=3)
+    for rule in ("none", "clip-b"):
+        simulation = Simulation(replace(config, rule=rule), impl="fused-cpu")
+        simulation.logits[2, place] = wrong
+        with pytest.raises(ValueError, match="step_size: expected steps that keep the logits in the range of float64"):
+            simulation.step()
+
+
+@pytest.fixture
+def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(fused, "LEAST_TURN", 1)
+    monkeypatch.setattr(bank, "SMALL", 0)
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("rule", ["none", "clip-b(mu=0.5)", "entropy-bonus(coefficient=0.1)"])
+def test_threads_do_not_change_a_bit(rule: str, three_threads: None) -> None:
+    config = SimulationConfig(policies=50, vocab_size=300, steps=4, rule=rule)
+    runs = []
+    for threads in (3, 1):
+        torch.set_num_threads(threads)
+        simulation = Simulation(config, impl="fused-cpu")
+        for _ in range(4):
+            simulation.step()
+        runs.append(simulation)
+    assert torch.equal(runs[0].logits, runs[1].logits)
+    for name, values in runs[0].columns.items():
+        assert np.array_equal(values, runs[1].columns[name]), name
+
+
+def test_a_share_is_a_part_of_the_whole() -> None:
+    config = SimulationConfig(policies=20, vocab_size=300)
+    z = config.initial_logits()
+    whole = FusedPolicies(config, range(20)).read(z, z > 1, 2, None, None, False)
+    part = FusedPolicies(config, range(13, 17)).read(z[13:17].clone(), z[13:17] > 1, 2, None, None, False)
+    assert torch.equal(part.tokens, whole.tokens[13:17])
+    assert torch.equal(part.scores.log_probs, whole.scores.log_probs[13:17])
+
+
+class TwoSweeps(NoControl):
+    """No control under another type, which takes the way of rules that look at all policies."""
+
+
+@pytest.mark.parametrize("advantage", ["std", "mean"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_one_sweep_and_two_are_the_same_step(advantage: str, dtype: str) -> None:
+    config = SimulationConfig(policies=80, vocab_size=120, steps=5, advantage=advantage, dtype=dtype, step_size=2.0)
+    alone, together = (Simulation(config, impl="fused-cpu") for _ in range(2))
+    together.rule = TwoSweeps()
+    for _ in range(5):
+        alone.step()
+        together.step()
+    # advantages are computed from counts there and from sums here: their last bit
+    torch.testing.assert_close(alone.logits, together.logits, rtol=1e-14 if dtype == "float64" else 2e-7, atol=1e-15)
+    for name, values in alone.columns.items():
+        np.testing.assert_allclose(values, together.columns[name], rtol=1e-11, atol=1e-17, err_msg=name)
+
+
+@pytest.mark.parametrize("rule", ["none", "clip-b(mu=0.5)"])
+def test_errors_have_their_orders(rule: str) -> None:
+    """The first order errs by η², the second by η³, over steps as small as their round-off allows."""
+    sizes = [0.4, 0.2, 0.1, 0.05, 0.025]
+    errors = {"absolute_error": 2.0, "second_order_error": 3.0}
+    config = SimulationConfig(policies=400, vocab_size=60, steps=1, rule=rule)
+    columns = []
+    for size in sizes:
+        simulation = Simulation(replace(config, step_size=size), impl="fused-cpu")
+        simulation.step()
+        columns.append(simulation.columns)
+    for name, order in errors.items():
+        assert log_log_slope(sizes, [column[name][0] for column in columns])[0] == pytest.approx(order, abs=0.05), name
+
+
+def test_predictions_have_slope_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("entropy_theory.dynamics.implementations.SMALL", 0)
+    result = simulate(SimulationConfig(policies=200, vocab_size=50, steps=20, step_size=0.05))
+    assert result.summary["slope"] == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_model_vocabulary_in_both_implementations() -> None:
+    config = SimulationConfig(
+        policies=4,
+        vocab_size=151_936,
+        steps=3,
+        dtype="float32",
+        logit_scale=4.0,
+        correct_share=0.5,
+        rule="clip-b(drop_fraction=0.1)",
+    )
+    compiled, reference = (Simulation(config, impl=impl) for impl in ("fused-cpu", "eager"))
+    for _ in range(3):
+        compiled.step()
+        reference.step()
+    torch.testing.assert_close(compiled.logits, reference.logits, rtol=2e-7, atol=0)  # one unit in the last place
+    for name, values in compiled.columns.items():
+        np.testing.assert_allclose(values, reference.columns[name], rtol=1e-7, atol=1e-12, err_msg=name)
+    assert compiled.columns["dropped_share"].max() > 0
