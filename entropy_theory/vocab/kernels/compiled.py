@@ -1,11 +1,11 @@
-"""What the compiled loops of the package share: an exponential that vectorises, and how functions are compiled.
-
-Numba keeps compiled code on disk beside the module that calls these, and looks at that module's file alone: whoever
-changes this one must touch the callers or delete their `__pycache__`.
-"""
+"""What the compiled loops of the package share: an exponential that vectorises, and how functions are compiled."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import inspect
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,11 +44,25 @@ LANES = {"reassoc", "contract", "nsz"}
 
 
 def cached(function: Any) -> Any:
-    """Compile on first use and keep the code on disk, unless no folder can be written to."""
+    """Compile on first use and keep the code on disk, unless no folder can be written to.
+
+    Numba takes code from disk as long as the function's own file is the same, although the code of functions from other
+    files is in it. Here any change in this folder or in the function's counts.
+    """
     try:
-        return njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:  # Numba found no place for its cache
+        compiled = njit(nogil=True, error_model="numpy", cache=True)(function)
+        file = compiled._cache._cache_file
+        file._source_stamp = (file._source_stamp, _digest(Path(inspect.getfile(function)).parent))
+    except (RuntimeError, AttributeError):  # no place for a cache, or a Numba that keeps it in another way
         return njit(nogil=True, error_model="numpy")(function)
+    return compiled
+
+
+@functools.cache
+def _digest(folder: Path) -> str:
+    """Hash the sources of this folder and of another one."""
+    files = sorted({*Path(__file__).parent.glob("*.py"), *folder.glob("*.py")})
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 @intrinsic
