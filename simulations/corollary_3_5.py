@@ -28,7 +28,8 @@ class CorollaryConfig(sweep.SweepOptions):
     """Compare the mean of S_c with zero, on-policy and under top-p sampling.
 
     Attributes:
-        seeds: Runs of each kind.
+        seeds: Runs of the decoder with each sampler.
+        banks: Banks, with the seeds from 0 on.
         top_p: The wrong sampler's share of probability.
         steps: GRPO steps of the decoder.
         prompts: Prompts in a generation batch.
@@ -39,6 +40,7 @@ class CorollaryConfig(sweep.SweepOptions):
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
+    banks: int = 20
     top_p: float = 0.9
     steps: int = 100
     prompts: int = 16
@@ -50,6 +52,7 @@ class CorollaryConfig(sweep.SweepOptions):
 
 QUICK = {
     "seeds": (0, 1),
+    "banks": 2,
     "steps": 10,
     "prompts": 8,
     "generations": 8,
@@ -168,7 +171,9 @@ def main(config: CorollaryConfig) -> dict[str, Any] | None:
     """Run, record and print."""
     config = sweep.with_quick_settings(config, QUICK)
     size = (config.steps, config.prompts, config.generations, config.tiny)
-    tasks: list[Any] = [CenteringBank(config.top_p, s, config.policies, config.tabular_steps) for s in config.seeds]
+    tasks: list[Any] = [
+        CenteringBank(config.top_p, seed, config.policies, config.tabular_steps) for seed in range(config.banks)
+    ]
     tasks += [CenteringRun(top_p, seed, *size) for top_p in (1.0, config.top_p) for seed in config.seeds]
     record = sweep.run("corollary_3_5", config, tasks, work, summarise)
     if record is None:
