@@ -33,7 +33,7 @@ def torchrun(count: int, folder: Path, task: str, impl: str) -> subprocess.Compl
     )
 
 
-@pytest.mark.parametrize("impl", ["eager", "fused-cpu"])
+@pytest.mark.parametrize("impl", [pytest.param("eager", marks=pytest.mark.slow), "fused-cpu"])
 def test_one_two_and_four_ranks_have_the_same_bits(impl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run is stopped with two ranks in the middle and goes on with four; every case runs with four besides."""
     monkeypatch.setattr("entropy_theory.dynamics.implementations.SMALL", SMALLEST[impl])

@@ -114,6 +114,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path: Path, step: int, chang
         assert str(ends[0][name].dtype) == f"torch.{config.dtype}"
 
 
+@pytest.mark.parametrize("implementation", [pytest.param("eager", marks=pytest.mark.slow), "fused-cpu"], indirect=True)
 def test_killed_and_started_again(tmp_path: Path, implementation: str) -> None:
     """SIGKILL at random moments after the first checkpoint, twice; then to the end."""
     config = replace(SMALL, steps=600, policies=100, out=tmp_path / "killed", checkpoint_every=40)
