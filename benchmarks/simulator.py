@@ -16,8 +16,6 @@ counts at 100 tokens (a group of 16 is a sixth of them) and not at 151,936.
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,6 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from processor import processor
 from rich.console import Console
 from rich.table import Table
 
@@ -204,14 +203,6 @@ def render(table: dict[str, Any]) -> Table:
     return view
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    wide = any("avx512f" in line for line in lines if line.startswith("flags"))
-    return f"{name}, {os.cpu_count()} cores, {'AVX-512' if wide else 'no AVX-512'}"
-
-
 def main(config: Config) -> None:
     """Measure, print and write."""
     if config.quick:
@@ -231,7 +222,7 @@ def main(config: Config) -> None:
                 f"{table['dropped_share']:.1%} of the tokens dropped"
             )
     if config.out is not None:
-        where = records.environment() | {"device": _processor()}
+        where = records.environment() | {"device": processor()}
         records.write_json(
             config.out, {"config": asdict(config) | {"out": None}, "environment": where, "tables": tables}
         )

@@ -15,7 +15,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from statistics import quantiles
 from typing import Any
 
 import torch
+from processor import processor
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -369,16 +369,6 @@ def render(table: dict[str, Any]) -> Table:
     return view
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return platform.processor()
-    lines = info.read_text().splitlines()
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return f"{name}, {os.cpu_count()} cores, {'AVX-512' if 'avx512f' in flags else 'no AVX-512'}"
-
-
 def main(config: Config) -> None:
     """Measure, print and write."""
     if config.quick:
@@ -393,7 +383,7 @@ def main(config: Config) -> None:
         console.print(render(table))
     where = records.environment() | {"allocator": {name: os.environ.get(name) for name in WARM_ALLOCATOR}}
     if config.device == "cpu":
-        where["device"] = _processor()
+        where["device"] = processor()
     record = {"config": asdict(config) | {"out": None}, "environment": where, "tables": results}
     if config.out is not None:
         records.write_json(config.out, record)

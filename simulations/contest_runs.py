@@ -7,7 +7,6 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,7 @@ ROWS = 2048  # prompts of a training set, drawn with the run's seed
 POINTS = 64  # a curve is recorded as so many means over neighbouring updates
 KS = (1, 4, 16)
 
-COLUMNS = {
-    "entropy": "entropy",
-    "reward": "reward",
-    "distinct_right": "distinct_right",
-    "dropped_share": "entropy_control/dropped_share",
-    "slope": "entropy_control/slope",
-}
+COLUMNS = {n: grpo_runs.COLUMNS[n] for n in ("entropy", "reward", "distinct_right", "dropped_share", "slope")}
 
 HELD_OUT_SUMS = tuple(target for target in sum_task.TARGETS if target % 5 == 0)
 NUMBERS, LARGEST = 4, 9  # of the expressions of arithmetic in steps
@@ -46,8 +39,8 @@ WARMUP = gpu_grpo.GpuGrpoConfig(
     warmup_batch=128,
     warmup_rate=2e-3,
 )
-TINY_WARMUP = gpu_grpo.GpuGrpoConfig(**gpu_grpo.QUICK)
 """The decoder that starts on arithmetic; the sum task starts from the testbed's."""
+TINY_WARMUP = gpu_grpo.GpuGrpoConfig(**gpu_grpo.QUICK)
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,7 @@ class ContestRun:
         task: A name of `TASKS`.
         rule: The rule; none for no control.
         seed: Of prompts, sampling and random masks.
-        steps: Updates; 0 only measures the policy that training starts from.
+        steps: Updates.
         num_iterations: Updates per batch.
         samples: Completions of each held-out prompt.
         tiny: Whether to start from a decoder that is warmed up in seconds.
@@ -133,14 +126,10 @@ def _expressions(seed: int) -> list[Any]:
 
 def _arithmetic_start(tiny: bool) -> Path:
     """The folder of the decoder that is warmed up on arithmetic, made by the first process that needs it."""
-    from entropy_theory import records
     from entropy_theory.testbed import decoder
 
     config = TINY_WARMUP if tiny else WARMUP
-    folder = decoder.cache_directory() / f"arithmetic-decoder-{records.configuration_hash(config)}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    gpu_grpo.warm_up(config, folder, Console(quiet=True))
-    return folder
+    return decoder.cached_model("arithmetic-decoder", config, lambda: gpu_grpo.warm_up(config, Console(quiet=True)))
 
 
 TASKS = {
@@ -176,8 +165,6 @@ def train(run: ContestRun, points: int = POINTS) -> dict[str, Any]:
 
     task = TASKS[run.task]
     start = task.start(run.tiny)
-    if run.steps == 0:
-        return {"curves": {}, "final": {}, "held_out": measure_policy(start, run)}
     with tempfile.TemporaryDirectory() as folder:
         prompts = Path(folder, "prompts.jsonl")
         rows = [{"prompt": f"{value}=", task.column: value} for value in task.draw(run.seed)]
@@ -222,25 +209,12 @@ def measure_policy(folder: Path, run: ContestRun) -> dict[str, float]:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(run.seed)
         for value in task.held_out:
-            inputs = tokenizer([f"{value}="] * run.samples, return_tensors="pt")
-            prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-            ids = policy.generate(**prompt, do_sample=True, top_k=0, max_new_tokens=task.length)
-            answers = tokenizer.batch_decode(ids[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+            answers = grpo_runs.sampled_answers(policy, tokenizer, f"{value}=", run.samples, task.length)
             right = [task.is_right(value, answer) for answer in answers]
             for k in KS:
-                measured[f"pass@{k}"].append(pass_at(k, sum(right), run.samples))
+                measured[f"pass@{k}"].append(grpo_runs.pass_at(k, sum(right), run.samples))
             measured["distinct_right"].append(len({a.strip() for a, r in zip(answers[:16], right, strict=False) if r}))
     return {name: round(float(np.mean(values)), 5) for name, values in measured.items()}
-
-
-def pass_at(k: int, right: int, samples: int) -> float:
-    """The unbiased pass@k, 1 − C(n−c, k)/C(n, k) with c of n samples right (arXiv 2107.03374).
-
-    Example:
-        >>> pass_at(1, 1, 4), pass_at(4, 1, 4)
-        (0.25, 1.0)
-    """
-    return 1 - comb(samples - right, k) / comb(samples, k)
 
 
 def model_entry(entry: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ import contest_runs
 import numpy as np
 import sweep
 from contest_runs import ContestRun
+from grpo_runs import thinned
 
 from entropy_theory.program import run_script
 
@@ -72,9 +73,9 @@ QUICK: dict[str, Any] = {
     "integrals": (0.01,),
     "seeds": (0,),
     "steps": 3,
-    "bank_steps": 40,
-    "step_sizes": (2.0,),
-    "policies": 40,
+    "bank_steps": 100,
+    "step_sizes": (0.5,),
+    "policies": 100,
     "tiny": True,
 }
 
@@ -136,7 +137,7 @@ def loop_measures(curves: dict[str, Any], floor: float) -> dict[str, Any]:
         "reward": float(np.mean(curves["reward"][-10:])),
         "final_entropy": float(np.mean(entropy[-10:])),
         "dropped_share": float(np.mean(curves["dropped_share"])),
-        "curve": contest_runs.grpo_runs.thinned(entropy.tolist()),
+        "curve": thinned(entropy.tolist()),
     }
     after = entropy[below[0] :] if below.size else np.array([np.nan])
     numbers = {

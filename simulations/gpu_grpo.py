@@ -10,14 +10,11 @@ that is killed and started again resumes from its last checkpoint (the warm-up b
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +24,9 @@ from rich.table import Table
 from entropy_theory import records
 from entropy_theory.program import run_script
 from entropy_theory.testbed import arithmetic, decoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CLIP = "clip-b(mu=1)"
 ARMS = {"GRPO": "none", "Clip_B": CLIP, "random mask": f"random-mask(match='{CLIP}')"}
@@ -93,10 +93,8 @@ QUICK: dict[str, Any] = {
 }
 
 
-def warm_up(config: GpuGrpoConfig, folder: Path, console: Console) -> None:
-    """Train on demonstrations and save model and tokenizer; the folder appears whole or not at all."""
-    if folder.exists():
-        return
+def warm_up(config: GpuGrpoConfig, console: Console) -> PreTrainedModel:
+    """Train on demonstrations."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = decoder.build_tokenizer()
     sizes = decoder.WarmupConfig(hidden_size=config.hidden_size, layers=config.layers, heads=config.heads)
@@ -127,12 +125,8 @@ def warm_up(config: GpuGrpoConfig, folder: Path, console: Console) -> None:
         schedule.step()
         if (step + 1) % max(1, config.warmup_steps // 10) == 0:
             console.print(f"warm-up {step + 1}/{config.warmup_steps}: loss {loss.item():.3f}", highlight=False)
-    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    model.float().cpu().save_pretrained(staged)
-    tokenizer.save_pretrained(staged)
-    with contextlib.suppress(OSError):  # another process was first, with the same weights
-        staged.rename(folder)
-    shutil.rmtree(staged, ignore_errors=True)
+    trained: PreTrainedModel = model.float().cpu()
+    return trained
 
 
 def run_arm(config: GpuGrpoConfig, rule: str, seed: int, warm: Path, prompts: Path, out: Path) -> dict[str, Any]:
@@ -189,7 +183,7 @@ def main(config: GpuGrpoConfig) -> None:
             console.print(f"finished before: {config.out / 'result.json'}")
             return
         warm, prompts = config.out / "warm", config.out / "prompts.jsonl"
-        warm_up(config, warm, console)
+        decoder.save_whole(warm, lambda: warm_up(config, console))
         rows = arithmetic.dataset(8192, 1, config.numbers, config.largest).to_list()
         with records.written_whole(prompts) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -146,14 +147,31 @@ def measure_policy(model: Path, run: GrpoRun) -> dict[str, list[float]]:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(run.seed)
         for target in sum_task.TARGETS:
-            inputs = tokenizer([sum_task.prompt(target)] * run.samples, return_tensors="pt")
-            prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-            ids = policy.generate(**prompt, do_sample=True, top_k=0, max_new_tokens=sum_task.ANSWER_LENGTH + 1)
-            answers = tokenizer.batch_decode(ids[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+            prompt, length = sum_task.prompt(target), sum_task.ANSWER_LENGTH + 1
+            answers = sampled_answers(policy, tokenizer, prompt, run.samples, length)
             right = [answer.strip() for answer in answers if sum_task.is_right(target, answer)]
             measured["pass_rate"].append(len(right) / run.samples)
             measured["distinct_right"].append(float(len(set(right))))
     return measured
+
+
+def sampled_answers(policy: Any, tokenizer: Any, prompt: str, samples: int, length: int) -> list[str]:
+    """Sample answers of at most so many tokens to a prompt."""
+    inputs = tokenizer([prompt] * samples, return_tensors="pt")
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    ids = policy.generate(**given, do_sample=True, top_k=0, max_new_tokens=length)
+    answers: list[str] = tokenizer.batch_decode(ids[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
+    return answers
+
+
+def pass_at(k: int, right: int, samples: int) -> float:
+    """The unbiased pass@k, 1 − C(n−c, k)/C(n, k) with c of n samples right (arXiv 2107.03374).
+
+    Example:
+        >>> pass_at(1, 1, 4), pass_at(4, 1, 4)
+        (0.25, 1.0)
+    """
+    return 1 - comb(samples - right, k) / comb(samples, k)
 
 
 def final_intervals(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -6,11 +6,11 @@ import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from grpo_runs import pass_at
 from sweep import rounded
 from unified_lens import cut_in_training
 
@@ -180,10 +180,7 @@ def _sample(
 
 
 def held_out(policy: Any, tokenizer: Any, run: ModelRun | SampledPolicy) -> dict[str, float]:
-    """pass@1, pass@8 and distinct right answers on prompts that training never shows, as means over prompts.
-
-    pass@k is the unbiased 1 − C(n−c, k)/C(n, k) with c of n samples right (arXiv 2107.03374).
-    """
+    """pass@1, pass@8 and distinct right answers on prompts that training never shows, as means over prompts."""
     from entropy_theory.testbed.tasks import load_task, read_answer
 
     task = load_task(HELD_OUT, 8 * run.held_out, seed=10_000, chat=True)
@@ -196,7 +193,7 @@ def held_out(policy: Any, tokenizer: Any, run: ModelRun | SampledPolicy) -> dict
             answers = [read_answer(text) for text in texts[place * run.samples : (place + 1) * run.samples]]
             right = sum(task.verifier(row, answer) >= 1 for answer in answers)
             for k in (1, 8):
-                passed[f"pass@{k}"].append(1 - comb(run.samples - right, k) / comb(run.samples, k))
+                passed[f"pass@{k}"].append(pass_at(k, right, run.samples))
             passed["distinct"].append(len(set(answers)))
     return {name: round(float(np.mean(values)), 5) for name, values in passed.items()}
 

@@ -220,16 +220,15 @@ def _drop_metrics(flow: Flow, context: Context) -> dict[str, float]:
     """Count what was dropped, by sign of A and by quadrant, in one collective."""
     batch, valid = context.batch, flow.valid
     classified = batch.available("centered_discriminant")
-    A = batch.token_advantages.detach().sign().to(torch.int8)
-    S_c = batch.centered_scores().sign().to(torch.int8) if classified else torch.zeros_like(A)
-    # one number for each of 3 signs of A, 3 signs of S_c and 2 fates
-    numbers = 6 * A + 2 * S_c + ~flow.kept + 8
-    table = context.reducer.sum(torch.bincount(selected(numbers, valid), minlength=18)).view(3, 3, 2).tolist()
-    below, _, above = table
-    by_sign = [[sum(fates) for fates in zip(*cells, strict=True)] for cells in table]
+    sign = batch.token_advantages.detach().sign().to(torch.int8)
+    quadrant = batch.quadrants() if classified else torch.zeros_like(sign)
+    # one number for each of 3 signs, 5 quadrants (0 for none) and 2 fates
+    numbers = 10 * sign + 2 * quadrant + ~flow.kept + 10
+    table = context.reducer.sum(torch.bincount(selected(numbers, valid), minlength=30)).view(3, 5, 2).cpu()
+    by_sign, by_quadrant = table.sum(1).tolist(), table.sum(0).tolist()
     groups = {"positive": by_sign[2], "negative": by_sign[0]}
-    if classified:  # as `TokenBatch.quadrants` numbers them
-        groups |= {"q1": above[2], "q2": above[0], "q3": below[2], "q4": below[0]}
+    if classified:
+        groups |= {f"q{q}": by_quadrant[q] for q in (1, 2, 3, 4)}
     total = float(sum(lost for _, lost in by_sign))
     metrics = {
         "valid_tokens": float(context.valid_tokens),

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -144,9 +144,6 @@ def cached_checkpoint(
 ) -> Path:
     """Return a folder with the warmed-up decoder and its tokenizer, training it when no run has before.
 
-    The folder's name holds a hash of the configuration and of the versions that decide the weights. It appears whole or
-    not at all: the work happens in a folder beside it, which is renamed at the end.
-
     Args:
         config: Sizes, steps, seed.
         progress: As for :func:`warm_up`; not called when the decoder is there already.
@@ -157,30 +154,52 @@ def cached_checkpoint(
     Raises:
         WriteError: The cache cannot be written; found before the warm-up.
     """
+    return cached_model("sum-decoder", config, lambda: warm_up(config, progress))
+
+
+def cached_model(name: str, config: Any, make: Callable[[], PreTrainedModel]) -> Path:
+    """Return the folder of the cache with the model that `make` trains and the character tokenizer.
+
+    Args:
+        name: How the folder's name begins; a hash of the configuration and of the versions follows.
+        config: A dataclass that decides the weights.
+        make: Trains the model; not called when it is there already.
+
+    Raises:
+        WriteError: The cache cannot be written.
+    """
     import transformers
     from safetensors import SafetensorError
 
     transformers.utils.logging.disable_progress_bar()  # a bar for writing 300 kB, in the midst of ours
     identity = {"config": asdict(config), "torch": torch.__version__, "transformers": transformers.__version__}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    folder = cache_directory() / f"sum-decoder-{digest}"
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    folder = cache_directory() / f"{name}-{digest}"
+    try:
+        save_whole(folder, make)
+    except (OSError, SafetensorError) as error:
+        where = f"{folder.parent} could not be written: {one_line(error)}"
+        raise WriteError(f"{where}; ${CACHE_VARIABLE} names another folder for the warmed-up decoder") from error
+    return folder
+
+
+def save_whole(folder: Path, make: Callable[[], PreTrainedModel]) -> None:
+    """Save the model that `make` trains, and the tokenizer, in a folder that appears whole or not at all.
+
+    The work happens in a folder beside it, which is renamed at the end. A folder that holds a model is left alone.
+    """
     if (folder / "model.safetensors").exists():
-        return folder
+        return
     staged = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        model = warm_up(config, progress)
-        model.save_pretrained(staged)
+        make().save_pretrained(staged)
         build_tokenizer().save_pretrained(staged)
         with contextlib.suppress(OSError):  # another process was first, with the same weights
             staged.rename(folder)
         if not (folder / "model.safetensors").exists():
             raise OSError(f"{folder} is taken by something else")
-    except (OSError, SafetensorError) as error:
-        where = f"{folder.parent} could not be written: {one_line(error)}"
-        raise WriteError(f"{where}; ${CACHE_VARIABLE} names another folder for the warmed-up decoder") from error
     finally:
         if staged is not None:
             shutil.rmtree(staged, ignore_errors=True)
-    return folder

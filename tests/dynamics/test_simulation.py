@@ -17,14 +17,7 @@ from entropy_theory.dynamics import Simulation, SimulationConfig, simulate
 from entropy_theory.dynamics.draws import Draw, generator
 from entropy_theory.vocab import token_statistics
 
-
-@pytest.fixture(autouse=True, params=["eager", "fused-cpu"])
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every law holds for each implementation; what the compiled loops cannot do, torch does in both."""
-    smallest = 0 if request.param == "fused-cpu" else 1 << 62
-    monkeypatch.setattr("entropy_theory.dynamics.implementations.SMALL", smallest)
-    assert Simulation(TINY).impl == request.param
-    return request.param
+pytestmark = pytest.mark.usefixtures("implementation")
 
 
 TINY = SimulationConfig(policies=5, vocab_size=7, steps=3, group_size=6, step_size=0.8, correct_share=0.4, seed=3)

@@ -18,14 +18,7 @@ from safetensors.torch import load_file
 from entropy_theory import records
 from entropy_theory.dynamics import Simulation, SimulationConfig, SimulationResult, results, run, simulate
 
-
-@pytest.fixture(autouse=True, params=["eager", "fused-cpu"])
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Runs resume to the same bits with each implementation."""
-    smallest = 0 if request.param == "fused-cpu" else 1 << 62
-    monkeypatch.setattr("entropy_theory.dynamics.implementations.SMALL", smallest)
-    assert Simulation(SMALL).impl == request.param
-    return request.param
+pytestmark = pytest.mark.usefixtures("implementation")
 
 
 SMALL = SimulationConfig(
