@@ -12,7 +12,8 @@ how far off the others may be.
 
 The settings: `old`, two passes over a batch, where TRL computes old log-probabilities anyway; `one-pass`, where the
 training forward serves; `extra`, two micro-batches and one pass over them, where control adds a forward; `live`, two
-passes with a ratio-based rule, whose loss replaces TRL's.
+passes with a ratio-based rule, whose loss replaces TRL's. The row "plain TRL and a forward" is the floor of `extra`:
+the body of the model, without gradient, over the same tokens.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ ModelName = Literal["demo", "vocab", "smollm2"]
 PASSES = {"old": 2, "one-pass": 1, "extra": 1, "live": 2}
 MICRO_BATCHES = {"extra": 2}
 PLAIN = "plain TRL again"  # a measurement of nothing: how far off this benchmark is
+FORWARD = "plain TRL and a forward"  # what no scoring of its own can do without
 BAR = {"old": 0.03, "one-pass": 0.15, "extra": 0.15}  # of the time of a plain step
 REAL_BAR = {"one-pass": 0.01, "extra": 0.12}  # the same with smollm2, whose step is long
 
@@ -95,7 +97,7 @@ class OverheadConfig:
             with the others. 0: none.
         device: "cpu" or "cuda".
         quick: The demo model alone, few rounds.
-        out: Folder for trainer_overhead_DEVICE.json; no file if omitted.
+        out: Folder for trainer_overhead_DEVICE.json, with the models' names where they are chosen; none if omitted.
     """
 
     models: Annotated[tuple[ModelName, ...], tyro.conf.arg(aliases=["--model"])] = ("demo", "vocab")
@@ -179,6 +181,20 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+class WithForward(GRPOTrainer):
+    """Plain TRL, and one forward of the model's body over the tokens that control would score."""
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        ids = torch.cat([output["prompt_ids"], output["completion_ids"][:, :-1]], dim=1)
+        mask = torch.cat([output["prompt_mask"], output["completion_mask"][:, :-1]], dim=1)
+        rows = 2 * self.args.per_device_train_batch_size  # as control takes them
+        with torch.no_grad():
+            for block, its_mask in zip(ids.split(rows), mask.split(rows), strict=True):
+                self.model(input_ids=block, attention_mask=its_mask, use_cache=False, logits_to_keep=1)
+        return output
 
 
 # -- exactness --------------------------------------------------------------------------------------------------------
@@ -269,8 +285,9 @@ class Turns(TrainerCallback):
 def measure(config: OverheadConfig, name: ModelName, setting: str, rule: str, folder: str) -> dict[str, Any]:
     """Time plain and controlled generation batches, turn by turn."""
     rounds, warm = (config.rounds, 3) if name == "demo" else (config.vocab_rounds, 1)
-    trainer = build_trainer(config, name, setting, "none" if rule == PLAIN else rule, folder, 2 * (rounds + warm))
-    ours = GRPOTrainer if rule == PLAIN else type(trainer)
+    others: dict[str, type] = {PLAIN: GRPOTrainer, FORWARD: WithForward}
+    trainer = build_trainer(config, name, setting, "none" if rule in others else rule, folder, 2 * (rounds + warm))
+    ours = others.get(rule, type(trainer))
     turns = Turns(trainer, (GRPOTrainer, ours), config.device)
     trainer.train()
     result: dict[str, Any] = {"model": name, "setting": setting, "rule": rule, "rounds": rounds}
@@ -392,6 +409,8 @@ def main(config: OverheadConfig) -> None:
                     rules = config.live_rules[:1] if setting == "live" else config.vocab_rules
                 if setting == config.settings[0]:
                     rules = (*rules, PLAIN)
+                if setting == "extra":
+                    rules = (*rules, FORWARD)
                 for rule in rules:
                     row = measure(config, name, setting, rule, folder) | {"neutral_rule_off": off}
                     gc.collect()
@@ -399,14 +418,17 @@ def main(config: OverheadConfig) -> None:
                         row["memory"] = measure_memory(config, name, setting, rule)
                     rows.append(row)
                     console.print(f"{name} {setting} {rule}: {row['wall']['overhead']:+.1%}", highlight=False)
+                    record(config, rows)
     console.print(table_of(rows))
-    if config.out is not None:
-        content = {
-            "configuration": replace(config, out=None),
-            "environment": records.environment(),
-            "measurements": rows,
-        }
-        records.write_json(config.out / f"trainer_overhead_{config.device}.json", content)
+
+
+def record(config: OverheadConfig, rows: list[dict[str, Any]]) -> None:
+    """Write what is measured so far."""
+    if config.out is None:
+        return
+    content = {"configuration": replace(config, out=None), "environment": records.environment(), "measurements": rows}
+    models = () if config.models == OverheadConfig.models else config.models
+    records.write_json(config.out / f"{'_'.join(('trainer_overhead', *models, config.device))}.json", content)
 
 
 if __name__ == "__main__":

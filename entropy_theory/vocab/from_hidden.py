@@ -122,21 +122,11 @@ def _statistics(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Tile by tile: log p_y, H, the other fields stacked, and for the gradient the accumulators and z_y."""
     check_token_range(tokens, matrix.shape[0])
-    module = kernels(impl)
-    flat, ids = hidden.detach().reshape(-1, hidden.shape[-1]), tokens.reshape(-1).long()
-    sums = empty(flat.shape[0], second_order, flat.device)
-    token_logits = torch.zeros(flat.shape[0], dtype=torch.promote_types(flat.dtype, torch.float32), device=flat.device)
+    flat = hidden.detach().reshape(-1, hidden.shape[-1])
+    tiled = TiledStatistics(tokens, flat.dtype, temperature=temperature, second_order=second_order, impl=impl)
     for rows, start, logits in _Tiles(flat, matrix.detach(), None if bias is None else bias.detach(), softcap):
-        part = sums[rows]
-        before = part if start else None  # the first tile of a row has nothing to be merged with
-        result = module.accumulate(logits, temperature, second_order, into=before)
-        if result is not part:
-            part.copy_(result)
-        local = ids[rows] - start
-        inside = (local >= 0) & (local < logits.shape[-1])
-        own = logits.gather(-1, torch.where(inside, local, 0).unsqueeze(-1)).squeeze(-1)
-        token_logits[rows] = torch.where(inside, own.to(token_logits.dtype), token_logits[rows])
-    return assemble(sums, token_logits, temperature, second_order, tokens.shape, hidden.dtype)
+        tiled.add(rows, start, logits)
+    return tiled.values()
 
 
 @_statistics.register_fake
@@ -227,6 +217,60 @@ def _backward(ctx: Any, log_prob_grad: Tensor | None, entropy_grad: Tensor | Non
 
 
 _statistics.register_autograd(_backward, setup_context=_setup)
+
+
+class TiledStatistics:
+    """Token statistics of logits that come tile by tile, the tiles of a row in the order of the vocabulary.
+
+    Args:
+        tokens: y, integer ids of any shape; their flat index is the row.
+        dtype: Of the hidden states or the product.
+        temperature: T; it divides the logits.
+        second_order: Also Σ S² and the curvature.
+        impl: The implementation that reads the tiles, by its name.
+
+    Example:
+        >>> import torch
+        >>> from entropy_theory.vocab import token_statistics
+        >>> logits, tokens = torch.tensor([[2.0, 1.0, 0.0, -1.0]]), torch.tensor([2])
+        >>> tiled = TiledStatistics(tokens, logits.dtype, impl="eager")
+        >>> tiled.add(slice(0, 1), 0, logits[:, :3])
+        >>> tiled.add(slice(0, 1), 3, logits[:, 3:])
+        >>> torch.allclose(tiled.statistics().entropy, token_statistics(logits, tokens).entropy)
+        True
+    """
+
+    def __init__(
+        self, tokens: Tensor, dtype: torch.dtype, *, temperature: float = 1.0, second_order: bool = False, impl: str
+    ) -> None:
+        self.shape, self.dtype, self.impl = tokens.shape, dtype, impl
+        self.temperature, self.second_order = temperature, second_order
+        self._ids, self._accumulate = tokens.reshape(-1).long(), kernels(impl).accumulate
+        self._sums = empty(len(self._ids), second_order, tokens.device)
+        wide = torch.promote_types(dtype, torch.float32)
+        self._token_logits = torch.zeros(len(self._ids), dtype=wide, device=tokens.device)
+
+    def add(self, rows: slice, start: int, logits: Tensor) -> None:
+        """Read a tile: the logits of some rows for the tokens from ``start`` on, (rows, words)."""
+        part = self._sums[rows]
+        before = part if start else None  # the first tile of a row has nothing to be merged with
+        result = self._accumulate(logits, self.temperature, self.second_order, into=before)
+        if result is not part:
+            part.copy_(result)
+        local = self._ids[rows] - start
+        inside = (local >= 0) & (local < logits.shape[-1])
+        own = logits.gather(-1, torch.where(inside, local, 0).unsqueeze(-1)).squeeze(-1)
+        kept = self._token_logits[rows]
+        kept.copy_(torch.where(inside, own.to(kept.dtype), kept))
+
+    def values(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Finish: log p_y, H, the other fields stacked, the accumulators and z_y."""
+        order = self.second_order
+        return assemble(self._sums, self._token_logits, self.temperature, order, self.shape, self.dtype)
+
+    def statistics(self) -> TokenStatistics:
+        """The statistics, without a gradient."""
+        return as_statistics(self.values(), self.impl)
 
 
 class _Tiles:

@@ -194,11 +194,15 @@ class LiveLoss:
         """
         inputs = call.inputs
         batch, order = sorted_rows([inputs])
-        tokens = batch["completion_ids"]
-        with self._scorer.layer.watch() as seen:
+        tokens, mask = batch["completion_ids"], batch["completion_mask"]
+        second_order = self._generation.second_order
+        product = self._scorer.shared_product(tokens, order, batch["prompt_ids"].shape[1], second_order)
+        with self._scorer.layer.watch() as seen, product.reading():
             results = run_forward()
-        hidden = seen[-1][order, -tokens.shape[1] - 1 : -1]
-        statistics = self._scorer.from_hidden(hidden, tokens, self._generation.second_order)
+        statistics = product.statistics(results[0][order], mask)
+        if statistics is None:
+            hidden = seen[-1][order, -tokens.shape[1] - 1 : -1]
+            statistics = self._scorer.from_hidden(hidden, tokens, second_order)
         back = order.argsort()
         for name, value in self._generation.decide(batch, statistics).items():
             inputs[name] = value[back] if value.dim() else value

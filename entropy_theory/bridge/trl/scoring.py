@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from entropy_theory.bridge.trl.host import HostTrainer
+from entropy_theory.bridge.trl.shared_product import SharedProduct
 from entropy_theory.vocab import TokenStatistics, token_statistics
 from entropy_theory.vocab.model_head import LARGE_VOCABULARY, OutputLayer, positions_within_budget
 from entropy_theory.vocab.statistics import FIELDS, SECOND_ORDER_FIELDS
@@ -155,6 +156,18 @@ class Scorer:
                 operands = self.layer.operands(hidden)
             temperature = float(self._host.temperature)
             return self.layer.statistics(operands, tokens, temperature=temperature, second_order=second_order)
+
+    def shared_product(self, tokens: Tensor, order: Tensor, prompt_length: int, second_order: bool) -> SharedProduct:
+        """Prepare to read TRL's product in a forward over its batch, of which row ``order[i]`` is row i of tokens."""
+        return SharedProduct(
+            tokens,
+            order,
+            prompt_length,
+            vocab_size=self.layer.model.get_output_embeddings().out_features,
+            softcap=self.layer.softcap,
+            temperature=float(self._host.temperature),
+            second_order=second_order,
+        )
 
     @torch.no_grad()
     def score(self, batch: Mapping[str, Tensor], second_order: bool = False) -> TokenStatistics:
