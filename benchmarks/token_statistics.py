@@ -7,6 +7,7 @@ after it was compared with float64.
 
     python benchmarks/token_statistics.py                  # the CPU table; minutes
     python benchmarks/token_statistics.py --quick          # a small one; seconds
+    python benchmarks/token_statistics.py --models smollm2 runs/llm/none/model --hidden-rows   # a real model's logits
     python benchmarks/token_statistics.py --device cuda --rows 8192 --hidden-rows 8192 --compile
 """
 
@@ -52,6 +53,8 @@ class Config:
     Attributes:
         rows: Positions of the logits, each with V of them.
         vocab_size: V.
+        models: Language models, by name or folder, whose logits at the tokens that they write are measured instead of
+            drawn ones; V is theirs.
         hidden_rows: Positions of the measurement from hidden states; empty leaves it out.
         hidden_size: Width of the hidden states.
         dtypes: Types of the logits.
@@ -65,6 +68,7 @@ class Config:
 
     rows: int = 128
     vocab_size: int = 151_936
+    models: tuple[str, ...] = ()
     hidden_rows: tuple[int, ...] = (128, 1024, 2048)
     hidden_size: int = 896
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
@@ -147,6 +151,19 @@ def ours(impl: str) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
 # -- inputs -----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Source:
+    """Logits to measure on: what they are, (rows, V) in float32, and the tokens."""
+
+    name: str
+    logits: Tensor
+    tokens: Tensor
+
+    def mean_entropy(self) -> float:
+        """Their mean entropy in nats."""
+        return float(token_statistics(self.logits.detach(), self.tokens).entropy.mean())
+
+
 def llm_like(rows: int, vocab_size: int, device: str) -> tuple[Tensor, Tensor]:
     """Draw float32 logits as of a trained model: half of the rows nearly certain, a fifth of them forks."""
     generator = torch.Generator().manual_seed(0)
@@ -158,6 +175,38 @@ def llm_like(rows: int, vocab_size: int, device: str) -> tuple[Tensor, Tensor]:
     other = torch.randint(0, vocab_size, (rows,), generator=generator)
     tokens = torch.where(torch.arange(rows) % 4 == 3, other, first)
     return logits.to(device), tokens.to(device)
+
+
+def of_model(name: str, rows: int, device: str) -> tuple[Tensor, Tensor]:
+    """The float32 logits of a language model at tokens that it writes itself, in answer to additions."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from entropy_theory.testbed.pretrained import resolve_model
+    from entropy_theory.testbed.tasks import load_task
+
+    folder = resolve_model(name)
+    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    asked = load_task("addition", rows, 0, chat=True).prompts["prompt"]
+    torch.manual_seed(0)
+    parts: list[tuple[Tensor, Tensor]] = []
+    for first in range(0, rows, 16):
+        texts = [
+            tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False)
+            for p in asked[first : first + 16]
+        ]
+        inputs = tokenizer(texts, return_tensors="pt", padding=True).to(device)
+        written = model.generate(
+            **inputs, do_sample=True, top_k=0, max_new_tokens=16, return_dict_in_generate=True, output_logits=True
+        )
+        tokens = written.sequences[:, inputs["input_ids"].shape[1] :]
+        ended = (tokens == tokenizer.eos_token_id).int()
+        counts = ended.cumsum(1) - ended == 0  # up to and with the end token
+        parts.append((torch.stack(written.logits, dim=1)[counts].float(), tokens[counts]))
+        if sum(len(own) for _, own in parts) >= rows:
+            break
+    logits, tokens = (torch.cat(kind)[:rows].contiguous() for kind in zip(*parts, strict=True))
+    return logits, tokens
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------
@@ -230,10 +279,9 @@ def worst_error(values: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> dict[s
 # -- the three tables -------------------------------------------------------------------------------------------------
 
 
-def statistics_table(config: Config, dtype: str, threads: int) -> dict[str, Any]:
+def statistics_table(config: Config, source: Source, dtype: str, threads: int) -> dict[str, Any]:
     """Measure the statistics from logits, without gradient."""
-    logits, tokens = llm_like(config.rows, config.vocab_size, config.device)
-    logits = logits.to(DTYPES[dtype])
+    logits, tokens = source.logits.to(DTYPES[dtype]), source.tokens
     exact = ours("eager")(logits.double(), tokens)
     fused = "triton" if config.device == "cuda" else "fused-cpu"
     functions: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, ...]]] = {"official composition": official}
@@ -254,39 +302,56 @@ def statistics_table(config: Config, dtype: str, threads: int) -> dict[str, Any]
         "dtype": dtype,
         "device": config.device,
         "threads": threads,
-        "shape": [config.rows, config.vocab_size],
+        "logits": source.name,
+        "mean_entropy": source.mean_entropy(),
+        "shape": list(logits.shape),
         "against": "official composition",
         "auto": choose_implementation(logits),
         "rows": rows,
     }
 
 
-def training_table(config: Config, dtype: str, threads: int) -> dict[str, Any]:
-    """Measure forward and backward of log_probs; ours computes every statistic on the way."""
+def training_table(config: Config, source: Source, dtype: str, threads: int) -> dict[str, Any]:
+    """Measure forward and backward of log p and H; ours computes every statistic on the way.
+
+    The floor is one read of the logits and one write of their gradient; whoever keeps nothing of the size of the logits
+    has to read them twice.
+    """
     from trl.trainer.utils import selective_log_softmax
 
-    logits, tokens = llm_like(config.rows, config.vocab_size, config.device)
-    logits = logits.to(DTYPES[dtype]).requires_grad_()
-    weights = torch.linspace(-1, 1, config.rows, device=config.device)
+    logits, tokens = source.logits.to(DTYPES[dtype]).requires_grad_(), source.tokens
+    weights = torch.linspace(-1, 1, len(tokens), device=config.device)
+    written = torch.empty_like(logits)
 
     def step(log_probs: Callable[[], Tensor]) -> Tensor:
         (gradient,) = torch.autograd.grad((log_probs() * weights).sum(), logits)
         return gradient
 
+    def read_and_write() -> Tensor:
+        written.zero_()
+        return logits.detach().amax(-1)
+
+    def both(logits: Tensor, tokens: Tensor) -> Tensor:
+        statistics = token_statistics(logits, tokens)
+        return statistics.log_probs + 0.1 * statistics.entropy
+
     peers: dict[str, Callable[[], Any]] = {
-        "floor: amax": lambda: logits.detach().amax(-1),
+        "floor: one read, one write": read_and_write,
         "TRL selective_log_softmax": lambda: step(lambda: selective_log_softmax(logits, tokens)),
-        "ours, everything": lambda: step(lambda: token_statistics(logits, tokens).log_probs),
+        "ours, log p": lambda: step(lambda: token_statistics(logits, tokens).log_probs),
+        "ours, log p and H": lambda: step(lambda: both(logits, tokens)),
     }
     rows = interleaved(peers, config.rounds, config.device)
     for name, run in peers.items():
         rows[name]["extra_mib"] = extra_memory(run, config.device)
     return {
-        "table": "log_probs, forward and backward",
+        "table": "forward and backward",
         "dtype": dtype,
         "device": config.device,
         "threads": threads,
-        "shape": [config.rows, config.vocab_size],
+        "logits": source.name,
+        "mean_entropy": source.mean_entropy(),
+        "shape": list(logits.shape),
         "against": "TRL selective_log_softmax",
         "rows": rows,
     }
@@ -329,13 +394,17 @@ def hidden_table(config: Config, dtype: str, threads: int, count: int) -> dict[s
 
 def tables(config: Config) -> Iterator[dict[str, Any]]:
     """Measure one table after the other."""
-    for threads in config.threads if config.device == "cpu" else (torch.get_num_threads(),):
-        torch.set_num_threads(threads)
-        for dtype in config.dtypes:
-            with torch.no_grad():
-                yield statistics_table(config, dtype, threads)
-            if find_spec("trl") is not None:
-                yield training_table(config, dtype, threads)
+    for name in config.models or ("drawn",):
+        with torch.no_grad():
+            drawn = () if config.models else llm_like(config.rows, config.vocab_size, config.device)
+            source = Source(name, *(drawn or of_model(name, config.rows, config.device)))
+        for threads in config.threads if config.device == "cpu" else (torch.get_num_threads(),):
+            torch.set_num_threads(threads)
+            for dtype in config.dtypes:
+                with torch.no_grad():
+                    yield statistics_table(config, source, dtype, threads)
+                if find_spec("trl") is not None:
+                    yield training_table(config, source, dtype, threads)
     for dtype in config.dtypes:
         for count in config.hidden_rows:
             torch.set_num_threads(config.threads[0])
@@ -349,7 +418,10 @@ def render(table: dict[str, Any]) -> Table:
     The ratios are of processor time with one CPU thread, of elapsed time otherwise.
     """
     shape = " × ".join(f"{n:,}" for n in table["shape"])
-    view = Table(title=f"{table['table']}: {shape}, {table['dtype']}, {table['threads']} threads", title_justify="left")
+    title = f"{table['table']}: {shape}, {table['dtype']}, {table['threads']} threads"
+    if "logits" in table:
+        title += f"; {table['logits']}, mean entropy {table['mean_entropy']:.2f} nats"
+    view = Table(title=title, title_justify="left")
     names = list(table["rows"])
     basis = "median_processor_ms" if table["threads"] == 1 and table["device"] == "cpu" else "median_ms"
     floor, usual = (table["rows"][name][basis] for name in (names[0], table["against"]))

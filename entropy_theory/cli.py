@@ -42,6 +42,7 @@ class VerifyConfig:
         thorough: Budgets ten times the default.
         certify: Add the certificates by ball arithmetic (needs the extra certify).
         kernel: Compile the Coq proofs again (needs a checkout, Coq and Coquelicot); default: read their record.
+        processes: Processes that share the checks; default: one for each core.
         out: Folder for verification.json, verification.html and the page's pictures.
     """
 
@@ -50,6 +51,7 @@ class VerifyConfig:
     thorough: bool = False
     certify: bool = False
     kernel: bool = False
+    processes: int | None = None
     out: Path | None = None
 
 
@@ -63,7 +65,12 @@ def _verify(config: VerifyConfig, console: Console) -> int:
     budget = "quick" if config.quick else "thorough" if config.thorough else "default"
     with progress_bar(console) as progress:
         report = verify(
-            config.only or None, budget=budget, progress=progress, certify=config.certify, kernel=config.kernel
+            config.only or None,
+            budget=budget,
+            progress=progress,
+            certify=config.certify,
+            kernel=config.kernel,
+            processes=(os.cpu_count() or 1) if config.processes is None else config.processes,
         )
     if config.out is not None:
         from entropy_theory.report import figures

@@ -108,6 +108,12 @@ def simplified(expression: sp.Expr) -> sp.Expr:
     return sp.Integer(0) if sp.expand(numerator) == 0 else sp.simplify(expression)
 
 
+def taylor(expression: sp.Expr, symbol: sp.Symbol, order: int) -> sp.Expr:
+    """Taylor's polynomial about 0 of what is analytic there, up to symbol^order."""
+    slopes = [sp.diff(expression, symbol, n).subs(symbol, 0) for n in range(order + 1)]
+    return sum((slope * symbol**n / sp.factorial(n) for n, slope in enumerate(slopes)), sp.Integer(0))
+
+
 def sum_by_monomials(summand: sp.Expr, carriers: tuple[sp.Symbol, ...], sums: Sums) -> sp.Expr:
     """Sum over tokens of a polynomial in the symbols that carry the index; each monomial's sum is looked up."""
     terms = sp.Poly(sp.expand(summand), *carriers).terms()

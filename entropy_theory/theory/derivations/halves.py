@@ -85,15 +85,13 @@ def _reduction() -> tuple[Step, ...]:
             gap,
             1 - p_k + p_j,
         ),
-        Step(
-            "The slope of Q x − K along e_k − e_j where Q x = K.", "T", sp.simplify(_slope_of_half()), sp.simplify(_T)
-        ),
+        Step("The slope of Q x − K along e_k − e_j where Q x = K.", "T", _slope_of_half(), _T),
     )
 
 
 def _bounds_of_q() -> tuple[Step, ...]:
     least = _M / (1 + _M)
-    odds = lambda q: q * (sp.log(q / (1 - q)) + _H)  # noqa: E731  Q x
+    odds = lambda q: q * (sp.log(sp.cancel(q / (1 - q))) + _H)  # noqa: E731  Q x
     top = sp.Symbol("u_{max}", nonnegative=True)
     return (
         Step(
@@ -111,13 +109,13 @@ def _bounds_of_q() -> tuple[Step, ...]:
         Step(
             "So at Q = M/(1 + M), Q x is at most K ...",
             r"Q x",
-            sp.expand_log(sp.simplify(odds(least)), force=True),
+            odds(least),
             least * (_H + sp.log(_M)),
         ),
         Step(
             "... and where x ≥ 0, Q x increases: hence δ ≥ 0.",
             r"\frac{d}{dQ} Q x",
-            sp.simplify(sp.diff(odds(_Q), _Q)),
+            sp.diff(odds(_Q), _Q),
             sp.log(_Q / (1 - _Q)) + _H + 1 / (1 - _Q),
         ),
         Step("At Q = ½, Q x is H/2 ...", "Q x", odds(sp.Rational(1, 2)), _H / 2),
@@ -125,19 +123,19 @@ def _bounds_of_q() -> tuple[Step, ...]:
             "... and K ≤ H/2, because u ≤ H and M ≤ 1: hence Q ≤ ½, logit Q ≤ 0, K = Q x ≤ Q H.",
             r"H/2 - M u_{max}/(1 + M)",
             (_H / 2 - least * top).subs(_H, top),
-            sp.simplify(top * (1 - _M) / (2 * (1 + _M))),
+            top * (1 - _M) / (2 * (1 + _M)),
         ),
         Step(
             "In δ, what depends neither on K nor on u is positive ...",
             r"Q (1 + a) + \frac{a (a - M)}{1 + M}",
-            sp.simplify(_Q * (1 + _A) + _A * (_A - _M) / (1 + _M)),
-            sp.simplify(_Q + _A * (_Q - least) + _A**2 / (1 + _M)),
+            _Q * (1 + _A) + _A * (_A - _M) / (1 + _M),
+            _Q + _A * (_Q - least) + _A**2 / (1 + _M),
         ),
         Step(
             "... and so is the factor of u.",
             r"Q + \frac{2a - M}{1 + M}",
-            sp.simplify(_Q + (2 * _A - _M) / (1 + _M)),
-            sp.simplify((_Q - least) + 2 * _A / (1 + _M)),
+            _Q + (2 * _A - _M) / (1 + _M),
+            (_Q - least) + 2 * _A / (1 + _M),
         ),
     )
 
@@ -151,8 +149,8 @@ def _likeliest() -> tuple[Step, ...]:
             "(A) a = max r: u is the largest excess, so N ≤ M u; and M ≤ a. The loss in K is covered by the gain in u,"
             " and T ≥ Q.",
             r"\frac{2a^2 u}{1 + M} - \frac{2a (1 + a)}{1 + M} \frac{M u}{1 + M}",
-            sp.simplify((gain - loss).subs(_M, _A - surplus)),
-            sp.simplify(2 * _A * _U * surplus / (1 + _A - surplus) ** 2),
+            (gain - loss).subs(_M, _A - surplus),
+            2 * _A * _U * surplus / (1 + _A - surplus) ** 2,
         ),
     )
 
@@ -167,8 +165,8 @@ def _not_the_likeliest() -> tuple[Step, ...]:
         Step(
             "(B) a < m: a ≤ ½, because a + m ≤ 1. With Q ≤ ½ the loss in K has at most the factor κ.",
             r"(1 + a)\Big(\frac{2a}{1 + M} - \frac12\Big)",
-            sp.simplify((1 + _A) * (2 * _A / (1 + _M) - sp.Rational(1, 2))),
-            sp.simplify(kappa),
+            (1 + _A) * (2 * _A / (1 + _M) - sp.Rational(1, 2)),
+            kappa,
         ),
         Step(
             "κ M is at most (1 + a)(4a − 1)²/(8 (1 + M)) ...",
@@ -217,14 +215,14 @@ def _not_the_likeliest() -> tuple[Step, ...]:
         Step(
             "With M ≥ a² + m² ≥ 2a², κ is at most this ...",
             r"\kappa",
-            sp.simplify(kappa.subs(_M, 2 * _A**2)),
-            sp.simplify((1 + _A) * (4 * _A - 1 - 2 * _A**2) / (2 * (1 + 2 * _A**2))),
+            kappa.subs(_M, 2 * _A**2),
+            (1 + _A) * (4 * _A - 1 - 2 * _A**2) / (2 * (1 + 2 * _A**2)),
         ),
         Step(
             "... because it falls with M.",
             r"\partial \kappa/\partial M",
-            sp.simplify(sp.diff(kappa, _M)),
-            sp.simplify(-2 * _A * (1 + _A) / (1 + _M) ** 2),
+            sp.diff(kappa, _M),
+            -2 * _A * (1 + _A) / (1 + _M) ** 2,
         ),
         Step(
             "The loss in K is at most κ Q H with H < log(1/a) ≤ (1 − a)/a, so at most 13/50 Q: this polynomial has no"

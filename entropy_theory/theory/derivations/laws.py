@@ -18,6 +18,7 @@ from entropy_theory.theory.derivations.engine import (
     simplified,
     sum_by_monomials,
     sum_over_rest,
+    taylor,
 )
 
 REST = sp.Symbol("H_{rest}", nonnegative=True)
@@ -137,7 +138,7 @@ def exact_single_logit_law() -> Derivation:
     score = p * (H + L)
     divergence = STEP * q - sp.log(D)
     claim = -(u / D) * score - divergence
-    series = sp.series(claim, STEP, 0, 3).removeO()
+    series = taylor(claim, STEP, 2)
     second = -STEP * score - STEP**2 / 2 * (p * (1 - p) + score * (1 - 2 * p))
     log_q = L + STEP - sp.log(D)
     log_rest = sp.Symbol("\\log(1-p_k)", real=True)

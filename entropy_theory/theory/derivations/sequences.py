@@ -18,6 +18,7 @@ from entropy_theory.theory.derivations.engine import (
     Step,
     simplified,
     sum_by_monomials,
+    taylor,
 )
 
 _U_I, _U_K, _MEAN_U = sp.symbols("u_i u_k E_p[u]", real=True)
@@ -37,7 +38,7 @@ def token_mean_bias() -> Derivation:
     B, length, order = sp.symbols("B l \\epsilon", positive=True)
     x, y, covariance = sp.symbols("x y \\sigma_{XL}", real=True)
     ratio = order * x / (B * length + order * y)
-    second = sp.series(ratio, order, 0, 3).removeO().subs(order, 1)
+    second = taylor(ratio, order, 2).subs(order, 1)
     mean = sum_by_monomials(sp.expand(second), (x, y), {(1, 0): sp.Integer(0), (1, 1): B * covariance})
     claim = -covariance / (B * length**2)
     steps = (

@@ -159,20 +159,17 @@ def second_rise() -> Question:
         d = (np.arange(probs.shape[-1]) == 0) - probs
         excess = log_probs - (rays.counts * probs * log_probs).sum(axis=-1, keepdims=True)
         rises = (rays.counts * probs * excess * d).sum(axis=-1) > 0.0
-        fallen = np.zeros(len(probs), dtype=bool)
-        best = np.full(len(probs), -1.0)
-        for factor in np.geomspace(1e-2, 1e2, 48):
-            t = -factor * rays.size[:, np.newaxis]
-            shifted = log_probs + t * d
-            weights = rays.counts * np.exp(shifted - shifted.max(axis=-1, keepdims=True))
-            weights /= weights.sum(axis=-1, keepdims=True)
-            spread = d - (weights * d).sum(axis=-1, keepdims=True)
-            covariance = (weights * spread * excess).sum(axis=-1)
-            variance = -t[:, 0] * (weights * spread**2).sum(axis=-1)
-            slope = (covariance - variance) / (np.abs(covariance) + variance + 1e-300)  # of H in −t
-            alive = np.abs(covariance) + variance > 1e-12
-            best = np.where(fallen & alive, np.maximum(best, slope), best)
-            fallen |= alive & (slope < -1e-6)
+        t = -np.geomspace(1e-2, 1e2, 48)[:, np.newaxis, np.newaxis] * rays.size[:, np.newaxis]
+        shifted = log_probs + t * d
+        weights = rays.counts * np.exp(shifted - shifted.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        spread = d - (weights * d).sum(axis=-1, keepdims=True)
+        covariance = (weights * spread * excess).sum(axis=-1)
+        variance = -t[..., 0] * (weights * spread**2).sum(axis=-1)
+        slope = (covariance - variance) / (np.abs(covariance) + variance + 1e-300)  # of H in −t
+        alive = np.abs(covariance) + variance > 1e-12
+        fallen = np.logical_or.accumulate(alive & (slope < -1e-6), axis=0)
+        best = np.where(fallen[:-1] & alive[1:], slope[1:], -1.0).max(axis=0)
         return np.where(rises, best, -np.inf)
 
     def exact(ray: Ray) -> Number:

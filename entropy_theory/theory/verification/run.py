@@ -5,19 +5,32 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
+from entropy_theory.errors import invalid
 from entropy_theory.records import write_json
 from entropy_theory.theory.verification.catalogue import select
-from entropy_theory.theory.verification.evidence import STRENGTH, Budget, Check, Evidence, Kind, budget_named, verdict
-from entropy_theory.theory.verification.kernel import check_again, kernel_checks
+from entropy_theory.theory.verification.evidence import (
+    STRENGTH,
+    Budget,
+    Check,
+    Evidence,
+    Kind,
+    Statement,
+    budget_named,
+    verdict,
+)
+from entropy_theory.theory.verification.kernel import Run, check_again, kernel_checks
 from entropy_theory.theory.verification.marked_tests import holding
 
 Progress = Callable[[int, int, str], None]
@@ -128,6 +141,7 @@ def verify(
     progress: Progress | None = None,
     certify: bool = False,
     kernel: bool = False,
+    processes: int = 1,
 ) -> Report:
     """Run the checks of the statements and report what each found.
 
@@ -136,12 +150,14 @@ def verify(
     Symbols: `only` names the statements by identifier, None for all; `budget` is "quick" (seconds), "default" (under
     two minutes) or "thorough" (ten times the work); `progress` is called as progress(done, total, label); `certify`
     adds the certificates, which need python-flint; `kernel` compiles the Coq proofs of a checkout again, which needs
-    Coq. Without it their record is reported.
+    Coq, and without it their record is reported; `processes` share the checks, and find the same. A script that asks
+    for several must be guarded by ``if __name__ == "__main__"``.
 
     Domain: a check that raises is a failed check with the exception in its evidence. Nothing is printed.
 
     Raises:
-        ValueError: If an identifier or the budget is unknown, or the kernel is asked for and Coq is not installed.
+        ValueError: If an identifier or the budget is unknown, `processes` is below 1, or the kernel is asked for and
+            Coq is not installed.
         ImportError: If certificates are asked for and python-flint is not installed.
 
     Example:
@@ -157,38 +173,89 @@ def verify(
         from entropy_theory.theory.certificates.balls import flint
 
         flint()  # its absence is one error, not one failed check per certificate
+    if processes < 1:
+        raise invalid("processes", "at least 1", processes)
     run = check_again() if kernel else None
-    wanted = [
-        (
-            *(check for check in statement.checks if certify or check.kind is not Kind.CERTIFICATE),
-            *kernel_checks(statement.identifier, run),
+    started = perf_counter()
+    jobs = [job for statement in chosen for job in _jobs(statement, certify, run)]
+    outcomes: dict[str, list[CheckResult]] = {statement.identifier: [] for statement in chosen}
+    with ExitStack() as stack:
+        helpers = stack.enter_context(_Helpers(processes - 1, allowance)) if processes > 1 else None
+        if helpers is not None:
+            helpers.offer(jobs)
+        for done, job in enumerate(jobs):
+            if progress is not None:
+                progress(done, len(jobs), f"{job.identifier}: {job.check.kind.value}")
+            outcome = None if helpers is None else helpers.outcome(job)
+            outcomes[job.identifier].append(outcome or _run(job.check, allowance, job.test))
+    results = [
+        StatementResult(
+            statement.identifier,
+            statement.title,
+            statement.source,
+            statement.text,
+            statement.formula,
+            statement.assumptions,
+            tuple(outcomes[statement.identifier]),
+            holding(statement.identifier),
         )
         for statement in chosen
     ]
-    total = sum(map(len, wanted))
-    done, results, started = 0, [], perf_counter()
-    for statement, checks in zip(chosen, wanted, strict=True):
-        outcomes, tests = [], holding(statement.identifier)
-        for check in checks:
-            if progress is not None:
-                progress(done, total, f"{statement.identifier}: {check.kind.value}")
-            outcomes.append(_run(check, allowance, tests[0] if tests else ""))
-            done += 1
-        results.append(
-            StatementResult(
-                statement.identifier,
-                statement.title,
-                statement.source,
-                statement.text,
-                statement.formula,
-                statement.assumptions,
-                tuple(outcomes),
-                tests,
-            )
-        )
     if progress is not None:
-        progress(done, total, "done")
+        progress(len(jobs), len(jobs), "done")
     return Report(allowance.name, tuple(results), perf_counter() - started, _environment(), certify, kernel)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A check to run: its statement, its place in the statement's list (None for the kernel's), the test to name."""
+
+    identifier: str
+    place: int | None
+    check: Check
+    test: str
+
+
+def _jobs(statement: Statement, certify: bool, run: Run | None) -> list[_Job]:
+    identifier, test = statement.identifier, next(iter(holding(statement.identifier)), "")
+    listed = [
+        _Job(identifier, place, check, test)
+        for place, check in enumerate(statement.checks)
+        if certify or check.kind is not Kind.CERTIFICATE
+    ]
+    return [*listed, *(_Job(identifier, None, check, test) for check in kernel_checks(identifier, run))]
+
+
+class _Helpers:
+    """Processes that take checks from the end of the list while this one takes them from the front."""
+
+    def __init__(self, processes: int, budget: Budget) -> None:
+        self._pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+        self._budget = budget
+        self._futures: dict[tuple[str, int], Future[CheckResult]] = {}
+
+    def __enter__(self) -> _Helpers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def offer(self, jobs: Sequence[_Job]) -> None:
+        """Let them have the listed checks; the kernel's report what this process found."""
+        for job in reversed(jobs):
+            if job.place is not None:
+                place, arguments = (job.identifier, job.place), (job.identifier, job.place, self._budget, job.test)
+                self._futures[place] = self._pool.submit(_run_listed, *arguments)
+
+    def outcome(self, job: _Job) -> CheckResult | None:
+        """What they found, or None where they have not begun, and will not."""
+        future = None if job.place is None else self._futures[job.identifier, job.place]
+        return None if future is None or future.cancel() else future.result()
+
+
+def _run_listed(identifier: str, place: int, budget: Budget, test: str) -> CheckResult:
+    """Run a check by its place in the catalogue: the check itself does not travel between processes."""
+    return _run(select(identifier)[0].checks[place], budget, test)
 
 
 def _run(check: Check, budget: Budget, test: str) -> CheckResult:

@@ -36,6 +36,18 @@ def test_progress_counts_every_check():
     assert calls[-1][2] == "done"
 
 
+def test_processes_find_the_same():
+    chosen = ["lemma-3.1", "corollary-3.4", "four-conditions"]
+    alone, shared = (verify(only=chosen, budget="tiny", processes=n) for n in (1, 3))
+
+    def outcomes(report: Report) -> list[tuple[object, ...]]:
+        return [(s.identifier, c.name, c.verdict, c.evidence) for s in report.results for c in s.checks]
+
+    assert outcomes(shared) == outcomes(alone)
+    with pytest.raises(ValueError, match="processes: expected at least 1, received 0"):
+        verify(only="lemma-3.1", processes=0)
+
+
 def test_nothing_is_printed(capsys):
     verify(only="four-conditions", budget="tiny")
     captured = capsys.readouterr()

@@ -133,7 +133,7 @@ def boundary(budget: Budget) -> Evidence:
         z = oracle.exact(logits)
         H, N = oracle.entropy(z), -oracle.entropy_slope(z, oracle.probabilities(z))
         near, far = mp.exp(-H), mp.mpf(1)
-        for _ in range(220):
+        for _ in range(180):  # the bits of 50 digits, and some
             middle = (near + far) / 2
             near, far = (middle, far) if middle * (H + mp.log(middle)) < N else (near, middle)
         yield oracle.relative_error(float(updates.baseline_boundary(logits)), far)
