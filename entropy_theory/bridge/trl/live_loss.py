@@ -200,9 +200,10 @@ class LiveLoss:
         with self._scorer.layer.watch() as seen, product.reading():
             results = run_forward()
         statistics = product.statistics(results[0][order], mask)
-        if statistics is None:
+        if self._run.reducer().sum(torch.tensor(int(statistics is None))):  # ranks may meet to gather the matrix
             hidden = seen[-1][order, -tokens.shape[1] - 1 : -1]
             statistics = self._scorer.from_hidden(hidden, tokens, second_order)
+        assert statistics is not None
         back = order.argsort()
         for name, value in self._generation.decide(batch, statistics).items():
             inputs[name] = value[back] if value.dim() else value
