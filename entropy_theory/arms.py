@@ -21,6 +21,21 @@ from entropy_theory.program import PARENT_VARIABLE
 
 
 @dataclass(frozen=True)
+class Job:
+    """A command of the command line whose folder has a result.json when it is done.
+
+    Attributes:
+        name: What it is called on the way.
+        folder: Its ``--out``.
+        words: The command and its options, without ``--out``.
+    """
+
+    name: str
+    folder: Path
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ArmRun:
     """A training run of an arm.
 
@@ -35,6 +50,12 @@ class ArmRun:
     seed: int
     folder: Path
     options: tuple[str, ...]
+
+    @property
+    def job(self) -> Job:
+        """Its command."""
+        words = ("train", *self.options, "--seed", str(self.seed))
+        return Job(f"{self.arm} (seed {self.seed})", self.folder, words)
 
     @property
     def steps_done(self) -> int:
@@ -53,7 +74,13 @@ def folder_name(arm: str, seed: int) -> str:
     return f"{arm.lower().replace(' ', '-').replace('_', '-')}-{seed}"
 
 
-def train_arms(runs: Sequence[ArmRun], steps: int, processes: int, progress: Callable[[int, int, str], None]) -> None:
+def train_arms(
+    runs: Sequence[ArmRun],
+    steps: int,
+    processes: int,
+    progress: Callable[[int, int, str], None],
+    others: Sequence[Job] = (),
+) -> None:
     """Train what is missing, ``processes`` runs at a time, each in a process of its own on one thread.
 
     Args:
@@ -61,6 +88,7 @@ def train_arms(runs: Sequence[ArmRun], steps: int, processes: int, progress: Cal
         steps: Steps of each.
         processes: Runs at a time.
         progress: Called with (steps done, steps in all, the runs at work).
+        others: Further commands, for the processes that have no run left.
 
     Raises:
         RunError: A run failed; the message ends with its last line.
@@ -68,30 +96,28 @@ def train_arms(runs: Sequence[ArmRun], steps: int, processes: int, progress: Cal
     # One thread a process: two single-threaded runs side by side are faster than one after the other on two threads.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment[PARENT_VARIABLE] = str(os.getpid())  # when this process is killed, no run writes on
-    waiting = [run for run in runs if not (run.folder / "result.json").exists()]
-    running: dict[ArmRun, subprocess.Popen[Any]] = {}
+    jobs = [*(run.job for run in runs), *others]
+    waiting = [job for job in jobs if not (job.folder / "result.json").exists()]
+    running: dict[Job, subprocess.Popen[Any]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < processes:
-                run = waiting.pop(0)
-                run.folder.mkdir(parents=True, exist_ok=True)
-                command = [sys.executable, "-m", "entropy_theory", "train", *run.options]
-                command += ["--seed", str(run.seed), "--out", str(run.folder)]
-                with (run.folder / "log.txt").open("wb") as log:
-                    running[run] = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+                job = waiting.pop(0)
+                job.folder.mkdir(parents=True, exist_ok=True)
+                command = [sys.executable, "-m", "entropy_theory", *job.words, "--out", str(job.folder)]
+                with (job.folder / "log.txt").open("wb") as log:
+                    running[job] = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
             time.sleep(0.2)
             done = sum(run.steps_done for run in runs)
-            progress(done, steps * len(runs), ", ".join(f"{run.arm} (seed {run.seed})" for run in running))
-            for run, process in list(running.items()):
+            progress(done, steps * len(runs), ", ".join(job.name for job in running))
+            for job, process in list(running.items()):
                 if process.poll() is None:
                     continue
-                del running[run]
+                del running[job]
                 if process.returncode:
-                    lines = (run.folder / "log.txt").read_text(errors="replace").strip().splitlines() or ["no output"]
+                    lines = (job.folder / "log.txt").read_text(errors="replace").strip().splitlines() or ["no output"]
                     said = lines[-1].removeprefix("entropy-theory: ")
-                    raise RunError(
-                        f"arm {run.arm}, seed {run.seed}: {said}", status=2 if process.returncode == 2 else 1
-                    )
+                    raise RunError(f"{job.name}: {said}", status=2 if process.returncode == 2 else 1)
     finally:
         for process in running.values():
             process.terminate()

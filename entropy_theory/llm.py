@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropy_theory import records
-from entropy_theory.arms import ArmRun, folder_name, interval_data, read_runs, summarise_arms, train_arms
+from entropy_theory.arms import ArmRun, Job, folder_name, interval_data, read_runs, summarise_arms, train_arms
 from entropy_theory.errors import at_least, finite_number
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ARMS = {"GRPO": "none", "Clip_B": "clip-b(mu=0.9)", "Entropy bonus": "entropy-bonus(coefficient=0.02)"}
 SAVE_EVERY = 10
 AUDIT_COPIES = 16  # of the weights in memory: 14 were seen on 32 completions of 16 tokens
+ARM_COPIES = 13
 LAST = 10
 """Steps whose means say how an arm ended."""
 
@@ -114,7 +115,8 @@ def _run_llm(config: LlmConfig, console: Console, bar: Bar) -> int:
     with bar(console) as progress:
         resolve_model(config.model, progress)
     with bar(console) as progress:
-        train_arms(_runs(config), config.steps, config.processes, progress)
+        beside = (_audit_job(config),) if _audit_fits_beside_an_arm(config) else ()
+        train_arms(_runs(config), config.steps, config.processes, progress, beside)
     for run in _runs(config):  # each is three times the model's size, and only an arm that is not done resumes
         for checkpoint in (run.folder / "trainer").glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
@@ -186,41 +188,63 @@ def _step_changes(lines: list[dict[str, Any]]) -> tuple[list[float], list[float]
     return [slope for slope, _ in pairs], [change for _, change in pairs]
 
 
-def _audit(config: LlmConfig, progress: Progress) -> tuple[dict[str, Any] | None, str]:
-    """Audit a step; where the memory is missing, None and a sentence that says so."""
+def _audit_fits_beside_an_arm(config: LlmConfig) -> bool:
+    """Whether the audit can be made while the last arm trains."""
+    weights, free = _weights_and_free_memory(config)
+    return config.processes > 1 and weights > 0 and (free or 0) >= (AUDIT_COPIES + ARM_COPIES) * weights
+
+
+def _weights_and_free_memory(config: LlmConfig) -> tuple[int, int | None]:
+    """Bytes of the weights (0 while a hub's model has not been trained yet), and of the memory that is free."""
     import torch
 
-    from entropy_theory.audit.config import AuditConfig
-    from entropy_theory.audit.run import audit
+    from entropy_theory.testbed.pretrained import resolve_model
     from entropy_theory.training.memory import available_bytes
 
-    weights = sum(path.stat().st_size for path in (_runs(config)[0].folder / "model").glob("*.safetensors"))
-    free = available_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model = Path(resolve_model(config.model))
+    folder = model if model.is_dir() else _runs(config)[0].folder / "model"
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return weights, available_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _audit_options(config: LlmConfig) -> dict[str, Any]:
+    return {
+        "arms": ("adamw",),
+        "at": (2,),  # the first step of AdamW is far larger than its later ones
+        "seeds": (config.seed,),
+        "model": config.model,
+        "task": config.task,
+        "prompts_per_step": config.prompts_per_step,
+        "generations": config.generations,
+        "max_completion_length": config.max_completion_length,
+        "learning_rate": config.learning_rate,
+        "positions": 16,
+        "precision": "float32",
+        "resamples": 200,
+    }
+
+
+def _audit_job(config: LlmConfig) -> Job:
+    """The audit as a command of its own."""
+    words = ["audit"]
+    for name, value in _audit_options(config).items():
+        words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return Job("audit of a step", config.out / "audit", tuple(words))
+
+
+def _audit(config: LlmConfig, progress: Progress) -> tuple[dict[str, Any] | None, str]:
+    """Audit a step, or read the audit made before; where the memory is missing, None and a sentence that says so."""
+    from entropy_theory.audit.config import AuditConfig
+    from entropy_theory.audit.run import audit
+
+    weights, free = _weights_and_free_memory(config)
     finished = (config.out / "audit" / "result.json").exists()
     if not finished and free is not None and free < AUDIT_COPIES * weights:
         return None, (
             f"The audit of single positions was left out: it needs about {AUDIT_COPIES * weights / 2**30:.0f} GiB of "
             f"memory, and {free / 2**30:.0f} GiB were free. The same command makes it up where there are more."
         )
-    result = audit(
-        AuditConfig(
-            arms=("adamw",),
-            at=(2,),  # the first step of AdamW is far larger than its later ones
-            seeds=(config.seed,),
-            model=config.model,
-            task=config.task,
-            prompts_per_step=config.prompts_per_step,
-            generations=config.generations,
-            max_completion_length=config.max_completion_length,
-            learning_rate=config.learning_rate,
-            positions=16,
-            precision="float32",
-            resamples=200,
-            out=config.out / "audit",
-        ),
-        progress,
-    )
-    return result, ""
+    return audit(AuditConfig(**_audit_options(config), out=config.out / "audit"), progress), ""
 
 
 def _inspect(config: LlmConfig, run: dict[str, Any], progress: Progress) -> str:

@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import tyro
 
 from entropy_theory import llm, records
+from entropy_theory.audit.config import AuditConfig
 from entropy_theory.cli import main
 from entropy_theory.testbed import pretrained
 from entropy_theory.training import memory
@@ -57,6 +59,25 @@ def test_bf16_is_the_processors(text: str | None, has: bool, tmp_path: Path) -> 
     if text is not None:
         processor.write_text(text)
     assert llm.processor_multiplies_bf16(processor) is has
+
+
+def test_the_audit_as_a_command_is_the_audit_that_is_read(tmp_path: Path) -> None:
+    config = llm.LlmConfig(task="addition:largest=9", seed=3, learning_rate=1e-5, out=tmp_path)
+    job = llm._audit_job(config)
+    parsed = tyro.cli(AuditConfig, args=[*job.words[1:], "--out", str(job.folder)])
+    assert parsed == AuditConfig(**llm._audit_options(config), out=tmp_path / "audit")
+
+
+@pytest.mark.parametrize(
+    ("processes", "copies", "fits"), [(2, 29, True), (2, 28, False), (1, 100, False), (2, None, False)]
+)
+def test_the_audit_beside_an_arm_needs_the_memory_of_both(
+    processes: int, copies: int | None, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: copies and 1000 * copies)
+    config = llm.LlmConfig(model=str(tmp_path), processes=processes, out=tmp_path / "out")
+    assert llm._audit_fits_beside_an_arm(config) is fits
 
 
 @pytest.mark.slow
