@@ -30,6 +30,9 @@ class TritonPolicies:
         config: The run; optimizer sgd, groups of at most `implementations.LARGEST_GROUP`.
         share: The places of these policies in the whole bank.
         device: Where the logits are: a GPU, or the CPU under Triton's interpreter.
+
+    Attributes:
+        sizes: What the kernels are compiled for: GROUP, STEPS, TILES and TILE of `kernels.triton_steps`, and num_warps.
     """
 
     def __init__(self, config: SimulationConfig, share: range, device: torch.device) -> None:
