@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import no_type_check
 
 from entropy_theory.dynamics import bank
-from entropy_theory.dynamics.kernels import layout
 from entropy_theory.errors import missing_extra
 
 try:
@@ -20,7 +19,6 @@ except ImportError as error:
     raise missing_extra("triton", "gpu") from error
 
 _FAR = tl.constexpr(bank.FAR)
-_EPSILON = tl.constexpr(layout.EPSILON)
 _UNIFORM_UNIT = tl.constexpr(2.0**-53)
 # e^d of it is zero in float64: it stands where there is no logit, and keeps 0 · −inf out of the sums.
 _NO_LOGIT = tl.constexpr(-800.0)
