@@ -6,6 +6,12 @@ machine hits them alike; read the ratios. Both implementations are compared, ste
 
     python benchmarks/simulator.py                 # two minutes
     python benchmarks/simulator.py --quick         # seconds
+    python benchmarks/simulator.py --device cuda --policies 10000 1000000 --large-policies 264 --out simulator_gpu.json
+
+On a GPU (the last line; not run yet, for want of one) the peers are the torch path, on the whole bank at once, and the
+Triton step; its kernel alone besides, where no rule interferes: what a recorded step adds to it is Python, and the
+records of all policies on their way to the CPU. The floors go over 2²⁴ logits of the bank, so the exponential of
+float64 numbers reads and writes memory there. `torch.compile` is no peer: the torch path branches on its numbers.
 
 How many exponentials a step needs. The statistics of a policy take one per logit, in two passes over the logits: the
 maximum, and the sums. A gradient whose coefficients sum to zero moves the sampled logits alone, which takes none. Any
@@ -48,6 +54,7 @@ class Config:
         rules: The rules.
         threads: The second number of threads; the first is one.
         rounds: Times every peer runs.
+        device: What runs; on cuda, Triton instead of the compiled loops.
         quick: Few policies and rounds.
         out: Where the result goes, as JSON; no file if omitted.
     """
@@ -57,12 +64,18 @@ class Config:
     rules: tuple[str, ...] = ("none", "clip-b(mu=0.5)")
     threads: int = 2
     rounds: int = 15
+    device: Literal["cpu", "cuda"] = "cpu"
     quick: bool = False
     out: Path | None = None
 
 
 def simulation_of(
-    rule: str, policies: int, vocab_size: int, dtype: Literal["float32", "float64"], impl: Literal["eager", "fused-cpu"]
+    rule: str,
+    policies: int,
+    vocab_size: int,
+    dtype: Literal["float32", "float64"],
+    impl: Literal["eager", "fused-cpu", "triton"],
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> Simulation:
     """Start the policies of a table; those of a large vocabulary are uncertain by some nats, so that they all learn."""
     config = SimulationConfig(
@@ -75,7 +88,8 @@ def simulation_of(
         dtype=dtype,
         logit_scale=1.0 if vocab_size < 1000 else 4.0,
         correct_share=0.1 if vocab_size < 1000 else 0.5,
-        block_elements=1 << (15 if vocab_size < 1000 else 18),
+        block_elements=1 << (30 if device == "cuda" else 15 if vocab_size < 1000 else 18),
+        device=device,
     )
     return Simulation(config, impl=impl)
 
@@ -101,12 +115,12 @@ def compare(first: Simulation, second: Simulation) -> dict[str, float]:
     return {"logits": logits, "records": worst}
 
 
-def steps_of(simulation: Simulation, count: int) -> Callable[[], None]:
-    """Take some steps."""
+def repeated(work: Callable[[], object], count: int) -> Callable[[], None]:
+    """Do some work several times."""
 
     def run() -> None:
         for _ in range(count):
-            simulation.step()
+            work()
 
     return run
 
@@ -159,9 +173,9 @@ def table_of(
         {
             "floor: one read": (1, reads, reads, calls * policies // len(narrow) * len(narrow)),
             "floor: one exponential per logit": (1, exponentials, exponentials, floor),
-            "torch path, 1 thread": (1, before.step, steps_of(before, few), few * policies),
-            "compiled, 1 thread": (1, after.step, steps_of(after, calls), done),
-            f"compiled, {many} threads": (many, after.step, steps_of(after, calls), done),
+            "torch path, 1 thread": (1, before.step, repeated(before.step, few), few * policies),
+            "compiled, 1 thread": (1, after.step, repeated(after.step, calls), done),
+            f"compiled, {many} threads": (many, after.step, repeated(after.step, calls), done),
         },
         config.rounds,
     )
@@ -182,8 +196,65 @@ def table_of(
     }
 
 
+def finished(work: Callable[[], object]) -> Callable[[], None]:
+    """Do work on the GPU and wait for its end."""
+
+    def run() -> None:
+        work()
+        torch.cuda.synchronize()
+
+    return run
+
+
+def table_on_gpu(
+    config: Config, rule: str, policies: int, vocab_size: int, dtype: Literal["float32", "float64"]
+) -> dict[str, Any]:
+    """Compare and time one rule at one size on a GPU."""
+    from entropy_theory.dynamics.fused_triton import TritonPolicies  # needs Triton
+
+    def start() -> list[Simulation]:
+        return [simulation_of(rule, policies, vocab_size, dtype, impl, "cuda") for impl in ("triton", "eager")]
+
+    differences = compare(*start())
+    after, before = start()
+    calls = max(1, min(500, (1 << 28) // (policies * vocab_size)))
+    narrow = after.logits[: max(1, (1 << 24) // vocab_size)].clone()
+    wide = narrow.double()
+    out = torch.empty_like(wide)
+    works: dict[str, tuple[Callable[[], object], int, int]] = {
+        "floor: one read": (lambda: narrow.amax(-1), calls, len(narrow)),
+        "floor: one exponential per logit": (lambda: torch.exp(wide, out=out), calls, len(wide)),
+        "torch path": (before.step, max(1, calls // 8), policies),
+        "Triton": (after.step, calls, policies),
+    }
+    if rule == "none":
+        alone, logits = TritonPolicies(after.config, after.share, after.logits.device), after.logits.clone()
+        correct = after.correct
+        works["Triton, its kernel alone"] = (
+            lambda: alone.step_unmodified(logits, correct, 0, measure=True),
+            calls,
+            policies,
+        )
+    peers: dict[str, Peer] = {}
+    for name, (work, times, count) in works.items():
+        peers[name] = (1, finished(work), finished(repeated(work, times)), times * count)
+    rows = interleaved(peers, config.rounds)
+    return {
+        "rule": rule,
+        "shape": [policies, vocab_size],
+        "dtype": dtype,
+        "group_size": after.config.group_size,
+        "device": "cuda",
+        "differences": differences,
+        "dropped_share": float(np.nanmean(after.columns["dropped_share"])),
+        "rows": rows,
+        "speed_up": rows["torch path"]["microseconds"] / rows["Triton"]["microseconds"],
+    }
+
+
 def render(table: dict[str, Any]) -> Table:
-    """Lay out one table; multiples of the floors are of processor time, but of elapsed time on several threads."""
+    """Lay out one table; multiples of the floors are of processor time, but of elapsed time on threads or a GPU."""
+    on_gpu = table.get("device") == "cuda"
     policies, vocab_size = table["shape"]
     title = f"{policies:,} policies of {vocab_size:,} tokens, {table['dtype']}, rule {table['rule']}"
     view = Table(title=f"{title}; differences {table['differences']['records']:.0e}", title_justify="left")
@@ -191,11 +262,11 @@ def render(table: dict[str, Any]) -> Table:
         view.add_column(column, justify="left" if not column else "right")
     rows = table["rows"]
     for name, row in rows.items():
-        basis = "microseconds" if "threads" in name else "processor_microseconds"
+        basis = "microseconds" if on_gpu or "threads" in name else "processor_microseconds"
         read, exponential = (rows[floor][basis] for floor in list(rows)[:2])
         view.add_row(
             name,
-            f"{row[basis]:.3f}",
+            f"{row[basis]:.{5 if on_gpu else 3}f}",
             f"{1e6 / row[basis]:,.0f}",
             f"{row[basis] / exponential:.2f}",
             f"{row[basis] / read:.1f}",
@@ -212,9 +283,13 @@ def main(config: Config) -> None:
     sizes: list[tuple[int, int, Literal["float32", "float64"]]] = [(count, 100, "float64") for count in config.policies]
     for policies, vocab_size, dtype in [*sizes, (config.large_policies, 151_936, "float32")]:
         for rule in config.rules:
-            table = table_of(config, rule, policies, vocab_size, dtype)
+            measure = table_on_gpu if config.device == "cuda" else table_of
+            table = measure(config, rule, policies, vocab_size, dtype)
             tables.append(table)
             console.print(render(table))
+            if config.device == "cuda":
+                console.print(f"Triton {table['speed_up']:.1f} times as fast as the torch path")
+                continue
             console.print(
                 f"compiled at {table['compiled_in_exponentials']:.2f} exponentials, "
                 f"{table['speed_up']:.1f} times as fast as the torch path; "
@@ -222,7 +297,8 @@ def main(config: Config) -> None:
                 f"{table['dropped_share']:.1%} of the tokens dropped"
             )
     if config.out is not None:
-        where = records.environment() | {"device": processor()}
+        device = processor() if config.device == "cpu" else torch.cuda.get_device_name()
+        where = records.environment() | {"device": device}
         records.write_json(
             config.out, {"config": asdict(config) | {"out": None}, "environment": where, "tables": tables}
         )

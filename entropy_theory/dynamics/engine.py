@@ -19,13 +19,12 @@ from entropy_theory.dynamics import bank, grpo, implementations, starts
 from entropy_theory.dynamics.draws import Draw, generator
 from entropy_theory.dynamics.eager import EagerPolicies
 from entropy_theory.dynamics.optimizers import AdamMoments
-from entropy_theory.dynamics.policies import Observer, Policies
+from entropy_theory.dynamics.policies import Observer, Policies, WholeSteps
 from entropy_theory.dynamics.ranks import share_of
 from entropy_theory.errors import invalid
 
 if TYPE_CHECKING:
     from entropy_theory.dynamics.config import SimulationConfig
-    from entropy_theory.dynamics.fused import FusedPolicies
 
 COLUMNS = (
     "step",
@@ -59,7 +58,8 @@ class Simulation:
     Args:
         config: The run.
         reducer: The ranks that the policies are divided among; every rank takes the same steps.
-        impl: Which implementation takes the steps, "eager" or "fused-cpu"; "auto" chooses (`implementations`).
+        impl: Which implementation takes the steps, "eager", "fused-cpu" or "triton"; "auto" chooses
+            (`implementations`).
 
     Attributes:
         impl: The implementation that was chosen.
@@ -109,11 +109,15 @@ class Simulation:
         updates = len(self.recorded_steps) * config.iterations
         self.columns: dict[str, NDArray[np.float64]] = {name: np.full(updates, np.nan) for name in COLUMNS}
         self.pairs = self._pair_places(updates)
-        self._fused: FusedPolicies | None = None
+        self._fused: WholeSteps | None = None
         if self.impl == "fused-cpu":
             from entropy_theory.dynamics.fused import FusedPolicies
 
             self._fused = FusedPolicies(config, self.share)
+        elif self.impl == "triton":
+            from entropy_theory.dynamics.fused_triton import TritonPolicies
+
+            self._fused = TritonPolicies(config, self.share, device)
         self._policies: Policies = self._fused or EagerPolicies(config, self.share, self.moments)
 
     @torch.no_grad()
@@ -133,7 +137,7 @@ class Simulation:
             self._step_by_rule(observe, place if recorded else None)
         self.completed += 1
 
-    def _step_unmodified(self, policies: FusedPolicies, place: int | None) -> None:
+    def _step_unmodified(self, policies: WholeSteps, place: int | None) -> None:
         """Do a step that needs nothing of other policies in one sweep."""
         values = policies.step_unmodified(self.logits, self.correct, self.completed, measure=place is not None)
         self._check_entropy(values[3])

@@ -12,9 +12,8 @@ from entropy_theory.control.group_advantages import STD_OFFSET
 from entropy_theory.dynamics import bank, grpo
 from entropy_theory.dynamics.config import SimulationConfig
 from entropy_theory.dynamics.draws import Draw
-from entropy_theory.dynamics.kernels import policy as layout
-from entropy_theory.dynamics.kernels import steps
-from entropy_theory.dynamics.policies import Observer, Reading
+from entropy_theory.dynamics.kernels import layout, steps
+from entropy_theory.dynamics.policies import Observer, Reading, show_blocks
 from entropy_theory.vocab.kernels.threads import share
 
 LEAST_TURN, LARGEST_TURN, TURNS = 1 << 13, 1 << 20, 8
@@ -35,7 +34,7 @@ class FusedPolicies:
         rows, group = len(share), config.group_size
         self._advantage = config.advantage == "std", STD_OFFSET
         self._states = np.empty((rows, layout.STATE))
-        self._records = np.zeros((steps.RECORDS, rows))
+        self._records = np.zeros((layout.RECORDS, rows))
         self._rooms: dict[int, steps.Room] = {}
         self._likeliest = np.empty(rows, np.int64)
         self._probs, self._excess = np.empty((rows, group)), np.empty((rows, group))
@@ -60,10 +59,7 @@ class FusedPolicies:
 
         share(run, shape[0], self._turn())
         if observe is not None:
-            rows = max(1, self.config.block_elements // self.config.vocab_size)
-            for start in range(0, shape[0], rows):
-                block = slice(start, start + rows)
-                observe(block, bank.policy_statistics(logits[block]), k[block])
+            show_blocks(observe, logits, k, self.config.block_elements)
         policies = {"entropy": self._column(layout.ENTROPY), "baseline": self._column(layout.BASELINE)}
         if squares:
             policies["sum_squared_discriminant"] = sums
@@ -91,18 +87,7 @@ class FusedPolicies:
         return torch.from_numpy(changes).unbind(-1) if measure else None
 
     def step_unmodified(self, logits: Tensor, correct: Tensor, step: int, *, measure: bool) -> Tensor:
-        """Do a whole step whose gradient no rule modifies, in one sweep over the policies.
-
-        Args:
-            logits: z, (B, V); moved.
-            correct: Where the reward is 1, (B, V).
-            step: The step, which decides the random numbers.
-            measure: Whether the changes are asked for; without, three of the records are undefined.
-
-        Returns:
-            ΔH, its first and second order, H, the group's means of R, S, S_c and |r − 1|, and the numbers of tokens in
-            the quadrants, (RECORDS, B); overwritten by the next step.
-        """
+        """Do a whole step in one sweep over the policies; see `policies.WholeSteps`."""
         config, z, right, records = self.config, logits.numpy(), correct.numpy(), self._records
         scale = grpo.scale_of(config.step_size, len(z) * config.group_size, len(z))
 

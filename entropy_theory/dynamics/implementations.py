@@ -1,12 +1,16 @@
 """Which implementations of a simulation's step there are, and which one runs where.
 
 "eager" is a chain of torch operations over blocks of policies: the readable one, for any device and optimizer.
-"fused-cpu" does a policy's whole step in compiled loops while its logits are in the cache. They sample the same tokens
-and differ in the last bits of what they compute.
+"fused-cpu" does a policy's whole step in compiled loops while its logits are in the cache, "triton" in one program of a
+GPU. They sample the same tokens and differ in the last bits of what they compute.
+
+No GPU has run "triton" yet: it is checked in Triton's interpreter, and compiles for sm_90.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
 import warnings
 from functools import cache
 from typing import Literal, get_args
@@ -14,11 +18,17 @@ from typing import Literal, get_args
 from entropy_theory.dynamics.config import SimulationConfig
 from entropy_theory.errors import invalid
 
-Implementation = Literal["auto", "eager", "fused-cpu"]
+Implementation = Literal["auto", "eager", "fused-cpu", "triton"]
 
 SMALL = 1 << 24
 """Below this many logits, over all updates of a run, the second saved does not pay for loading the compiled loops: half
 a second. They are compiled when a machine first needs them, for each dtype, in five seconds; nine with a rule."""
+
+
+LARGEST_GROUP = 64
+"""Samples per policy that a program of a GPU takes: it compares every one with every other."""
+
+_COMPILERS = {"fused-cpu": ("Numba", "steps"), "triton": ("Triton", "triton_steps")}
 
 
 def choose_implementation(config: SimulationConfig) -> tuple[str, str]:
@@ -31,60 +41,68 @@ def choose_implementation(config: SimulationConfig) -> tuple[str, str]:
 
     Example:
         >>> choose_implementation(SimulationConfig(optimizer="adam"))
-        ('eager', 'optimizer adam: the compiled loops take sgd')
+        ('eager', 'optimizer adam: the compiled steps take sgd')
         >>> choose_implementation(SimulationConfig())[0]
         'fused-cpu'
     """
-    reason = _cannot_run(config)
+    name = "triton" if config.device.startswith("cuda") else "fused-cpu"
+    reason = _cannot_run(name, config)
     if reason is not None:
         return "eager", reason
+    if name == "triton":
+        return name, "a policy's whole step in one program of the GPU"
     count = config.policies * config.vocab_size * config.steps * config.iterations
     if count < SMALL:
         return "eager", f"{count} logits over the run: too few to pay for loading the compiled loops"
-    return "fused-cpu", "a policy's whole step while its logits are in the cache"
+    return name, "a policy's whole step while its logits are in the cache"
 
 
 def resolve(impl: str, config: SimulationConfig) -> str:
     """Return the name of the implementation to run; a request that cannot run fails with the reason.
 
-    Where ``auto`` would take the compiled loops and Numba cannot be loaded, torch takes their place, with a warning.
+    Where ``auto`` would take compiled code and its compiler cannot be loaded, torch takes its place, with a warning.
 
     Raises:
         ValueError: The name is unknown, or not for this configuration.
-        ImportError: Numba cannot be loaded.
+        ImportError: Numba or Triton cannot be loaded.
     """
     if impl not in get_args(Implementation):
         raise invalid("impl", f"one of {', '.join(get_args(Implementation))}", repr(impl))
     name = choose_implementation(config)[0] if impl == "auto" else impl
     if name == "eager":
         return name
-    reason = _cannot_run(config)
+    reason = _cannot_run(name, config)
     if reason is not None:
         raise invalid("impl", "an implementation for this configuration", f"{impl!r} ({reason})")
-    problem = _loading_problem()
+    problem = _loading_problem(name)
     if problem is None:
         return name
+    compiler = _COMPILERS[name][0]
     if impl != "auto":
-        raise ImportError(f"impl: expected Numba for {impl!r}, received {problem}")
-    warnings.warn(
-        f"the simulation runs on torch, several times slower: Numba cannot be loaded ({problem})", stacklevel=2
-    )
+        raise ImportError(f"impl: expected {compiler} for {impl!r}, received {problem}")
+    slower = ", several times slower" if name == "fused-cpu" else ""
+    warnings.warn(f"the simulation runs on torch{slower}: {compiler} cannot be loaded ({problem})", stacklevel=2)
     return "eager"
 
 
-def _cannot_run(config: SimulationConfig) -> str | None:
-    """Return why the compiled loops cannot take a configuration."""
-    if not config.device.startswith("cpu"):
+def _cannot_run(name: str, config: SimulationConfig) -> str | None:
+    """Return why compiled code cannot take a configuration."""
+    on_cpu = config.device.startswith("cpu")
+    if name == "fused-cpu" and not on_cpu:
         return f"device {config.device}: the compiled loops are for the CPU"
+    if name == "triton" and on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"device {config.device}: Triton is for NVIDIA GPUs"
     if config.optimizer != "sgd":
-        return f"optimizer {config.optimizer}: the compiled loops take sgd"
+        return f"optimizer {config.optimizer}: the compiled steps take sgd"
+    if name == "triton" and config.group_size > LARGEST_GROUP:
+        return f"group_size {config.group_size}: Triton takes at most {LARGEST_GROUP}"
     return None
 
 
 @cache
-def _loading_problem() -> str | None:
-    try:
-        import entropy_theory.dynamics.kernels.steps  # noqa: F401  to see whether it can be loaded
+def _loading_problem(name: str) -> str | None:
+    try:  # to see whether it can be loaded
+        importlib.import_module(f"entropy_theory.dynamics.kernels.{_COMPILERS[name][1]}")
     except ImportError as error:
         return str(error)
     return None

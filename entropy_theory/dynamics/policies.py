@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from entropy_theory.dynamics.bank import PolicyStatistics, TokenScores
+from entropy_theory.dynamics.bank import PolicyStatistics, TokenScores, policy_statistics
 from entropy_theory.dynamics.grpo import Update
 
 Observer = Callable[[slice, PolicyStatistics, Tensor], None]
@@ -35,6 +35,28 @@ class Reading:
     means: tuple[Float[Tensor, " B"], Float[Tensor, " B"]]
     rewards: Float[Tensor, "B G"] | None = None
     advantages: Float[Tensor, "B G"] | None = None
+
+
+def show_blocks(observe: Observer, logits: Float[Tensor, "B V"], tokens: Int[Tensor, "B G"], elements: int) -> None:
+    """Evaluate policies for an observer alone, in blocks of at most so many logits, or of one policy.
+
+    Args:
+        observe: Sees each block.
+        logits: z, (B, V).
+        tokens: k, (B, G).
+        elements: Logits in a block.
+
+    Example:
+        >>> import torch
+        >>> z, k = torch.zeros(5, 4), torch.zeros(5, 2, dtype=torch.int64)
+        >>> show_blocks(lambda rows, policy, drawn: print(rows, policy.entropy.shape), z, k, elements=12)
+        slice(0, 3, None) torch.Size([3])
+        slice(3, 6, None) torch.Size([2])
+    """
+    rows = max(1, elements // logits.shape[-1])
+    for start in range(0, len(logits), rows):
+        block = slice(start, start + rows)
+        observe(block, policy_statistics(logits[block]), tokens[block])
 
 
 class Policies(Protocol):
@@ -68,5 +90,24 @@ class Policies(Protocol):
             update: What the rule made of the gradient.
             count: The update's number from 1, for Adam.
             measure: Whether the changes are asked for.
+        """
+        ...
+
+
+@runtime_checkable
+class WholeSteps(Policies, Protocol):
+    """Policies that also do a whole step in one sweep, where it needs nothing of other policies."""
+
+    def step_unmodified(self, logits: Tensor, correct: Tensor, step: int, *, measure: bool) -> Tensor:
+        """Do a whole step whose gradient no rule modifies.
+
+        Args:
+            logits: z, (B, V); moved.
+            correct: Where the reward is 1, (B, V).
+            step: The step, which decides the random numbers.
+            measure: Whether the changes are asked for; without, three of the records are undefined.
+
+        Returns:
+            The numbers of `kernels.layout.RECORDS`, (RECORDS, B); overwritten by the next step.
         """
         ...

@@ -13,13 +13,8 @@ from numba import njit
 
 from entropy_theory.dynamics.kernels import arithmetic as a
 from entropy_theory.dynamics.kernels.arithmetic import TILE
+from entropy_theory.dynamics.kernels.layout import BASELINE, ENTROPY, MEAN, TAIL, TAIL_BASELINE, TOP, TOTAL
 from entropy_theory.vocab.kernels.compiled import cast
-
-TOP, TOTAL, MEAN, ENTROPY, BASELINE, TAIL, TAIL_BASELINE, MEAN_S, MEAN_S_C = range(9)
-"""What is kept of a policy: max z, Z, E_p[d], H, N, 1 − p_top, the part of N from the other tokens; and the means of S
-and S_c over the sampled ones."""
-
-STATE = 9
 
 _compiled = njit(nogil=True, error_model="numpy", forceinline=True)
 

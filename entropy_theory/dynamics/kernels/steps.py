@@ -23,14 +23,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from entropy_theory.dynamics.kernels import layout
 from entropy_theory.dynamics.kernels import policy as one
 from entropy_theory.dynamics.kernels.arithmetic import TILE, fill_uniforms, look_up
 from entropy_theory.vocab.kernels.compiled import borrowed, cached
-
-RECORDS = 12
-"""Numbers that `unmodified_steps` writes for a policy."""
-
-_EPSILON = 2.0**-52
 
 _GROUPS = 4  # numbers per sampled token that the loops keep at hand
 
@@ -47,7 +43,7 @@ def room_for(vocab_size: int, group_size: int) -> Room:
         [951, 33]
     """
     tiles = -(-vocab_size // TILE)
-    numbers = vocab_size + 3 * TILE + tiles + 2 * one.STATE + _GROUPS * group_size
+    numbers = vocab_size + 3 * TILE + tiles + 2 * layout.STATE + _GROUPS * group_size
     return np.zeros(numbers), np.empty(tiles + 2 * group_size, np.int64)
 
 
@@ -63,7 +59,7 @@ def _tiles(room: Any, vocab_size: int) -> Any:
         numbers[vocab_size + TILE : vocab_size + 2 * TILE],
         numbers[vocab_size + 2 * TILE : end],
         numbers[end:sums],
-        numbers[sums : sums + one.STATE],
+        numbers[sums : sums + layout.STATE],
     )
 
 
@@ -71,8 +67,8 @@ def _tiles(room: Any, vocab_size: int) -> Any:
 @no_type_check
 def _state(room: Any, vocab_size: int) -> Any:
     """Give another policy's statistics, which follow those of `_tiles`."""
-    start = vocab_size + 3 * TILE + (vocab_size + TILE - 1) // TILE + one.STATE
-    return borrowed(room[0])[start : start + one.STATE]
+    start = vocab_size + 3 * TILE + (vocab_size + TILE - 1) // TILE + layout.STATE
+    return borrowed(room[0])[start : start + layout.STATE]
 
 
 @_compiled
@@ -162,16 +158,16 @@ def read_policies(
             for j in range(G):
                 R[j], A[j] = (1.0, above) if right[k[j]] else (0.0, below)
         else:
-            look_up(z, k, state[one.TOP], state[one.TOTAL], state[one.MEAN], probs[row], excess[row])
+            look_up(z, k, state[layout.TOP], state[layout.TOTAL], state[layout.MEAN], probs[row], excess[row])
         p, u, log_p, own_S, own_S_c = probs[row], excess[row], log_probs[row], S[row], S_c[row]
         total, total_centered = 0.0, 0.0
         for j in range(G):
-            log_p[j] = u[j] - state[one.ENTROPY]
+            log_p[j] = u[j] - state[layout.ENTROPY]
             value, centered = one.discriminants(k[j], likeliest[row], state, p[j], u[j])
             own_S[j], own_S_c[j] = value, centered
             total += value
             total_centered += centered
-        state[one.MEAN_S], state[one.MEAN_S_C] = total / G, total_centered / G
+        state[layout.MEAN_S], state[layout.MEAN_S_C] = total / G, total_centered / G
         if squares.size > 0:
             squares[row] = one.sum_squares(z, state, weights, running, starts)
 
@@ -221,7 +217,7 @@ def move_policies(
             gradient += g[j]
             size += abs(g[j])
         # Advantages sum to zero up to their rounding, which is no reason to move every logit.
-        if bonus[row] == 0.0 and abs(gradient) <= G * _EPSILON * size:
+        if bonus[row] == 0.0 and abs(gradient) <= G * layout.EPSILON * size:
             for j in range(G):
                 pending[k[j]] += g[j]
             one.move_sampled(
@@ -265,8 +261,7 @@ def unmodified_steps(
         far: `bank.FAR`.
         measure: Whether the changes are asked for.
         start: The first policy's column in the records.
-        records: Gets a column for each policy: ΔH, its first and second order, H, the means over the group of R, S,
-            S_c and |r − 1|, which is 0, and how many tokens are in each quadrant of (A, S_c), (RECORDS, any).
+        records: Gets a column for each policy, the numbers of `layout.RECORDS`, (RECORDS, any); |r − 1| is 0.
     """
     G = group_size
     pending, weights, running, starts, sums, after = _tiles(room, logits.shape[1])
@@ -303,7 +298,7 @@ def unmodified_steps(
         )
         counted = 1.0 if above > 0.0 else 0.0  # A = 0 is in no quadrant
         records[0, column], records[1, column], records[2, column] = change[0], change[1], change[2]
-        records[3, column], records[4, column] = state[one.ENTROPY], rewards / G
+        records[3, column], records[4, column] = state[layout.ENTROPY], rewards / G
         records[5, column], records[6, column], records[7, column] = total / G, total_centered / G, 0.0
         records[8, column], records[9, column] = counted * q1, counted * q2
         records[10, column], records[11, column] = counted * q3, counted * q4
