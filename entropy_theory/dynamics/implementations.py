@@ -4,7 +4,7 @@
 "fused-cpu" does a policy's whole step in compiled loops while its logits are in the cache, "triton" in one program of a
 GPU. They sample the same tokens and differ in the last bits of what they compute.
 
-No GPU has run "triton" yet: it is checked in Triton's interpreter, and compiles for sm_90.
+No GPU has run "triton" yet, so it has to be asked for: it is checked in Triton's interpreter, and compiles for sm_90.
 """
 
 from __future__ import annotations
@@ -45,22 +45,21 @@ def choose_implementation(config: SimulationConfig) -> tuple[str, str]:
         >>> choose_implementation(SimulationConfig())[0]
         'fused-cpu'
     """
-    name = "triton" if config.device.startswith("cuda") else "fused-cpu"
-    reason = _cannot_run(name, config)
+    if config.device.startswith("cuda"):
+        return "eager", f"device {config.device}: no GPU has run 'triton' yet"
+    reason = _cannot_run("fused-cpu", config)
     if reason is not None:
         return "eager", reason
-    if name == "triton":
-        return name, "a policy's whole step in one program of the GPU"
     count = config.policies * config.vocab_size * config.steps * config.iterations
     if count < SMALL:
         return "eager", f"{count} logits over the run: too few to pay for loading the compiled loops"
-    return name, "a policy's whole step while its logits are in the cache"
+    return "fused-cpu", "a policy's whole step while its logits are in the cache"
 
 
 def resolve(impl: str, config: SimulationConfig) -> str:
     """Return the name of the implementation to run; a request that cannot run fails with the reason.
 
-    Where ``auto`` would take compiled code and its compiler cannot be loaded, torch takes its place, with a warning.
+    Where ``auto`` would take the compiled loops and Numba cannot be loaded, torch takes their place, with a warning.
 
     Raises:
         ValueError: The name is unknown, or not for this configuration.
@@ -80,8 +79,9 @@ def resolve(impl: str, config: SimulationConfig) -> str:
     compiler = _COMPILERS[name][0]
     if impl != "auto":
         raise ImportError(f"impl: expected {compiler} for {impl!r}, received {problem}")
-    slower = ", several times slower" if name == "fused-cpu" else ""
-    warnings.warn(f"the simulation runs on torch{slower}: {compiler} cannot be loaded ({problem})", stacklevel=2)
+    warnings.warn(
+        f"the simulation runs on torch, several times slower: {compiler} cannot be loaded ({problem})", stacklevel=2
+    )
     return "eager"
 
 
