@@ -13,7 +13,7 @@ from entropy_theory.dynamics import bank, grpo
 from entropy_theory.dynamics.config import SimulationConfig
 from entropy_theory.dynamics.draws import Draw
 from entropy_theory.dynamics.kernels import layout, steps
-from entropy_theory.dynamics.policies import Observer, Reading, show_blocks
+from entropy_theory.dynamics.policies import Observer, Reading, reading_of, show_blocks
 from entropy_theory.vocab.kernels.threads import share
 
 LEAST_TURN, LARGEST_TURN, TURNS = 1 << 13, 1 << 20, 8
@@ -60,12 +60,8 @@ class FusedPolicies:
         share(run, shape[0], self._turn())
         if observe is not None:
             show_blocks(observe, logits, k, self.config.block_elements)
-        policies = {"entropy": self._column(layout.ENTROPY), "baseline": self._column(layout.BASELINE)}
-        if squares:
-            policies["sum_squared_discriminant"] = sums
-        means = self._column(layout.MEAN_S), self._column(layout.MEAN_S_C)
-        scores = bank.TokenScores(log_probs, S, S_c)
-        return Reading(k, scores, policies, means, *((rewards, advantages) if tokens is None else ()))
+        scores, sampled = bank.TokenScores(log_probs, S, S_c), (rewards, advantages) if tokens is None else ()
+        return reading_of(k, scores, torch.from_numpy(self._states), sums if squares else None, sampled)
 
     def move(
         self, logits: Tensor, tokens: Tensor, update: grpo.Update, count: int, *, measure: bool
@@ -116,6 +112,3 @@ class FusedPolicies:
         even = -(-len(self.share) // (TURNS * torch.get_num_threads()))
         size = self.config.vocab_size
         return max(1, LEAST_TURN // size, min(even, LARGEST_TURN // size))
-
-    def _column(self, which: int) -> Tensor:
-        return torch.from_numpy(self._states[:, which].copy())

@@ -14,7 +14,7 @@ from entropy_theory.dynamics.config import SimulationConfig
 from entropy_theory.dynamics.draws import Draw
 from entropy_theory.dynamics.kernels import layout
 from entropy_theory.dynamics.kernels import triton_steps as steps
-from entropy_theory.dynamics.policies import Observer, Reading, show_blocks
+from entropy_theory.dynamics.policies import Observer, Reading, reading_of, show_blocks
 
 TILE, TILES = 256, 8
 """Logits in a tile and tiles in a block, at most. A sample costs the tile that it falls into. A thread holds 8 logits
@@ -69,12 +69,8 @@ class TritonPolicies:
         )
         if observe is not None:
             show_blocks(observe, logits, k, self.config.block_elements)
-        policies = {"entropy": self._column(layout.ENTROPY), "baseline": self._column(layout.BASELINE)}
-        if squares:
-            policies["sum_squared_discriminant"] = sums
-        means = self._column(layout.MEAN_S), self._column(layout.MEAN_S_C)
-        scores = bank.TokenScores(log_probs, S, S_c)
-        return Reading(k, scores, policies, means, *((rewards, advantages) if tokens is None else ()))
+        scores, sampled = bank.TokenScores(log_probs, S, S_c), (rewards, advantages) if tokens is None else ()
+        return reading_of(k, scores, self._states, sums if squares else None, sampled)
 
     def move(
         self, logits: Tensor, tokens: Tensor, update: grpo.Update, count: int, *, measure: bool
@@ -111,9 +107,6 @@ class TritonPolicies:
 
     def _new(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float64, device=self._device)
-
-    def _column(self, which: int) -> Tensor:
-        return self._states[:, which].clone()
 
 
 def _power_of_two(size: int) -> int:

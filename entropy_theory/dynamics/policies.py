@@ -11,6 +11,7 @@ from torch import Tensor
 
 from entropy_theory.dynamics.bank import PolicyStatistics, TokenScores, policy_statistics
 from entropy_theory.dynamics.grpo import Update
+from entropy_theory.dynamics.kernels import layout
 
 Observer = Callable[[slice, PolicyStatistics, Tensor], None]
 """Called for each block of policies with its place, statistics and sampled tokens, before the first update on them."""
@@ -57,6 +58,29 @@ def show_blocks(observe: Observer, logits: Float[Tensor, "B V"], tokens: Int[Ten
     for start in range(0, len(logits), rows):
         block = slice(start, start + rows)
         observe(block, policy_statistics(logits[block]), tokens[block])
+
+
+def reading_of(
+    tokens: Int[Tensor, "B G"],
+    scores: TokenScores,
+    states: Float[Tensor, "B columns"],
+    squares: Float[Tensor, " B"] | None,
+    sampled: tuple[Tensor, ...],
+) -> Reading:
+    """Put together what a kernel found.
+
+    Args:
+        tokens: k.
+        scores: log p, S and S_c of them.
+        states: The columns of `kernels.layout`.
+        squares: Σ S², where it was asked for.
+        sampled: Rewards and advantages, where tokens were sampled.
+    """
+    policies = {"entropy": states[:, layout.ENTROPY].clone(), "baseline": states[:, layout.BASELINE].clone()}
+    if squares is not None:
+        policies["sum_squared_discriminant"] = squares
+    means = states[:, layout.MEAN_S].clone(), states[:, layout.MEAN_S_C].clone()
+    return Reading(tokens, scores, policies, means, *sampled)
 
 
 class Policies(Protocol):

@@ -4,43 +4,27 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from triton_scripts import run
+
+SCRIPTS = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed (extra: gpu)"
 )
 
 
-def run(script: str, **environment: str) -> str:
-    here = Path(__file__).parents[1]
-    paths = os.pathsep.join([str(here.parents[1]), str(here.parent), str(here), os.environ.get("PYTHONPATH", "")])
-    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(here / script)],
-        env=kept | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
-
-
 def test_many_digits_and_the_torch_path_under_the_interpreter() -> None:
-    assert run("triton_steps_interpreted.py", TRITON_INTERPRET="1").strip() == "agrees"
+    assert run(SCRIPTS / "triton_steps_interpreted.py", TRITON_INTERPRET="1").strip() == "agrees"
 
 
 def test_machine_code(tmp_path: Path) -> None:
     # An exponential has 20 float64 instructions and the sums 11; a move takes e^d again, e^δ − 1 and five more sums. An
     # estimate for an H100: 132 · 64 lanes at 1.7 GHz do the 31 for 4.6e11 logits a second, and 3.3 TB/s bring 8e11.
-    counts = json.loads(run("triton_steps_compiled.py", TRITON_CACHE_DIR=str(tmp_path)))
+    counts = json.loads(run(SCRIPTS / "triton_steps_compiled.py", TRITON_CACHE_DIR=str(tmp_path)))
     most = {"step": 31, "read": 31, "move": 80}
     assert {name: count["spills"] for name, count in counts.items()} == dict.fromkeys(most, 0)
     assert all(counts[name]["float64"] <= most[name] for name in most), counts
