@@ -42,7 +42,7 @@ class VerifyConfig:
         thorough: Budgets ten times the default.
         certify: Add the certificates by ball arithmetic (needs the extra certify).
         kernel: Compile the Coq proofs again (needs a checkout, Coq and Coquelicot); default: read their record.
-        processes: Processes that share the checks; default: one for each core.
+        processes: Processes that share the checks; default: one for each core, at most 8.
         out: Folder for verification.json, verification.html and the page's pictures.
     """
 
@@ -70,7 +70,7 @@ def _verify(config: VerifyConfig, console: Console) -> int:
             progress=progress,
             certify=config.certify,
             kernel=config.kernel,
-            processes=(os.cpu_count() or 1) if config.processes is None else config.processes,
+            processes=min(os.cpu_count() or 1, 8) if config.processes is None else config.processes,
         )
     if config.out is not None:
         from entropy_theory.report import figures
