@@ -27,6 +27,7 @@ from statistics import quantiles
 from typing import Any
 
 import torch
+from logit_sources import Source, llm_like, of_model
 from processor import processor
 from rich.console import Console
 from rich.table import Table
@@ -146,67 +147,6 @@ def ours(impl: str) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
         return tuple(getattr(statistics, name) for name in FIELDS)
 
     return run
-
-
-# -- inputs -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Source:
-    """Logits to measure on: what they are, (rows, V) in float32, and the tokens."""
-
-    name: str
-    logits: Tensor
-    tokens: Tensor
-
-    def mean_entropy(self) -> float:
-        """Their mean entropy in nats."""
-        return float(token_statistics(self.logits.detach(), self.tokens).entropy.mean())
-
-
-def llm_like(rows: int, vocab_size: int, device: str) -> tuple[Tensor, Tensor]:
-    """Draw float32 logits as of a trained model: half of the rows nearly certain, a fifth of them forks."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(rows, vocab_size, generator=generator) * 2.5
-    first = torch.randint(0, vocab_size, (rows,), generator=generator)
-    gap = torch.where(torch.arange(rows) % 10 < 5, 22.0, torch.where(torch.arange(rows) % 10 < 8, 15.0, 9.0))
-    logits.scatter_(-1, first[:, None], (gap + torch.rand(rows, generator=generator))[:, None])
-    logits.scatter_(-1, (first[:, None] + 1) % vocab_size, gap[:, None] - 1.0)
-    other = torch.randint(0, vocab_size, (rows,), generator=generator)
-    tokens = torch.where(torch.arange(rows) % 4 == 3, other, first)
-    return logits.to(device), tokens.to(device)
-
-
-def of_model(name: str, rows: int, device: str) -> tuple[Tensor, Tensor]:
-    """The float32 logits of a language model at tokens that it writes itself, in answer to additions."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from entropy_theory.testbed.pretrained import resolve_model
-    from entropy_theory.testbed.tasks import load_task
-
-    folder = resolve_model(name)
-    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    asked = load_task("addition", rows, 0, chat=True).prompts["prompt"]
-    torch.manual_seed(0)
-    parts: list[tuple[Tensor, Tensor]] = []
-    for first in range(0, rows, 16):
-        texts = [
-            tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False)
-            for p in asked[first : first + 16]
-        ]
-        inputs = tokenizer(texts, return_tensors="pt", padding=True).to(device)
-        written = model.generate(
-            **inputs, do_sample=True, top_k=0, max_new_tokens=16, return_dict_in_generate=True, output_logits=True
-        )
-        tokens = written.sequences[:, inputs["input_ids"].shape[1] :]
-        ended = (tokens == tokenizer.eos_token_id).int()
-        counts = ended.cumsum(1) - ended == 0  # up to and with the end token
-        parts.append((torch.stack(written.logits, dim=1)[counts].float(), tokens[counts]))
-        if sum(len(own) for _, own in parts) >= rows:
-            break
-    logits, tokens = (torch.cat(kind)[:rows].contiguous() for kind in zip(*parts, strict=True))
-    return logits, tokens
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------
@@ -394,10 +334,9 @@ def hidden_table(config: Config, dtype: str, threads: int, count: int) -> dict[s
 
 def tables(config: Config) -> Iterator[dict[str, Any]]:
     """Measure one table after the other."""
-    for name in config.models or ("drawn",):
-        with torch.no_grad():
-            drawn = () if config.models else llm_like(config.rows, config.vocab_size, config.device)
-            source = Source(name, *(drawn or of_model(name, config.rows, config.device)))
+    sources = [partial(of_model, name, config.rows, config.device) for name in config.models]
+    for make in sources or [partial(llm_like, config.rows, config.vocab_size, config.device)]:
+        source = make()
         for threads in config.threads if config.device == "cpu" else (torch.get_num_threads(),):
             torch.set_num_threads(threads)
             for dtype in config.dtypes:

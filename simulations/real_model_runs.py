@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,33 +153,9 @@ def cut_tokens(task: CutInModel) -> dict[str, Any]:
 # -- a policy that is sampled, not trained -----------------------------------------------------------------------------
 
 
-def _load(folder: str) -> tuple[Any, Any]:
-    """The model in float32 and its tokenizer, which pads on the left."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(folder, padding_side="left")
-
-
-def _sample(
-    policy: Any, tokenizer: Any, prompts: Sequence[Any], copies: int, **sampler: Any
-) -> tuple[Any, Any, Any, list[str]]:
-    """Sample completions: all ids, their attention mask, which completion tokens count, and the completions' texts."""
-    import torch
-
-    texts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False) for p in prompts]
-    inputs = tokenizer([text for text in texts for _ in range(copies)], return_tensors="pt", padding=True)
-    ids = policy.generate(**inputs, do_sample=True, max_new_tokens=COMPLETION, **({"top_k": 0, "top_p": 1.0} | sampler))
-    written = ids[:, inputs["input_ids"].shape[1] :]
-    ended = (written == tokenizer.eos_token_id).int()
-    counts = ended.cumsum(1) - ended == 0  # up to and with the end token
-    mask = torch.cat([inputs["attention_mask"], counts.long()], dim=1)
-    return ids, mask, counts, tokenizer.batch_decode(written, skip_special_tokens=True)
-
-
 def held_out(policy: Any, tokenizer: Any, run: ModelRun | SampledPolicy) -> dict[str, float]:
     """pass@1, pass@8 and distinct right answers on prompts that training never shows, as means over prompts."""
+    from entropy_theory.testbed.sampling import sample_completions
     from entropy_theory.testbed.tasks import load_task, read_answer
 
     task = load_task(HELD_OUT, 8 * run.held_out, seed=10_000, chat=True)
@@ -188,7 +163,8 @@ def held_out(policy: Any, tokenizer: Any, run: ModelRun | SampledPolicy) -> dict
     passed: dict[str, list[float]] = {"pass@1": [], "pass@8": [], "distinct": []}
     for first in range(0, len(unseen), 4):
         rows = unseen[first : first + 4]
-        *_, texts = _sample(policy, tokenizer, [task.prompts[row]["prompt"] for row in rows], run.samples)
+        chats = [task.prompts[row]["prompt"] for row in rows]
+        texts = sample_completions(policy, tokenizer, chats, COMPLETION, copies=run.samples).texts
         for place, row in enumerate(rows):
             answers = [read_answer(text) for text in texts[place * run.samples : (place + 1) * run.samples]]
             right = sum(task.verifier(row, answer) >= 1 for answer in answers)
@@ -218,7 +194,9 @@ def measure_policy(folder: str, task: ModelRun | SampledPolicy) -> dict[str, Any
     """
     import torch
 
-    policy, tokenizer = _load(folder)
+    from entropy_theory.testbed.sampling import load_policy
+
+    policy, tokenizer = load_policy(folder)
     sampler = {"top_p": task.top_p, "top_k": task.top_k} if isinstance(task, SampledPolicy) else {}
     measured: dict[str, Any] = {}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -235,6 +213,7 @@ def scored_batches(
     import torch
 
     from entropy_theory.dynamics.bank import policy_statistics
+    from entropy_theory.testbed.sampling import sample_completions
     from entropy_theory.testbed.tasks import load_task
 
     prompts = load_task(TASK, task.batches * task.prompts, task.seed, chat=True).prompts
@@ -242,7 +221,8 @@ def scored_batches(
     rows: list[list[float]] = []
     for batch in range(task.batches):
         asked = prompts[batch * task.prompts : (batch + 1) * task.prompts]["prompt"]
-        ids, mask, counts, _ = _sample(policy, tokenizer, asked, task.generations, **sampler)
+        written = sample_completions(policy, tokenizer, asked, COMPLETION, copies=task.generations, **sampler)
+        ids, mask, counts = written.ids, written.attention_mask, written.counts
         length = counts.shape[1]
         logits = policy(input_ids=ids, attention_mask=mask, logits_to_keep=length + 1).logits[:, :-1]
         sums, centered = torch.zeros(3, dtype=torch.float64), torch.zeros(len(ids), dtype=torch.float64)

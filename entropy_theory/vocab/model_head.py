@@ -35,11 +35,15 @@ def positions_within_budget(vocab_size: int) -> int:
     return max(1, LOGITS_BUDGET // (4 * vocab_size))
 
 
-def product_logits(hidden: Tensor, matrix: Tensor, bias: Tensor | None = None, softcap: float | None = None) -> Tensor:
-    """Compute z = κ tanh((h Wᵀ + b)/κ) in float32 or wider from a product in the dtype of ``hidden``, (..., V)."""
-    logits = nn.functional.linear(hidden, matrix, bias)
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Compute κ tanh(z/κ) in float32 or wider; without a cap, z."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def product_logits(hidden: Tensor, matrix: Tensor, bias: Tensor | None = None, softcap: float | None = None) -> Tensor:
+    """Compute z = κ tanh((h Wᵀ + b)/κ) in float32 or wider from a product in the dtype of ``hidden``, (..., V)."""
+    return capped(nn.functional.linear(hidden, matrix, bias), softcap)
 
 
 def is_product(

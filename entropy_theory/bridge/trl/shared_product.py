@@ -21,6 +21,7 @@ from torch import Tensor
 from entropy_theory.vocab import TokenStatistics
 from entropy_theory.vocab.from_hidden import TiledStatistics
 from entropy_theory.vocab.implementations import resolve
+from entropy_theory.vocab.model_head import capped
 
 MODULE, FUNCTION = "trl.kernels.chunked_logprob", "_forward_tile"
 PARAMETERS = {"tile", "vocab_start", "n_cols", "logit_scale", "softcap", "inv_t", "HAS_SOFTCAP"}
@@ -115,7 +116,7 @@ class SharedProduct:
                 continue
             own = logits[low - self._first : high - self._first]
             if self._softcap is not None:
-                own = self._softcap * torch.tanh(own.to(torch.promote_types(own.dtype, torch.float32)) / self._softcap)
+                own = capped(own, self._softcap)
             offset = row * self._length - begin
             self._tiled.add(slice(low + offset, high + offset), start, own)
 

@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -179,8 +179,7 @@ def verify(
     started = perf_counter()
     jobs = [job for statement in chosen for job in _jobs(statement, certify, run)]
     outcomes: dict[str, list[CheckResult]] = {statement.identifier: [] for statement in chosen}
-    with ExitStack() as stack:
-        helpers = stack.enter_context(_Helpers(processes - 1, allowance)) if processes > 1 else None
+    with _Helpers(processes - 1, allowance) if processes > 1 else nullcontext() as helpers:
         if helpers is not None:
             helpers.offer(jobs)
         for done, job in enumerate(jobs):

@@ -171,7 +171,7 @@ def shift_gradient(budget: Budget) -> Evidence:
     """
     rng = np.random.default_rng(budget.seed)
     worst, cases = 0.0, 0
-    for _ in range(budget.precise_policies):
+    for _ in range(max(2, budget.precise_policies)):
         tree = _random_tree(rng, contexts=5, vocab_size=3)
         logits = rng.normal(size=tree.following.shape) * rng.choice([0.5, 2.0])
         for mean in _MEANS:
