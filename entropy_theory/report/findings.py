@@ -46,10 +46,11 @@ def arms(
             continue
         entropy = metrics["entropy"]
         share = metrics["dropped_share"].mean
+        dropped = f"dropped {share:.1%} of the tokens" if share else "dropped nothing"
         ratio = base.mean / entropy.mean if entropy.mean else float("inf")
         sentence = (
-            f"{arm} dropped {share:.1%} of the tokens and ended at an entropy of {span(entropy)} nats; plain GRPO "
-            f"ended at {span(base)}, which is {ratio:.2f} of it. {_apart(base, entropy)}"
+            f"{arm} {dropped} and ended at an entropy of {span(entropy)} nats; plain GRPO ended at {span(base)}, "
+            f"which is {ratio:.2f} of it. {_apart(base, entropy)}"
         )
         if arm == "Random mask" and entropy.apart_from(finals[matched]["entropy"]):
             sentence += (

@@ -40,6 +40,11 @@ def test_a_run_that_shows_nothing() -> None:
     assert not any("but which" in s for s in sentences)
 
 
+def test_an_arm_that_drops_nothing_says_so() -> None:
+    sentences = findings.arms(finals(LOW, HIGH, LOW) | {"Entropy bonus": arm(HIGH, 0.0)})
+    assert any(s.startswith("Entropy bonus dropped nothing and ended at an entropy of 0.60") for s in sentences)
+
+
 def test_a_run_that_goes_the_other_way() -> None:
     assert "did not keep entropy up" in findings.headline(finals(HIGH, LOW, LOW))
     sentences = findings.arms(finals(LOW, HIGH, HIGH))

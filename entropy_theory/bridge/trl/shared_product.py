@@ -12,6 +12,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +26,9 @@ from entropy_theory.vocab.model_head import capped
 
 MODULE, FUNCTION = "trl.kernels.chunked_logprob", "_forward_tile"
 PARAMETERS = {"tile", "vocab_start", "n_cols", "logit_scale", "softcap", "inv_t", "HAS_SOFTCAP"}
+
+PIECE = 1 << 18
+"""Logits that are copied out of a tile at a time; they stay in the cache until they are read."""
 
 
 class SharedProduct:
@@ -51,7 +55,7 @@ class SharedProduct:
         temperature: float,
         second_order: bool,
     ) -> None:
-        self._tokens, self._order = tokens, order.tolist()
+        self._tokens, self._order = tokens[order.argsort()], order  # as TRL has the rows
         self._before, self._length = prompt_length - 1, tokens.shape[1]
         self._vocab_size, self._softcap = vocab_size, softcap
         self._temperature, self._second_order = temperature, second_order
@@ -108,17 +112,14 @@ class SharedProduct:
                 second_order=self._second_order,
                 impl=impl,
             )
-        width, last = self._before + self._length, self._first + self._rows
-        for row, place in enumerate(self._order):
-            begin = place * width + self._before
-            low, high = max(begin, self._first), min(begin + self._length, last)
-            if low >= high:
-                continue
-            own = logits[low - self._first : high - self._first]
-            if self._softcap is not None:
-                own = capped(own, self._softcap)
-            offset = row * self._length - begin
-            self._tiled.add(slice(low + offset, high + offset), start, own)
+        width = self._before + self._length
+        rows = torch.arange(self._first, self._first + self._rows, device=logits.device)
+        completion = (rows % width >= self._before).nonzero().squeeze(-1)
+        done = self._first // width * self._length + max(self._first % width - self._before, 0)
+        for part in completion.split(max(1, PIECE // logits.shape[1])):
+            own = logits[part] if self._softcap is None else capped(logits[part], self._softcap)
+            self._tiled.add(slice(done, done + len(part)), start, own)
+            done += len(part)
 
     def statistics(self, log_probs: Tensor, mask: Tensor) -> TokenStatistics | None:
         """What was read; None unless every row was, and the tokens' log-probabilities are TRL's to float32 rounding.
@@ -134,7 +135,9 @@ class SharedProduct:
             or (self._first + self._rows, self._words) != (rows, self._vocab_size)
         ):
             return None
-        statistics = self._tiled.statistics()
+        read = self._tiled.statistics()
+        reordered = {f.name: value[self._order] for f in fields(read) if isinstance(value := getattr(read, f.name), Tensor)}
+        statistics = replace(read, **reordered)
         # Sums of V terms in float32 may be off by a few hundred roundings.
         same = torch.isclose(statistics.log_probs, log_probs.detach().to(statistics.log_probs.dtype), 1e-4, 1e-4)
         return statistics if bool((same | ~mask.bool()).all()) else None

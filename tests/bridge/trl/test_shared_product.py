@@ -42,15 +42,33 @@ def run(tiny_decoder: Path, folder: Path) -> MadeAgain:
     return trainer
 
 
-@pytest.mark.parametrize(("rows", "words"), [(4096, 32768), (37, 5), (1, 7)])
+@pytest.mark.parametrize(
+    ("rows", "words", "piece"), [(4096, 32768, shared_product.PIECE), (4096, 32768, 100), (37, 5, 20), (1, 7, 1)]
+)
 def test_no_product_is_made_again(
-    tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, words: int
+    tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, words: int, piece: int
 ) -> None:
     """Whatever TRL's tiles are: blocks of rows that cut completions, and tiles that cut the vocabulary."""
+    monkeypatch.setattr(shared_product, "PIECE", piece)
     monkeypatch.setattr(kernels, "TOKEN_CHUNK_SIZE", rows)
     monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", words)
     assert run(tiny_decoder, tmp_path).products == 0
     assert kernels._forward_tile is FOLD  # and TRL is as it was
+
+
+def test_short_completions_are_read_together(
+    tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call for each completion would cost more than the rest of a small model's step."""
+    add, calls = shared_product.TiledStatistics.add, []
+
+    def counted(self: Any, rows: slice, start: int, logits: torch.Tensor) -> None:
+        calls.append(len(logits))
+        add(self, rows, start, logits)
+
+    monkeypatch.setattr(shared_product.TiledStatistics, "add", counted)
+    trainer = run(tiny_decoder, tmp_path)
+    assert calls == [trainer.batch["completion_ids"].numel()]
 
 
 ALTERED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
