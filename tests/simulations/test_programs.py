@@ -37,7 +37,7 @@ def test_three_arms_on_arithmetic_in_steps(tmp_path: Path) -> None:
 def test_overhead_is_measured_and_recorded(tmp_path: Path) -> None:
     words = ["--quick", "--settings", "old", "live", "--threads", "1", "--out", str(tmp_path)]
     run("benchmarks/trainer_overhead.py", *words)
-    record = records.read_json(tmp_path / "trainer_overhead_cpu.json")
+    record = records.read_json(tmp_path / "trainer_overhead_demo_cpu.json")  # quick: the demo alone
     assert [(row["setting"], row["rule"]) for row in record["measurements"]] == [
         ("old", "clip-b"),
         ("old", "plain TRL again"),
