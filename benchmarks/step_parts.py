@@ -156,7 +156,7 @@ def main(config: PartsConfig) -> None:
     _be_quiet()
     torch.set_num_threads(config.threads)
     with tempfile.TemporaryDirectory() as folder:
-        measured = {name: parts_of(config, name, folder) for name in config.settings}
+        measured: dict[str, dict[str, float]] = {name: parts_of(config, name, folder) for name in config.settings}
     Console().print(table_of(config, measured))
     if config.out is not None:
         content = {"configuration": config, "environment": records.environment(), "seconds": measured}

@@ -5,23 +5,30 @@ A task's specification is ``NAME`` or ``NAME:key=value,key=value``. Own tasks: `
 
 How an answer is read: the text inside the last ``<answer>…</answer>`` of the completion, and where there is none the
 whole completion, without surrounding white space. The verifier of the task judges what was read; that of ``addition``
-takes the last number in it, so that "8 + 6 = 14" is right.
+takes the last number in it, so that "8 + 6 = 14" is right. A verifier of reasoning-gym has ten seconds, and one that
+evaluates what it judges is only asked about answers that are harmless (`answers.is_harmless`).
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
+import inspect
+import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import groupby
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from entropy_theory.errors import invalid, missing_extra
 from entropy_theory.testbed import arithmetic, sum_task
+from entropy_theory.testbed.answers import is_harmless, time_limit
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,7 +36,9 @@ if TYPE_CHECKING:
 ANSWER_ONLY = "Answer with the final answer only."
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _SPECIFICATION = re.compile(r"([A-Za-z][\w-]*)(?::(.*))?", re.DOTALL)
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+_EVALUATES = re.compile(r"(?<![\w.])eval\(|\bsympy\b")
+_SECONDS = 10.0  # of a foreign verifier; those that end take milliseconds
 _TOO_LONG = 1000  # characters of an answer that no verifier is asked about
 
 Verifier = Callable[[int, str], float]
@@ -199,6 +208,8 @@ def _sum(rows: int, seed: int, chat: bool) -> Parts:
 
 
 def _arithmetic(rows: int, seed: int, chat: bool, numbers: int = 5, largest: int = 20) -> Parts:
+    _check_integer("arithmetic numbers", numbers, 2, 100)
+    _check_integer("arithmetic largest", largest, 2)
     expressions = arithmetic.dataset(rows, seed, numbers, largest)["expression"]
     ask = "Rewrite {} step by step into one number, such as 3+20-6=23-6=17 for 3+4*5-6. Write only the steps."
     questions = [ask.format(expression) if chat else expression + "=" for expression in expressions]
@@ -207,15 +218,19 @@ def _arithmetic(rows: int, seed: int, chat: bool, numbers: int = 5, largest: int
     return questions, examples, lambda row, answer: float(arithmetic.is_right(expressions[row], answer))
 
 
+def _check_integer(name: str, value: Any, least: int, most: int = 10**9) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise invalid(name, f"an integer from {least} to {most}", repr(value))
+
+
 def _addition(rows: int, seed: int, chat: bool, largest: int = 14) -> Parts:
-    if not isinstance(largest, int) or largest < 1:
-        raise invalid("addition largest", "an integer >= 1", repr(largest))
+    _check_integer("addition largest", largest, 1)
     pairs = np.random.default_rng(seed).integers(1, largest + 1, (rows, 2)).tolist()
     questions = [f"What is {a} + {b}? Answer with the number only." if chat else f"{a}+{b}=" for a, b in pairs]
     totals = [str(a + b) for a, b in pairs]
 
     def verifier(row: int, answer: str) -> float:
-        return float(_NUMBER.findall(answer)[-1:] == [totals[row]])
+        return float([number.replace(",", "") for number in _NUMBER.findall(answer)[-1:]] == [totals[row]])
 
     return questions, totals, verifier
 
@@ -228,29 +243,55 @@ _OWN: Mapping[str, tuple[Callable[..., Parts], tuple[str, ...]]] = {
 
 
 def _reasoning_gym(name: str, rows: int, seed: int, parameters: Mapping[str, Any]) -> Parts:
+    names = task_names()
+    near = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
     try:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
     except ImportError:
-        raise missing_extra("reasoning_gym", "llm") from invalid("task", f"one of {', '.join(_OWN)}", repr(name))
-    if name not in DATASETS or name == "composite":
-        names = task_names()
-        near = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or [*_OWN]
-        raise invalid("task", f"one of {len(names)} names, such as {', '.join(near)}", repr(name))
+        if near:  # of the project's own
+            raise invalid("task", f"one of {', '.join(names)}, or with reasoning-gym another", repr(name)) from None
+        raise missing_extra("reasoning_gym", "llm") from None
+    if name not in names:
+        raise invalid("task", f"one of {len(names)} names, such as {', '.join(near or _OWN)}", repr(name))
     settings = DATASETS[name][1]
     known = tuple(f.name for f in fields(settings)) if is_dataclass(settings) else ()
     _check_parameters(name, parameters, tuple(k for k in known if k not in ("seed", "size")))
     try:
-        made = reasoning_gym.create_dataset(name, size=rows, seed=seed, **parameters)
-        entries = [made[row] for row in range(rows)]
+        with _seeded(seed):
+            made = reasoning_gym.create_dataset(name, size=rows, seed=seed, **parameters)
+            entries = [made[row] for row in range(rows)]
     except (AssertionError, ValueError, TypeError, IndexError, KeyError) as error:
         raise invalid(f"task {name}", "parameters that it can be made with", f"{dict(parameters)} ({error})") from None
 
+    evaluates = any(_EVALUATES.search(inspect.getsource(module)) for module in _modules(type(made)))
+
     def verifier(row: int, answer: str) -> float:
-        return float(made.score_answer(answer, entries[row]))
+        if evaluates and not is_harmless(answer):
+            raise ValueError("an answer that would run as code")
+        with time_limit(_SECONDS):
+            return float(made.score_answer(answer, entries[row]))
 
     questions = [f"{entry['question']}\n{ANSWER_ONLY}" for entry in entries]
     return questions, [str(entry["answer"]) for entry in entries], verifier
+
+
+def _modules(made: type) -> Iterator[ModuleType]:
+    """The modules of reasoning-gym that a dataset's class and its bases are defined in."""
+    for base in made.__mro__:
+        if base.__module__.startswith("reasoning_gym.") and not base.__module__.startswith("reasoning_gym.factory"):
+            yield sys.modules[base.__module__]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed Python's own generator, which some datasets draw from beside theirs, and put it back."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _check_parameters(name: str, parameters: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from entropy_theory import records
 from entropy_theory.errors import invalid, one_line, reading
 from entropy_theory.testbed import decoder, pretrained, sum_task, tasks
 from entropy_theory.training.config import TrainConfig
@@ -47,6 +50,38 @@ def load_task(config: TrainConfig, tokenizer: Any) -> tuple[Dataset, Reward]:
             "prompts_per_step", f"at most {len(prompts)}, the prompts of the dataset", config.prompts_per_step
         )
     return prompts, guarded_reward(reward, name, config.log_completions)
+
+
+def check_same_prompts(data: Dataset, config: TrainConfig, resumes: bool) -> None:
+    """Compare the prompts with those of the other ranks, and where a run resumes with those that it started with.
+
+    Some datasets of reasoning-gym draw from sets of texts, whose order Python changes from process to process. A file
+    may have changed since.
+
+    Args:
+        data: This process's prompts.
+        config: The run; its folder keeps a digest of the prompts.
+        resumes: Whether the run has a checkpoint.
+
+    Raises:
+        ValueError: They differ.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    content = hashlib.sha256()
+    for batch in data.iter(1000):  # what is no text or number, such as a picture, goes by its kind
+        content.update(json.dumps(batch, default=lambda value: type(value).__name__).encode())
+    digest, path = content.hexdigest(), config.out / "prompts.json"
+    name = "task" if config.task is not None else "dataset"
+    hint = "; with PYTHONHASHSEED=0 in the environment a task draws alike in every process"
+    if len(set(gather_object([digest]))) > 1:
+        raise invalid(name, "the same prompts on every rank", f"others on some{hint}")
+    if resumes and path.exists():
+        if records.read_json(path)["sha256"] != digest:
+            raise invalid(name, f"the prompts that the run in {config.out} started with", f"others{hint}")
+    elif PartialState().is_main_process:
+        records.write_json(path, {"sha256": digest, "rows": len(data)})
 
 
 def load_prompts(name: str, split: str) -> Dataset:

@@ -13,7 +13,15 @@ from entropy_theory.errors import RunError, invalid, missing_extra, reading
 from entropy_theory.sampling import Sampling
 from entropy_theory.testbed import sum_task
 from entropy_theory.training.config import TrainConfig
-from entropy_theory.training.inputs import Progress, check_chat, check_weights, load_task, load_tokenizer, model_folder
+from entropy_theory.training.inputs import (
+    Progress,
+    check_chat,
+    check_same_prompts,
+    check_weights,
+    load_task,
+    load_tokenizer,
+    model_folder,
+)
 from entropy_theory.training.memory import check_memory
 
 METRICS = "metrics.jsonl"
@@ -119,6 +127,7 @@ def _run(
     if first and config.log_completions:
         sampling_of(trainer).write(config.out / "trainer" / "completions")
     checkpoint = checkpoints.latest_checkpoint(config.out / "trainer")
+    check_same_prompts(data, config, resumes=checkpoint is not None)
     if first:
         cut_back(config.out / METRICS, checkpoint)
     with explained(trainer, config.out / "trainer"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from entropy_theory.testbed.tasks import load_task, parse_task, read_answer, task_names
@@ -43,6 +45,23 @@ def test_prompts_follow_the_seed_and_the_parameters() -> None:
     assert all(text.count(" + ") + text.count(" - ") == 1 for text in one["prompt"])
 
 
+@pytest.mark.parametrize("name", ["list_functions", "chain_sum"])
+def test_prompts_do_not_follow_the_state_of_other_generators(name: str) -> None:
+    random.seed(1)
+    first = load_task(name, 3, 0, chat=True).prompts["prompt"]
+    after = random.random()
+    random.seed(1)
+    assert random.random() == after  # and it is left as it was
+    assert load_task(name, 3, 0, chat=True).prompts["prompt"] == first
+
+
+def test_a_number_may_have_thousands_separators() -> None:
+    task = load_task("addition:largest=999", rows=8, seed=0, chat=True)
+    row = next(row for row, total in enumerate(task.prompts["answer"]) if len(total) == 4)
+    total = int(task.prompts["answer"][row])
+    assert task([f"{total:,}", f"= {total}", f"{total:,}1"], row=[row] * 3) == [1.0, 1.0, 0.0]
+
+
 def test_what_is_logged_is_counted_per_prompt() -> None:
     task = load_task("addition", rows=2, seed=0, chat=False)
     right, logged = task.prompts[0]["answer"], {}
@@ -58,11 +77,15 @@ def test_what_is_logged_is_counted_per_prompt() -> None:
         ("chain_sum:seed=2", "task chain_sum parameter"),
         ("chain_sum:min_terms=0", "task chain_sum: expected parameters that it can be made with"),
         ("sum:x=1", "task sum parameter: expected no parameters"),
-        ("addition:largest=0", "addition largest: expected an integer >= 1"),
+        ("addition:largest=0", "addition largest: expected an integer from 1 to"),
         ("addition:largest", "task: expected NAME:key=value"),
         ("composite", "task: expected one of"),  # it mixes datasets and has no verifier of its own
         ("addition:largest=1,largest=2", "each key once"),
         ("", "task: expected NAME"),
+        ("addition:largest=99999999999999999999", "addition largest: expected an integer from 1 to"),
+        ("addition:largest=True", "addition largest: expected an integer from 1 to"),
+        ("arithmetic:numbers=2.5", "arithmetic numbers: expected an integer from 2 to 100, received 2.5"),
+        ("arithmetic:numbers=abc", "arithmetic numbers: expected an integer from 2 to 100, received 'abc'"),
     ],
 )
 def test_a_wrong_specification_is_one_line(specification: str, message: str) -> None:

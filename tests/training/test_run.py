@@ -71,6 +71,24 @@ def test_own_dataset_and_reward(tiny_decoder: Path, tmp_path: Path, monkeypatch:
     assert [line["step"] for line in lines if "entropy_control/realised_change" in line] == [1, 3, 5]
 
 
+def test_a_run_resumes_on_the_prompts_that_it_started_with(
+    tiny_decoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "run"
+    prompts = "".join(json.dumps({"prompt": f"{n}=", "target": n}) + "\n" for n in range(9))
+    file.write_text(prompts)
+    words = ["--model", str(tiny_decoder), "--dataset", str(file), "--reward", "entropy_theory.testbed.sum_task:reward"]
+    words = ["train", *words, *SMALL, "--save-every", "2", "--out", str(out)]
+    assert main(words) == 0
+    (out / "result.json").unlink()  # as if it had been stopped after its last checkpoint
+    file.write_text(prompts.replace("8=", "7="))
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert f"dataset: expected the prompts that the run in {out} started with, received others" in said
+    file.write_text(prompts)
+    assert main(words) == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -136,7 +136,8 @@ class SharedProduct:
         ):
             return None
         read = self._tiled.statistics()
-        reordered = {f.name: value[self._order] for f in fields(read) if isinstance(value := getattr(read, f.name), Tensor)}
+        values = {f.name: getattr(read, f.name) for f in fields(read)}
+        reordered: dict[str, Any] = {k: v[self._order] for k, v in values.items() if isinstance(v, Tensor)}
         statistics = replace(read, **reordered)
         # Sums of V terms in float32 may be off by a few hundred roundings.
         same = torch.isclose(statistics.log_probs, log_probs.detach().to(statistics.log_probs.dtype), 1e-4, 1e-4)
