@@ -95,6 +95,7 @@ def train_arms(
     """
     # One thread a process: two single-threaded runs side by side are faster than one after the other on two threads.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment.setdefault("PYTHONHASHSEED", "0")  # some tasks draw from sets; all runs are to get the same prompts
     environment[PARENT_VARIABLE] = str(os.getpid())  # when this process is killed, no run writes on
     jobs = [*(run.job for run in runs), *others]
     waiting = [job for job in jobs if not (job.folder / "result.json").exists()]
