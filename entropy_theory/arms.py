@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from entropy_theory import records
+from entropy_theory import records, sampling
 from entropy_theory.errors import RunError
 from entropy_theory.intervals import Interval, t_interval
-from entropy_theory.program import PARENT_VARIABLE
+from entropy_theory.ranks import PARENT_VARIABLE
+
+LOG = "log.txt"
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,9 @@ def train_arms(
 ) -> None:
     """Train what is missing, ``processes`` runs at a time, each in a process of its own on one thread.
 
+    When it ends with an error, runs that have no result yet, not even a step, leave their folders empty, so that a
+    corrected command is not refused for what they left; only a run that broke off keeps its log.
+
     Args:
         runs: All runs.
         steps: Steps of each.
@@ -100,13 +105,15 @@ def train_arms(
     jobs = [*(run.job for run in runs), *others]
     waiting = [job for job in jobs if not (job.folder / "result.json").exists()]
     running: dict[Job, subprocess.Popen[Any]] = {}
+    without_result: list[Job] = []  # started here, and neither finished nor broken off
     try:
         while waiting or running:
             while waiting and len(running) < processes:
                 job = waiting.pop(0)
                 job.folder.mkdir(parents=True, exist_ok=True)
+                without_result.append(job)
                 command = [sys.executable, "-m", "entropy_theory", *job.words, "--out", str(job.folder)]
-                with (job.folder / "log.txt").open("wb") as log:
+                with (job.folder / LOG).open("wb") as log:
                     running[job] = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
             time.sleep(0.2)
             done = sum(run.steps_done for run in runs)
@@ -115,8 +122,10 @@ def train_arms(
                 if process.poll() is None:
                     continue
                 del running[job]
+                if process.returncode != 2:
+                    without_result.remove(job)
                 if process.returncode:
-                    lines = (job.folder / "log.txt").read_text(errors="replace").strip().splitlines() or ["no output"]
+                    lines = (job.folder / LOG).read_text(errors="replace").strip().splitlines() or ["no output"]
                     said = lines[-1].removeprefix("entropy-theory: ")
                     raise RunError(f"{job.name}: {said}", status=2 if process.returncode == 2 else 1)
     finally:
@@ -124,6 +133,9 @@ def train_arms(
             process.terminate()
         for process in running.values():
             process.wait()
+        for job in without_result:
+            # A run writes what it trains on and how it samples before its first step.
+            records.remove_empty_run(job.folder, LOG, "prompts.json", f"trainer/completions/{sampling.FILE}")
 
 
 def read_runs(runs: Sequence[ArmRun]) -> list[dict[str, Any]]:

@@ -113,7 +113,8 @@ def _run_llm(config: LlmConfig, console: Console, bar: Bar) -> int:
     start = time.monotonic()
     console.rule(f"1. {config.model}: GRPO on the task {config.task} in {len(ARMS)} arms")
     with bar(console) as progress:
-        resolve_model(config.model, progress)
+        model = resolve_model(config.model, progress)
+    _check_inputs(config, model)
     with bar(console) as progress:
         beside = (_audit_job(config),) if _audit_fits_beside_an_arm(config) else ()
         train_arms(_runs(config), config.steps, config.processes, progress, beside)
@@ -143,6 +144,25 @@ def _run_llm(config: LlmConfig, console: Console, bar: Bar) -> int:
     _write_report(config, runs, finals, audited, predicted, verdict)
     console.print(f"\nreport: {config.out / 'report.html'}   ({time.monotonic() - start:.0f} s)")
     return 0
+
+
+def _check_inputs(config: LlmConfig, model: str) -> None:
+    """Raise an error over a model or task that cannot be used, before any arm starts."""
+    from entropy_theory.training.config import TrainConfig
+    from entropy_theory.training.inputs import check_chat, load_task, load_tokenizer
+    from entropy_theory.training.run import load_libraries
+
+    load_libraries()
+    run = TrainConfig(
+        model=model,
+        task=config.task,
+        prompts_per_step=config.prompts_per_step,
+        generations=config.generations,
+        seed=config.seed,
+    )
+    tokenizer = load_tokenizer(run)
+    prompts, _ = load_task(run, tokenizer)
+    check_chat(prompts, tokenizer, run)
 
 
 def _runs(config: LlmConfig) -> list[ArmRun]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import tyro
 
 from entropy_theory.errors import DEVICE_ERRORS, InputError, MissingExtraError, RunError, invalid, one_line
-from entropy_theory.ranks import leave_ranks
+from entropy_theory.ranks import PARENT_VARIABLE, leave_ranks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +28,6 @@ C = TypeVar("C")
 
 DEBUG_OPTION = "--debug"
 DEBUG_VARIABLE = "ENTROPY_THEORY_DEBUG"
-PARENT_VARIABLE = "ENTROPY_THEORY_PARENT"  # set for the training runs of arms
 
 
 def run_script(main: Callable[[C], object], config: type[C]) -> NoReturn:

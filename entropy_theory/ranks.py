@@ -1,4 +1,4 @@
-"""The end of a process that is one rank of several."""
+"""The end of a process that is one rank of several, and how a process knows that it is one of several runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 PATIENCE = 10.0  # seconds
+PARENT_VARIABLE = "ENTROPY_THEORY_PARENT"  # set for the training runs of arms
 
 
 def leave_ranks(*, together: bool = True) -> None:

@@ -233,7 +233,7 @@ def run_folder(folder: Path, config: object, *, ignore: tuple[str, ...] = ("out"
             try:
                 yield open_run(folder, config, ignore=ignore)
             except BaseException:
-                _remove_empty_run(folder)
+                remove_empty_run(folder)
                 raise
     except BaseException:
         for path in missing:
@@ -242,11 +242,28 @@ def run_folder(folder: Path, config: object, *, ignore: tuple[str, ...] = ("out"
         raise
 
 
-def _remove_empty_run(folder: Path) -> None:
-    """Remove the records of a run that left nothing but them and empty folders."""
+def remove_empty_run(folder: Path, *others: str) -> None:
+    """Remove the records of a run that left nothing but them and empty folders; whatever else is there keeps them all.
+
+    Args:
+        folder: The run's folder.
+        *others: Further files that are no results, such as a log.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     for file in ("log.txt", "config.json"):
+        ...         _ = Path(name, file).write_text("{}")
+        ...     remove_empty_run(Path(name))
+        ...     print(len(list(Path(name).iterdir())))
+        ...     remove_empty_run(Path(name), "log.txt")
+        ...     print(len(list(Path(name).iterdir())))
+        2
+        0
+    """
     entries = sorted(folder.rglob("*"), reverse=True)  # what lies in a folder before the folder
     files = {path for path in entries if path.is_symlink() or not path.is_dir()}
-    if files <= {folder / name for name in (LOCK, "config.json", "environment.json")}:
+    if files <= {folder / name for name in (LOCK, "config.json", "environment.json", *others)}:
         with suppress(OSError):
             for path in entries:
                 path.unlink() if path in files else path.rmdir()

@@ -9,8 +9,10 @@ import pytest
 import tyro
 
 from entropy_theory import llm, records
+from entropy_theory.arms import ArmRun, train_arms
 from entropy_theory.audit.config import AuditConfig
 from entropy_theory.cli import main
+from entropy_theory.errors import RunError
 from entropy_theory.testbed import pretrained
 from entropy_theory.training import memory
 
@@ -48,6 +50,52 @@ def test_wrong_options_are_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--task", "chain_sm"], ["--task", "addition:largst=3"], ["--model", ""], ["--model", "nosuch"]],
+    ids=" ".join,
+)
+def test_a_wrong_model_or_task_is_refused_before_an_arm_starts(
+    words: list[str],
+    byte_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("reasoning_gym" if "chain_sm" in words else "trl")
+    monkeypatch.setattr(llm, "train_arms", lambda *_: pytest.fail("an arm started"))
+    assert main(["llm", "--model", str(byte_model), *words, "--out", str(tmp_path / "runs" / "llm")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith((f"entropy-theory: {words[0][2:]}:", "entropy-theory: task addition parameter:"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_arms_without_the_memory_leave_no_folder(
+    byte_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    huge = ["--prompts-per-step", "2000", "--generations", "2000", "--max-completion-length", "20000"]
+    assert main(["llm", "--model", str(byte_model), *huge, "--out", str(tmp_path / "llm")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "prompts_per_step: expected a batch that fits into" in error
+    assert "or --processes 1, need less" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kept", ["metrics.jsonl", "trainer/checkpoint-10/model.safetensors", None])
+def test_a_refused_arm_keeps_what_holds_results(kept: str | None, tmp_path: Path) -> None:
+    folder = tmp_path / "grpo-0"
+    if kept is not None:
+        (folder / kept).parent.mkdir(parents=True)
+        (folder / kept).write_text("{}\n")
+    records.write_json(folder / "config.json", {})
+    run = ArmRun("GRPO", 0, folder, ("--rule", "no-such-rule"))
+    with pytest.raises(RunError, match=r"GRPO \(seed 0\): .*no-such-rule") as stop:
+        train_arms([run], 1, 1, lambda *_: None)
+    assert stop.value.status == 2
+    left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert left == (set() if kept is None else {kept, "config.json", "log.txt"})
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ ALLOWED = {
     "inspection": {"vocab", "control", "influence", "testbed"},
     "report": set(),
     "testing": {"theory"},
-    "arms": {"program"},
+    "arms": set(),
     "demo": BELOW_THE_COMMANDS | {"report", "arms"},
     "llm": BELOW_THE_COMMANDS | {"report", "arms"},
     "cli": BELOW_THE_COMMANDS | {"report", "demo", "llm", "program"},

@@ -83,7 +83,8 @@ def smollm2(progress: Progress | None = None) -> Path:
     folder = cache_directory() / f"smollm2-135m-instruct-{_DIGEST[:12]}-{_FORMAT}"
     if (folder / _RECORD).exists():
         weights = folder / "model.safetensors"
-        found, known = _sha256(weights), records.read_json(folder / _RECORD)["weights_sha256"]
+        known = records.read_record(folder / _RECORD, "weights_sha256")["weights_sha256"]
+        found = _sha256(weights) if weights.exists() else "no such file"
         if found != known:
             raise invalid(str(weights), f"the digest {known} (delete the folder and it is made again)", found)
         return folder

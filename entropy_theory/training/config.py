@@ -24,7 +24,8 @@ class TrainConfig:
         model: Folder or hub name of a causal language model, or smollm2; default: the small decoder.
         task: Task by name with its verifier as the reward, NAME or NAME:key=value,...: sum, arithmetic, addition, or a
             dataset of reasoning-gym (extra llm) such as chain_sum:max_terms=2. The answer is the text in the last
-            <answer>...</answer>, or the whole completion.
+            <answer>...</answer>, or the whole completion. Prompts are chats, or plain texts (with a warning) for a
+            model without a chat template.
         dataset: File (.jsonl, .json, .csv, .parquet), folder or hub name with a "prompt" column; default: the sum task.
         dataset_split: Split of the dataset.
         reward: Reward function in TRL's form as module:function; needed with --dataset.

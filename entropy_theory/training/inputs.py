@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,7 @@ def load_task(config: TrainConfig, tokenizer: Any) -> tuple[Dataset, Reward]:
         task = tasks.load_task(config.task, TASK_ROWS, config.seed, chat=bool(tokenizer.chat_template))
         prompts, name, reward = task.prompts, config.task, task
         check_alphabet(prompts, tokenizer, config)
+        _warn_of_plain_prompts(prompts, tokenizer, config)
     elif config.dataset is None:
         prompts, name = sum_task.dataset(TASK_ROWS, config.seed), "sum task"
         reward = SumReward(config.generations)
@@ -134,6 +137,16 @@ def check_alphabet(prompts: Dataset, tokenizer: Any, config: TrainConfig) -> Non
     if isinstance(prompt, str) and tokenizer.pad_token_id in tokenizer(prompt)["input_ids"]:
         model = config.model or "the small decoder"
         raise invalid("task", f"prompts that the tokenizer of {model} can write", one_line(repr(prompt), 80))
+
+
+def _warn_of_plain_prompts(prompts: Dataset, tokenizer: Any, config: TrainConfig) -> None:
+    """Warn that a task's prompts are plain texts, except for a tokenizer without letters, which writes no other."""
+    plain = isinstance(prompts[0]["prompt"], str) and tokenizer.pad_token_id not in tokenizer("What")["input_ids"]
+    if plain and os.environ.get("RANK", "0") == "0":  # under torchrun one process tells for all
+        warnings.warn(
+            f"model {config.model} has no chat template: the prompts of task {config.task} are plain texts",
+            stacklevel=3,
+        )
 
 
 def check_chat(prompts: Dataset, tokenizer: Any, config: TrainConfig) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from entropy_theory.errors import invalid
+from entropy_theory.ranks import PARENT_VARIABLE
 
 _CGROUP = Path("/sys/fs/cgroup")
 _GIB = 2**30
@@ -80,11 +81,13 @@ def check_memory(trainer: Any, prompts: Sequence[Any], available: int | None = N
         checkpointing=args.gradient_checkpointing,
     )
     if needed > free:
+        less = "fewer, shorter completions, --gradient-accumulation or --gradient-checkpointing"
+        if PARENT_VARIABLE in os.environ:  # the commands that compare arms have neither option
+            less = "fewer or shorter completions, or --processes 1,"
         raise invalid(
             "prompts_per_step",
             f"a batch that fits into the {free / _GIB:.1f} GiB of memory that are free",
-            f"{rows} sequences at a time, which need about {needed / _GIB:.1f} GiB or more (fewer, shorter "
-            "completions, --gradient-accumulation or --gradient-checkpointing need less)",
+            f"{rows} sequences at a time, which need about {needed / _GIB:.1f} GiB or more ({less} need less)",
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from entropy_theory import records
 from entropy_theory.testbed import pretrained
 
 needs_package = pytest.mark.skipif(
@@ -57,6 +58,17 @@ def test_a_failure_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with pytest.raises(OSError, match="No space"):
         pretrained.smollm2()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_without_its_weights_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ENTROPY_THEORY_CACHE", str(tmp_path))
+    folder = tmp_path / f"smollm2-135m-instruct-{pretrained._DIGEST[:12]}-{pretrained._FORMAT}"
+    records.write_json(folder / "pretrained.json", {"weights_sha256": "ab12"})
+    message = (
+        r"model\.safetensors: expected the digest ab12 \(delete the folder and it is made again\), .* no such file"
+    )
+    with pytest.raises(ValueError, match=message):
+        pretrained.smollm2()
 
 
 @pytest.mark.slow

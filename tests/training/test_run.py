@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from entropy_theory import records
 from entropy_theory.cli import main
 from entropy_theory.errors import RunError
+from entropy_theory.ranks import PARENT_VARIABLE
 from entropy_theory.rewards import checked_rewards
 from entropy_theory.testbed import decoder, pretrained
 from entropy_theory.training import memory
+from entropy_theory.training.config import TrainConfig
+from entropy_theory.training.inputs import load_task, load_tokenizer
 from entropy_theory.training.metrics import final_means
 from entropy_theory.training.rewards import guarded_reward
 
@@ -237,7 +242,21 @@ def test_a_batch_beyond_the_memory_is_refused_with_the_estimate(
     assert re.search(r"prompts_per_step: expected a batch that fits into the 0\.0 GiB .* received 16 sequences", error)
     assert "need about 0.0 GiB or more" in error
     assert error.count("\n") == 1
-    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_beyond_the_memory_names_options_that_the_command_has(
+    tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--model", str(tiny_decoder), *SMALL, "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
+    assert main(words) == 2
+    assert "--gradient-accumulation or --gradient-checkpointing need less" in capsys.readouterr().err
+    monkeypatch.setenv(PARENT_VARIABLE, str(os.getppid()))  # as for the arms of llm and demo
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "(fewer or shorter completions, or --processes 1, need less)" in error
+    assert "--gradient" not in error
 
 
 def test_the_estimate_is_below_what_training_keeps() -> None:
@@ -264,6 +283,21 @@ def test_the_estimate_is_below_what_training_keeps() -> None:
     needed = memory.needed_bytes(model, rows, prompt, completion, bf16=False, checkpointing=False)
     # From below, and not idly so: two of the three copies of the logits are made after the forward.
     assert 0.5 * (steady + held) < needed < steady + held + 8 * logits.numel()
+
+
+def test_plain_prompts_of_a_task_are_told_where_a_chat_was_possible(tiny_decoder: Path, byte_model: Path) -> None:
+    config = TrainConfig(model=str(byte_model), task="addition")
+    with pytest.warns(
+        UserWarning, match=r"model \S+ has no chat template: the prompts of task addition are plain"
+    ) as told:
+        load_task(config, load_tokenizer(config))
+    assert len(told) == 1
+    # A decoder without letters could not have read a chat.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for task in ("sum", "addition"):
+            config = TrainConfig(model=str(tiny_decoder), task=task)
+            load_task(config, load_tokenizer(config))
 
 
 def test_a_chat_needs_a_template(tiny_decoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
