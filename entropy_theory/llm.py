@@ -184,9 +184,8 @@ def _last_means(lines: list[dict[str, Any]]) -> dict[str, float]:
 def _step_changes(lines: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
     """Predicted slope and realised change of the steps that had an advantage."""
     names = ("entropy_control/slope", "entropy_control/realised_change")
-    pairs = [[line.get(name) for name in names] for line in lines if _had_advantage(line)]
-    pairs = [pair for pair in pairs if None not in pair]
-    return [slope for slope, _ in pairs], [change for _, change in pairs]
+    logged = [line for line in lines if _had_advantage(line) and all(line.get(name) is not None for name in names)]
+    return [line[names[0]] for line in logged], [line[names[1]] for line in logged]
 
 
 def _had_advantage(line: dict[str, Any]) -> bool:
