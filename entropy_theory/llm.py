@@ -204,8 +204,15 @@ def _last_means(lines: list[dict[str, Any]]) -> dict[str, float]:
 def _step_changes(lines: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
     """Predicted slope and realised change of the steps that had an advantage."""
     names = ("entropy_control/slope", "entropy_control/realised_change")
-    pairs = [tuple(line[name] for name in names) for line in lines if line.get(names[0]) and line.get(names[1])]
-    return [slope for slope, _ in pairs], [change for _, change in pairs]
+    logged = [line for line in lines if _had_advantage(line) and all(line.get(name) is not None for name in names)]
+    return [line[names[0]] for line in logged], [line[names[1]] for line in logged]
+
+
+def _had_advantage(line: dict[str, Any]) -> bool:
+    """Whether the completions of a prompt of the step's batch were rewarded differently."""
+    # TRL's reward_std is of the whole batch, so it is positive when only the prompts differ.
+    equal_share = line.get("frac_reward_zero_std")
+    return equal_share is not None and equal_share < 1
 
 
 def _audit_fits_beside_an_arm(config: LlmConfig) -> bool:
@@ -268,17 +275,16 @@ def _audit(config: LlmConfig, progress: Progress) -> tuple[dict[str, Any] | None
 
 
 def _inspect(config: LlmConfig, run: dict[str, Any], progress: Progress) -> str:
-    """Write the page of the first batch that had an advantage, which the model of hardly any update wrote."""
+    """Write the page of the batch of `_inspected_step`, and return its verdict."""
     from entropy_theory.inspection.inspect import InspectConfig, inspect
     from entropy_theory.inspection.page_data import page_data
     from entropy_theory.report.pages.inspect import save_inspect_page, verdict
 
-    learned = [line["step"] for line in run["lines"] if line.get("reward_std")]
     inspection = inspect(
         InspectConfig(
             rollouts=_runs(config)[0].folder,
             model=config.model,
-            step=learned[0] if learned else run["lines"][0]["step"],
+            step=_inspected_step(run["lines"]),
             rule=(*ARMS.values(), "clip-v(mu=2, max_fraction=None)", "high-entropy"),
             out=config.out / "inspect.html",
         ),
@@ -286,6 +292,11 @@ def _inspect(config: LlmConfig, run: dict[str, Any], progress: Progress) -> str:
     )
     save_inspect_page(page_data(inspection), config.out / "inspect.html")
     return verdict(inspection.lens)
+
+
+def _inspected_step(lines: list[dict[str, Any]]) -> int:
+    """The first step that had an advantage, whose batch hardly any update precedes; without one, the first step."""
+    return next((line["step"] for line in lines if _had_advantage(line)), lines[0]["step"])
 
 
 def _write_report(
@@ -307,12 +318,19 @@ def _write_report(
         answers=("distinct", "distinct answers"),
         alt="Entropy, reward and distinct answers against the GRPO step, by arm.",
     )
+    had_advantage = any(_had_advantage(line) for line in runs[0]["lines"])
     slopes, realised = _step_changes(runs[0]["lines"])
     # The slope has no step size in logit space: the least-squares multiple stands for it.
     size = sum(a * b for a, b in zip(slopes, realised, strict=True)) / (sum(a * a for a in slopes) or 1.0)
     panel = {"title": "GRPO arm, by step", "predicted": [size * a for a in slopes], "realised": realised}
-    by_step = page.picture(
-        figures.prediction_scatter, [panel], alt="Realised change of entropy of each step against its predicted slope."
+    by_step = (
+        page.picture(
+            figures.prediction_scatter,
+            [panel],
+            alt="Realised change of entropy of each step against its predicted slope.",
+        )
+        if slopes
+        else ""
     )
     by_position = (
         ""
@@ -328,14 +346,18 @@ def _write_report(
         config.out / "report.html",
         "llm.html",
         {
-            "headline": findings.headline(finals, model=f"{config.model}, a pre-trained language model"),
+            "headline": findings.headline(finals, model=f"{config.model}, a pre-trained language model")
+            if had_advantage
+            else findings.NO_ADVANTAGE,
+            "had_advantage": had_advantage,
             "model": config.model,
             "task": config.task,
             "steps": config.steps,
             "seed": config.seed,
             "prompts": config.prompts_per_step,
             "generations": config.generations,
-            "last": LAST,
+            "last": min(LAST, config.steps),
+            "smoothed": min(figures.SMOOTHED_STEPS, config.steps),
             "pictures": {"training": curves, "steps": by_step, "audit": by_position},
             "arms": [
                 {

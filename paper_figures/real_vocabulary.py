@@ -35,8 +35,9 @@ def caption() -> str:
             )
             sentences.append(f"{title}, share with S_c > 0 by kind: {counts}")
     return (
-        "Sampled tokens by their probability and the entropy of their position: blue S_c < 0, red S_c > 0; solid marks "
-        "are digits. Dotted: p = e^(−H), where S = 0. " + "; ".join(sentences) + "."
+        "A subsample of the sampled tokens (at most 400 of a policy) by their probability and the entropy of "
+        "their position: blue S_c < 0, red S_c > 0; solid marks are digits. Dotted: p = e^(−H), where S = 0. "
+        "Of this subsample, " + "; ".join(sentences) + "."
     )
 
 

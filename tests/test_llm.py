@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tyro
 
 from entropy_theory import llm, records
-from entropy_theory.arms import ArmRun, train_arms
+from entropy_theory.arms import ArmRun, summarise_arms, train_arms
 from entropy_theory.audit.config import AuditConfig
 from entropy_theory.cli import main
 from entropy_theory.errors import RunError
+from entropy_theory.report import findings
 from entropy_theory.testbed import pretrained
 from entropy_theory.training import memory
 
@@ -126,6 +128,48 @@ def test_the_audit_beside_an_arm_needs_the_memory_of_both(
     monkeypatch.setattr(memory, "available_bytes", lambda device: copies and 1000 * copies)
     config = llm.LlmConfig(model=str(tmp_path), processes=processes, out=tmp_path / "out")
     assert llm._audit_fits_beside_an_arm(config) is fits
+
+
+def line(step: int, equal_share: float, slope: float, change: float) -> dict[str, float]:
+    return {
+        "step": step,
+        "entropy": 2.0,
+        "reward": 0.5,
+        "reward_std": 0.5,  # of the whole batch: the prompts differ in every line
+        "frac_reward_zero_std": equal_share,
+        "entropy_control/slope": slope,
+        "entropy_control/realised_change": change,
+        "entropy_control/dropped_share": 0.0,
+    }
+
+
+def test_a_batch_whose_groups_are_each_alike_has_no_advantage() -> None:
+    lines = [line(1, 1.0, 0.0, 0.0), line(2, 0.75, -0.1, -0.02), line(3, 1.0, 0.0, -0.01), line(4, 0.5, 0.1, 0.0)]
+    assert llm._inspected_step(lines) == 2
+    assert llm._step_changes(lines) == ([-0.1, 0.1], [-0.02, 0.0])
+    assert llm._inspected_step(lines[2:3]) == 3
+
+
+@pytest.mark.parametrize("equal_share", [1.0, 0.5])
+def test_the_report_says_when_no_step_had_an_advantage(equal_share: float, tmp_path: Path) -> None:
+    config = llm.LlmConfig(steps=2, out=tmp_path)
+    records.write_json(tmp_path / "environment.json", records.environment())
+    slope = -0.1 * (equal_share < 1)
+    lines = [line(step, equal_share, slope, slope / 10) for step in (1, 2)]
+    runs: list[dict[str, Any]] = [
+        {"arm": arm, "seed": 0, "lines": lines, "final": llm._last_means(lines)} for arm in llm.ARMS
+    ]
+    predicted = [findings.steps(*llm._step_changes(lines))]
+    llm._write_report(config, runs, summarise_arms(runs), None, predicted, "The verdict.")
+    page = (tmp_path / "report.html").read_text()
+    without = equal_share == 1
+    assert (findings.NO_ADVANTAGE in page) is without
+    assert ("at 2 of 2 steps" in page) is not without
+    assert "0 of 0 steps" not in page
+    assert bool(re.search(r"batch of the uncontrolled\s+arm that had an advantage", page)) is not without
+    assert ("Each point is a step" in page) is not without
+    assert "Means of the last 2 steps of one seed." in page
+    assert "mean of up to 2 steps" in page
 
 
 @pytest.mark.slow

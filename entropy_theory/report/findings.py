@@ -8,6 +8,10 @@ from typing import Any
 from entropy_theory.intervals import Interval
 
 BASE = "GRPO"
+NO_ADVANTAGE = (
+    "No step of the uncontrolled arm had an advantage: the completions of each prompt were rewarded alike, so GRPO had "
+    "nothing to learn from, and there is no predicted slope to compare."
+)
 
 
 def span(interval: Interval, form: str = ".2f") -> str:
@@ -46,7 +50,9 @@ def arms(
             continue
         entropy = metrics["entropy"]
         share = metrics["dropped_share"].mean
-        dropped = f"dropped {share:.1%} of the tokens" if share else "dropped nothing"
+        dropped = (
+            f"dropped {share:.1%} of the tokens of the last steps" if share else "dropped nothing in the last steps"
+        )
         ratio = base.mean / entropy.mean if entropy.mean else float("inf")
         sentence = (
             f"{arm} {dropped} and ended at an entropy of {span(entropy)} nats; plain GRPO ended at {span(base)}, "
@@ -82,7 +88,7 @@ def headline(
     if base.mean < ours.mean:
         return (
             f"In {model} trained by GRPO, entropy fell to {base.mean:.2f} nats without control and "
-            f"to {ours.mean:.2f} under {controlled}, which dropped {dropped:.1%} of the tokens."
+            f"to {ours.mean:.2f} under {controlled}, which dropped {dropped:.1%} of the tokens of the last steps."
         )
     return (
         f"In this run {controlled} did not keep entropy up: it ended at {ours.mean:.2f} nats, plain GRPO at "
@@ -161,13 +167,15 @@ def steps(slopes: Sequence[float], realised: Sequence[float]) -> str:
     """State how well the predicted slope of each training step agrees with the change that the step made.
 
     Args:
-        slopes: −mean(g S_c) of each step.
+        slopes: −mean(g S_c) of each step that had an advantage.
         realised: Mean change of entropy on the step's own tokens, nats.
 
     Example:
         >>> steps([-0.1, -0.2, 0.1], [-0.01, -0.03, -0.02])
         'The predicted slope had the sign of the realised change at 2 of 3 steps; entropy fell at 3 of them.'
     """
+    if not slopes:
+        return NO_ADVANTAGE
     right = sum(a * b > 0 for a, b in zip(slopes, realised, strict=True))
     return (
         f"The predicted slope had the sign of the realised change at {right} of {len(slopes)} steps; entropy fell at "

@@ -26,12 +26,17 @@ LOW, HIGH = [0.20, 0.21, 0.19], [0.60, 0.61, 0.59]
 
 def test_a_clear_run() -> None:
     sentences = findings.arms(finals(LOW, HIGH, LOW))
-    assert "Clip_B dropped 2.0% of the tokens and ended at an entropy of 0.60 [0.58, 0.62] nats" in sentences[0]
+    assert (
+        "Clip_B dropped 2.0% of the tokens of the last steps and ended at an entropy of 0.60 [0.58, 0.62] nats"
+        in sentences[0]
+    )
     assert "which is 0.33 of it. The intervals are apart." in sentences[0]
     assert "The intervals overlap" in sentences[1]
     assert "what counts is not how many tokens are dropped but which" in sentences[1]
     assert "no claim about accuracy" in sentences[-1]
-    assert "fell to 0.20 nats without control and to 0.60 under Clip_B" in findings.headline(finals(LOW, HIGH, LOW))
+    headline = findings.headline(finals(LOW, HIGH, LOW))
+    assert "fell to 0.20 nats without control and to 0.60 under Clip_B" in headline
+    assert headline.endswith("which dropped 2.0% of the tokens of the last steps.")
 
 
 def test_a_run_that_shows_nothing() -> None:
@@ -42,7 +47,10 @@ def test_a_run_that_shows_nothing() -> None:
 
 def test_an_arm_that_drops_nothing_says_so() -> None:
     sentences = findings.arms(finals(LOW, HIGH, LOW) | {"Entropy bonus": arm(HIGH, 0.0)})
-    assert any(s.startswith("Entropy bonus dropped nothing and ended at an entropy of 0.60") for s in sentences)
+    assert any(
+        s.startswith("Entropy bonus dropped nothing in the last steps and ended at an entropy of 0.60")
+        for s in sentences
+    )
 
 
 def test_a_run_that_goes_the_other_way() -> None:
@@ -50,6 +58,12 @@ def test_a_run_that_goes_the_other_way() -> None:
     sentences = findings.arms(finals(LOW, HIGH, HIGH))
     assert "The intervals are apart." in sentences[1]
     assert not any("but which" in s for s in sentences)
+
+
+def test_a_run_without_an_advantage_counts_no_signs() -> None:
+    sentence = findings.steps([], [])
+    assert sentence.startswith("No step of the uncontrolled arm had an advantage")
+    assert "0 of 0" not in sentence
 
 
 def test_one_seed_has_no_interval() -> None:

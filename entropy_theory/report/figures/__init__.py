@@ -2,6 +2,7 @@
 
 from entropy_theory.report.figures.drawing import (
     COLOURS,
+    SMOOTHED_STEPS,
     Theme,
     centring,
     figure_function,
@@ -17,6 +18,7 @@ from entropy_theory.report.figures.drawing import (
 
 __all__ = [
     "COLOURS",
+    "SMOOTHED_STEPS",
     "Theme",
     "centring",
     "figure_function",

@@ -21,6 +21,8 @@ _PALETTE = {
     "dark": ("#e6e6e6", "#56B4E9", "#FF8C42", "#2BC79A", "#E39BC6", "#8AA8FF", "#E6B422"),
 }
 COLOURS = tuple(f"C{i}" for i in range(7))  # names that take the theme's colour where a figure is drawn
+SMOOTHED_STEPS = 9
+"""Steps that a point of a training curve is the mean of; the first points have fewer before them."""
 
 
 @contextmanager
@@ -218,7 +220,7 @@ def centring(runs: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _smooth(values: Sequence[float], window: int = 9) -> list[float]:
+def _smooth(values: Sequence[float], window: int = SMOOTHED_STEPS) -> list[float]:
     """Average over the last ``window`` values; a batch of 256 completions is noisy."""
     means = []
     for i in range(len(values)):
