@@ -76,8 +76,9 @@ def check_same_prompts(data: Dataset, config: TrainConfig, resumes: bool) -> Non
     for batch in data.iter(1000):  # what is no text or number, such as a picture, goes by its kind
         content.update(json.dumps(batch, default=lambda value: type(value).__name__).encode())
     digest, path = content.hexdigest(), config.out / "prompts.json"
-    name = "task" if config.task is not None else "dataset"
-    hint = "; with PYTHONHASHSEED=0 in the environment a task draws alike in every process"
+    name, hint = "dataset", ""
+    if config.task is not None:
+        name, hint = "task", "; with PYTHONHASHSEED=0 in the environment it draws alike in every process"
     if len(set(gather_object([digest]))) > 1:
         raise invalid(name, "the same prompts on every rank", f"others on some{hint}")
     if resumes and path.exists():
