@@ -24,7 +24,7 @@ import torch
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
-from trainer_overhead import ModelName, OverheadConfig, _be_quiet, build_trainer
+from trainer_overhead import ModelName, OverheadConfig, be_quiet, build_trainer
 from transformers import TrainerCallback
 
 from entropy_theory import records
@@ -153,7 +153,7 @@ def table_of(config: PartsConfig, measured: dict[str, dict[str, float]]) -> Tabl
 
 def main(config: PartsConfig) -> None:
     """Time, print, and record if asked."""
-    _be_quiet()
+    be_quiet()
     torch.set_num_threads(config.threads)
     with tempfile.TemporaryDirectory() as folder:
         measured: dict[str, dict[str, float]] = {name: parts_of(config, name, folder) for name in config.settings}

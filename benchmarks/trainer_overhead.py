@@ -319,7 +319,7 @@ def median_interval(values: Sequence[float]) -> list[float]:
 
 def peak_of_process(config: OverheadConfig, name: ModelName, setting: str, rule: str | None, loops: bool) -> int:
     """Peak resident bytes of a process that takes a few steps and ends; with the compiled loops loaded if asked."""
-    _be_quiet()
+    be_quiet()
     torch.set_num_threads(config.threads)
     if loops:
         token_statistics(torch.zeros(2, 8), torch.zeros(2, dtype=torch.long), impl="fused-cpu")
@@ -382,7 +382,8 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _be_quiet() -> None:
+def be_quiet() -> None:
+    """Keep warnings and progress bars of the libraries out of the tables."""
     import datasets
     import transformers
 
@@ -395,7 +396,7 @@ def _be_quiet() -> None:
 
 def main(config: OverheadConfig) -> None:
     """Check, time, print, and record if asked."""
-    _be_quiet()
+    be_quiet()
     if config.quick:
         config = replace(config, models=("demo",), rules=("clip-b",), live_rules=("ppo-clip",), rounds=6, memory=1)
     torch.set_num_threads(config.threads)

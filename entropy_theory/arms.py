@@ -134,8 +134,8 @@ def train_arms(
         for process in running.values():
             process.wait()
         for job in without_result:
-            # A run writes what it trains on and how it samples before its first step.
-            records.remove_empty_run(job.folder, LOG, "prompts.json", f"trainer/completions/{sampling.FILE}")
+            # A run writes how it samples before its first step.
+            records.remove_empty_run(job.folder, LOG, f"trainer/completions/{sampling.FILE}")
 
 
 def read_runs(runs: Sequence[ArmRun]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from typing import Any
 from entropy_theory.errors import WriteError, invalid, one_line, reading
 
 LOCK = ".lock"
+PROMPTS = "prompts.json"  # a digest of what a run trains on
 PACKAGES = ("numpy", "scipy", "sympy", "torch", "numba", "triton", "transformers", "trl", "accelerate", "datasets")
 
 
@@ -263,7 +264,7 @@ def remove_empty_run(folder: Path, *others: str) -> None:
     """
     entries = sorted(folder.rglob("*"), reverse=True)  # what lies in a folder before the folder
     files = {path for path in entries if path.is_symlink() or not path.is_dir()}
-    if files <= {folder / name for name in (LOCK, "config.json", "environment.json", *others)}:
+    if files <= {folder / name for name in (LOCK, "config.json", "environment.json", PROMPTS, *others)}:
         with suppress(OSError):
             for path in entries:
                 path.unlink() if path in files else path.rmdir()

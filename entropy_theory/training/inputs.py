@@ -75,7 +75,7 @@ def check_same_prompts(data: Dataset, config: TrainConfig, resumes: bool) -> Non
     content = hashlib.sha256()
     for batch in data.iter(1000):  # what is no text or number, such as a picture, goes by its kind
         content.update(json.dumps(batch, default=lambda value: type(value).__name__).encode())
-    digest, path = content.hexdigest(), config.out / "prompts.json"
+    digest, path = content.hexdigest(), config.out / records.PROMPTS
     name, hint = "dataset", ""
     if config.task is not None:
         name, hint = "task", "; with PYTHONHASHSEED=0 in the environment it draws alike in every process"

@@ -50,3 +50,14 @@ def test_overhead_is_measured_and_recorded(tmp_path: Path) -> None:
         if "memory" in row:
             assert row["memory"]["controlled"] < 1.1 * row["memory"]["plain"]
     assert ["memory" in row for row in record["measurements"]] == [True, False, True]
+
+
+def test_the_parts_of_a_step_are_recorded(tmp_path: Path) -> None:
+    run("benchmarks/step_parts.py", "--model", "demo", "--steps", "2", "--threads", "1", "--out", str(tmp_path))
+    seconds = records.read_json(tmp_path / "step_parts_demo_cpu.json")["seconds"]
+    assert not any(part.startswith("control") for part in seconds["plain"])
+    assert seconds["one-pass"]["control: statistics of TRL's tiles"] > 0
+    assert seconds["extra"]["control: separate forward"] > 0
+    for parts in seconds.values():
+        assert parts["sampling"] > 0
+        assert parts["backward"] > 0

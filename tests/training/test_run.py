@@ -241,22 +241,26 @@ def test_a_batch_beyond_the_memory_is_refused_with_the_estimate(
     error = capsys.readouterr().err
     assert re.search(r"prompts_per_step: expected a batch that fits into the 0\.0 GiB .* received 16 sequences", error)
     assert "need about 0.0 GiB or more" in error
+    assert "--gradient-accumulation or --gradient-checkpointing need less" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
-
-
-def test_a_batch_beyond_the_memory_names_options_that_the_command_has(
-    tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["train", "--model", str(tiny_decoder), *SMALL, "--out", str(tmp_path / "run")]
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
-    assert main(words) == 2
-    assert "--gradient-accumulation or --gradient-checkpointing need less" in capsys.readouterr().err
-    monkeypatch.setenv(PARENT_VARIABLE, str(os.getppid()))  # as for the arms of llm and demo
+    monkeypatch.setenv(PARENT_VARIABLE, str(os.getppid()))  # as for the arms of llm and demo, which lack these options
     assert main(words) == 2
     error = capsys.readouterr().err
     assert "(fewer or shorter completions, or --processes 1, need less)" in error
     assert "--gradient" not in error
+
+
+def test_a_run_that_breaks_off_in_its_first_step_leaves_no_folder(
+    tiny_decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{n}="}) + "\n" for n in range(9)))
+    (tmp_path / "wrong_reward.py").write_text("def reward(completions, **_):\n    raise ValueError('x')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    words = ["--model", str(tiny_decoder), "--dataset", "prompts.jsonl", "--reward", "wrong_reward:reward"]
+    assert main(["train", *words, *SMALL, "--out", "run"]) == 1
+    assert not Path("run").exists()
 
 
 def test_the_estimate_is_below_what_training_keeps() -> None:
