@@ -220,7 +220,8 @@ def _drop_metrics(flow: Flow, context: Context) -> dict[str, float]:
     """Count what was dropped, by sign of A and by quadrant, in one collective."""
     batch, valid = context.batch, flow.valid
     classified = batch.available("centered_discriminant")
-    sign = batch.token_advantages.detach().sign().to(torch.int8)
+    advantages = batch.token_advantages.detach()
+    sign = (advantages > 0).view(torch.int8) - (advantages < 0).view(torch.int8)
     quadrant = batch.quadrants() if classified else torch.zeros_like(sign)
     # one number for each of 3 signs, 5 quadrants (0 for none) and 2 fates
     numbers = 10 * sign + 2 * quadrant + ~flow.kept + 10

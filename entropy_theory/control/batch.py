@@ -48,6 +48,11 @@ ENGINE_ROUNDING = 0.25
 _FORMAT = {"format": "entropy_theory.TokenBatch", "version": "1"}
 
 
+def _without_repetitions(values: Tensor) -> Tensor:
+    """The values of an expanded tensor, each once."""
+    return values[tuple(slice(0, 1) if step == 0 else slice(None) for step in values.stride())]
+
+
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
     """Per-token statistics of B completions, validated once.
@@ -146,7 +151,8 @@ class TokenBatch:
                 raise invalid(name, "a floating-point tensor", value.dtype)
         valid = self.completion_mask
         # NaN and infinities survive a sum: where every sum is finite, one look spares the search for a place.
-        if not bool(torch.isfinite(torch.stack([value.detach().sum().double() for _, value in values])).all()):
+        distinct = {name: _without_repetitions(value.detach()) for name, value in values}
+        if not bool(torch.isfinite(torch.stack([value.sum().double() for value in distinct.values()])).all()):
             rows = valid.any(dim=1)
             for name, value in values:
                 inside = valid if value.shape == shape else rows
@@ -154,9 +160,9 @@ class TokenBatch:
         for name, value in values:
             slack = max(ROUNDING, 128 * torch.finfo(value.dtype).eps, ENGINE_ROUNDING * (name == "rollout_log_probs"))
             # one look at the extreme, which a NaN at a masked position fails, spares the search
-            if name in _LOG_PROBS and value.numel() and not bool(value.detach().amax() <= slack):
+            if name in _LOG_PROBS and value.numel() and not bool(distinct[name].amax() <= slack):
                 self._refuse(name, value, valid & (value.detach() > slack), "log-probabilities <= 0")
-            elif name in _ENTROPIES and value.numel() and not bool(value.detach().amin() >= -slack):
+            elif name in _ENTROPIES and value.numel() and not bool(distinct[name].amin() >= -slack):
                 self._refuse(name, value, valid & (value.detach() < -slack), "entropies >= 0")
 
     @staticmethod
@@ -323,8 +329,8 @@ class TokenBatch:
         """
         centered, advantages = self.centered_scores(), self.token_advantages.detach()
         inside = self.completion_mask & (advantages != 0) & (centered != 0)
-        number = 1 + (centered < 0).to(torch.int8) + 2 * (advantages < 0).to(torch.int8)
-        return torch.where(inside, number, torch.zeros_like(number))
+        number = 1 + (centered < 0).view(torch.int8) + 2 * (advantages < 0).view(torch.int8)
+        return number * inside.view(torch.int8)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the batch to a safetensors file; the file appears whole or not at all.

@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from entropy_theory.control.batch import TokenBatch
-from entropy_theory.control.reducers import Reducer
+from entropy_theory.control.reducers import Reducer, is_full
 from entropy_theory.errors import invalid
 
 MAX_LOG_RATIO = 20.0
@@ -131,7 +131,7 @@ class Flow:
         valid = batch.completion_mask
         # masked positions are replaced before any arithmetic: a NaN there must reach neither value nor gradient
         advantages = batch.token_advantages.detach().masked_fill(~valid, 0.0)
-        log_probs = batch.log_probs.masked_fill(~valid, 0.0)
+        log_probs = batch.log_probs if is_full(valid) else batch.log_probs.masked_fill(~valid, 0.0)
         unmasked, kept, counted = advantages, valid, valid
         if after is not None:
             if after.advantages.shape != valid.shape:
@@ -145,12 +145,14 @@ class Flow:
             inside = log_ratio.detach().abs() <= MAX_LOG_RATIO
             coefficients = (advantages * ratio.detach()).masked_fill(~inside, 0.0)
             objective = advantages * ratio
-        else:
+        elif log_probs.requires_grad:
             # the value is exactly 1; written out only so that its derivative in log p is there
             log_ratio = log_probs - log_probs.detach()
             ratio = log_ratio.exp()
-            coefficients = advantages
-            objective = advantages * ratio if log_probs.requires_grad else advantages
+            coefficients, objective = advantages, advantages * ratio
+        else:  # views of one number: pages of memory would cost more than the rest of a rule
+            log_ratio, ratio = (log_probs.new_tensor(value).expand(valid.shape) for value in (0.0, 1.0))
+            coefficients = objective = advantages
         return cls(
             valid,
             ratio,

@@ -51,6 +51,19 @@ def threads_for(elements: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep arrays of up to 32 MB that are freed, rather than return their pages to the system.
+
+    A step makes and frees a dozen arrays of a megabyte, and zeroed pages cost as much as what is computed in them. The
+    allocator raises its limit to the size of the largest array that was freed (mallopt(3), M_MMAP_THRESHOLD); one that
+    is never written to costs nothing. Other allocators take no notice.
+
+    Example:
+        >>> keep_freed_memory()
+    """
+    torch.empty((1 << 25) - (1 << 16), dtype=torch.uint8)
+
+
 @dataclass(frozen=True, eq=False)
 class TokenScores:
     """What the theory knows about sampled tokens, looked up from their policies.

@@ -30,6 +30,7 @@ class FusedPolicies:
     """
 
     def __init__(self, config: SimulationConfig, share: range) -> None:
+        bank.keep_freed_memory()
         self.config, self.share = config, share
         rows, group = len(share), config.group_size
         self._advantage = config.advantage == "std", STD_OFFSET

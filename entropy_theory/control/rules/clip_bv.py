@@ -43,16 +43,17 @@ def selected_advantages(advantages: Float[Tensor, "B T"], which: Advantages) -> 
     return advantages < 0 if which == "negative" else advantages > 0
 
 
-def violation(deviation: Float[Tensor, "B T"], side: Side) -> Float[Tensor, "B T"]:
-    """How far a score lies out on the chosen side; positive means out.
+def violation(score: Float[Tensor, "B T"], origin: float, side: Side) -> Float[Tensor, "B T"]:
+    """How far a score lies from the origin on the chosen side; positive means out.
 
     Example:
-        >>> violation(torch.tensor([[-2.0, 3.0]]), "lower").tolist()
-        [[2.0, -3.0]]
+        >>> violation(torch.tensor([[-2.0, 3.0]]), 0.5, "lower").tolist()
+        [[2.5, -2.5]]
     """
-    if side == "both":
-        return deviation.abs()
-    return -deviation if side == "lower" else deviation
+    if side == "lower":
+        return origin - score
+    deviation = score - origin
+    return deviation.abs() if side == "both" else deviation
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class _DiscriminatorClipping(Rule):
         metrics = {"score_mean": mean, "score_std": std}
         origin = mean if center else 0.0
         # compared in float64: a float32 difference would move tokens over the threshold
-        out = violation(score.to(torch.float64) - origin, self.side)
+        out = violation(score.to(torch.float64), origin, self.side)
         threshold = self.mu * std
         if self.side != "upper":
             metrics["threshold_lower"] = origin - threshold
