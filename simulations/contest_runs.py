@@ -20,7 +20,8 @@ from entropy_theory.testbed import arithmetic, sum_task
 
 GENERATIONS = 16  # completions of a prompt
 ROWS = 2048  # prompts of a training set, drawn with the run's seed
-POINTS = 64  # a curve is recorded as so many means over neighbouring updates
+BATCHES = 5  # a curve is recorded as means over so many neighbouring batches
+LAST = 10  # updates whose mean is "final"
 KS = (1, 4, 16)
 
 COLUMNS = {n: grpo_runs.COLUMNS[n] for n in ("entropy", "reward", "distinct_right", "dropped_share", "slope")}
@@ -148,12 +149,12 @@ TASKS = {
 }
 
 
-def train(run: ContestRun, points: int = POINTS) -> dict[str, Any]:
+def train(run: ContestRun, smoothed: int = BATCHES) -> dict[str, Any]:
     """Train, and measure the trained policy.
 
     Args:
         run: The run.
-        points: Points of a curve at most.
+        smoothed: Neighbouring batches whose mean is a point of a curve.
 
     Returns:
         ``curves``: means over neighbouring batches, by name; ``final``: means over the last ten updates; ``held_out``:
@@ -192,8 +193,13 @@ def train(run: ContestRun, points: int = POINTS) -> dict[str, Any]:
     for name, logged in COLUMNS.items():
         values = [line.get(logged) for line in batches]
         if all(value is not None for value in values):
-            curves[name] = rounded(grpo_runs.thinned(values, points), 4)
+            curves[name] = rounded(_smoothed(values, smoothed), 4)
     return {"curves": curves, "final": rounded(final), "held_out": held_out}
+
+
+def _smoothed(values: Sequence[float], batches: int = BATCHES) -> list[float]:
+    """Means over so many neighbouring batches, over fewer where that does not divide their number."""
+    return grpo_runs.thinned(values, -(-len(values) // batches))
 
 
 def measure_policy(folder: Path, run: ContestRun) -> dict[str, float]:
@@ -218,20 +224,18 @@ def measure_policy(folder: Path, run: ContestRun) -> dict[str, float]:
 
 
 def model_entry(entry: dict[str, Any]) -> dict[str, Any]:
-    """A run of the real model (`real_model_runs.ModelRun`) in the form of the decoder's, means over five updates."""
+    """A run of the real model (`real_model_runs.ModelRun`) in the form of the decoder's."""
     task, result = entry["task"], entry["result"]
-    curves = {name: result["curves"][name] for name in ("entropy", "reward", "distinct", "dropped_share")}
-    curves["distinct_right"] = curves.pop("distinct")
+    curves = {name: result["curves"][name] for name in ("entropy", "reward", "distinct_right", "dropped_share")}
+    last = {name: [value for value in values[-LAST:] if value is not None] for name, values in curves.items()}
     batches = [values for values in zip(*curves.values(), strict=True) if values[1] is not None]
     kept = dict(zip(curves, zip(*batches, strict=True), strict=True))
-    held_out = dict(result["policy"]["held_out"])
-    held_out["distinct_right"] = held_out.pop("distinct")
     two = task["num_iterations"] == 2
     return {
         "task": task | {"task": "addition", "method": task["rule"] + (", two updates" if two else "")},
         "result": {
-            "curves": {name: grpo_runs.thinned(values, -(-len(values) // 5)) for name, values in kept.items()},
-            "final": {name: float(np.mean(values[-10:])) for name, values in kept.items()},
-            "held_out": held_out,
+            "curves": {name: _smoothed(values) for name, values in kept.items()},
+            "final": {name: float(np.mean(values)) for name, values in last.items()},
+            "held_out": dict(result["policy"]["held_out"]),
         },
     }

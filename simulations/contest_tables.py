@@ -8,82 +8,95 @@ from typing import Any
 import numpy as np
 import sweep
 
+from entropy_theory.errors import invalid
+
 TESTED = ("reward", "distinct_right", "pass@8", "pass@16", "reward_at_entropy", "entropy_at_reward")
 """Measures that are compared; of pass@8 and pass@16 a task has one."""
 
 
 def measures(entry: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, float | None]:
-    """The measures of a run, with levels of the uncontrolled run of its seed; None for a level that is not reached."""
+    """The measures of a run, with levels of the uncontrolled run of its seed.
+
+    None stands for a level that the run never reaches. Without a level, since the uncontrolled run's entropy did not
+    fall or its reward did not rise, there is no such measure.
+    """
     curves, reference = entry["result"]["curves"], base["result"]["curves"]
     entropy, reward = np.array(curves["entropy"]), np.array(curves["reward"])
-    entropy_level = (reference["entropy"][0] + reference["entropy"][-1]) / 2
-    reward_level = reference["reward"][0] + 0.9 * (reference["reward"][-1] - reference["reward"][0])
     updates = entry["task"]["steps"] / len(reward)  # to a point of the curves
-    reached = reward >= reward_level
-    high = entropy >= entropy_level
     final, held_out = entry["result"]["final"], entry["result"]["held_out"]
-    return {
+    measured: dict[str, float | None] = {
         "entropy": final["entropy"],
         "reward": final["reward"],
         "distinct_right": final["distinct_right"],
-        "dropped_share": float(np.mean(curves.get("dropped_share", [0.0]))),
-        **{f"held_out_{name}" if name == "distinct_right" else name: value for name, value in held_out.items()},
-        "updates_to_reward": float(np.flatnonzero(reached)[0] + 1) * updates if reached.any() else None,
+        "dropped_share": final["dropped_share"],
+        **{f"held_out_{name}" if name.startswith("distinct") else name: value for name, value in held_out.items()},
         "mean_reward": float(reward.mean()),
-        "reward_at_entropy": float(reward[high].max()) if high.any() else None,
-        "entropy_at_reward": float(entropy[reached].max()) if reached.any() else None,
         "collapsed": float(final["entropy"] < 0.25 * entropy[0]),
         "exploded": float(final["entropy"] > 1.25 * entropy[0]),
     }
+    if (fall := reference["entropy"][0] - reference["entropy"][-1]) > 0:
+        high = entropy >= reference["entropy"][-1] + fall / 2
+        measured["reward_at_entropy"] = float(reward[high].max()) if high.any() else None
+    if (rise := reference["reward"][-1] - reference["reward"][0]) > 0:
+        reached = reward >= reference["reward"][0] + 0.9 * rise
+        measured["updates_to_reward"] = float(np.flatnonzero(reached)[0] + 1) * updates if reached.any() else None
+        measured["entropy_at_reward"] = float(entropy[reached].max()) if reached.any() else None
+    return measured
 
 
 def compare(tasks: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], ours: str) -> dict[str, Any]:
     """For each task: measures with intervals, comparisons with no control, and of our method with the others.
 
     Args:
-        tasks: Runs by task and method.
+        tasks: Runs by task and method; the seeds that all methods have are compared.
         ours: How the name of our method begins; of several, the first.
+
+    Raises:
+        ValueError: A task has no run without control, or no seed that all methods have.
     """
     summary: dict[str, Any] = {}
     for task, methods in tasks.items():
-        plain = {entry["task"]["seed"]: entry for entry in methods["none"]}
+        by_seed = {m: {entry["task"]["seed"]: entry for entry in entries} for m, entries in methods.items()}
+        if "none" not in by_seed:
+            raise invalid("methods", f"none among the runs of {task}", ", ".join(by_seed))
+        seeds = [seed for seed in by_seed["none"] if all(seed in entries for entries in by_seed.values())]
+        if not seeds:
+            raise invalid("runs", f"a seed of {task} that all of {', '.join(by_seed)} have", "none")
         rows = {
-            method: {
-                entry["task"]["seed"]: measures(entry, plain[entry["task"]["seed"]])
-                for entry in entries
-                if entry["task"]["seed"] in plain
-            }
-            for method, entries in methods.items()
+            method: {seed: measures(entries[seed], by_seed["none"][seed]) for seed in seeds}
+            for method, entries in by_seed.items()
         }
-        rows = {method: row for method, row in rows.items() if row}
         table = {method: _intervals(row) for method, row in rows.items()}
         own = next((method for method in rows if method.startswith(ours)), None)
         for name in TESTED:
-            if name not in next(iter(table.values())):
+            if not any(name in row for row in table.values()):
                 continue  # pass@16 of the decoder, pass@8 of the real model
-            bases = {method: _base(methods[method][0]["task"], method) for method in rows}
-            pairs = {m: _paired(row, rows[bases[m]], name) for m, row in rows.items() if bases[m] in rows}
-            _add(
-                table, f"{name}_over_base", {method: pair for method, pair in pairs.items() if method != bases[method]}
-            )
+            bases = {method: _base(methods[method][0]["task"]) for method in rows}
+            pairs = {
+                method: _paired(row, rows[bases[method]], name)
+                for method, row in rows.items()
+                if bases[method] in rows and bases[method] != method
+            }
+            _add(table, f"{name}_over_base", pairs)
             if own is not None:
                 others = {method: _paired(rows[own], row, name) for method, row in rows.items() if method != own}
                 _add(table, f"{name}_of_floor_over_it", others)
-        summary[task] = {"methods": table, "front": pareto_front(table)}
+        summary[task] = {"seeds": seeds, "methods": table, "front": pareto_front(table)}
     return summary
 
 
-def _base(task: Mapping[str, Any], method: str) -> str:
-    """The run without control that a method is compared with; that of two updates with that of one."""
-    return "none, two updates" if task["num_iterations"] == 2 and method != "none, two updates" else "none"
+def _base(task: Mapping[str, Any]) -> str:
+    """The run without control of as many updates per batch."""
+    return "none, two updates" if task["num_iterations"] == 2 else "none"
 
 
 def _intervals(row: Mapping[int, Mapping[str, float | None]]) -> dict[str, Any]:
-    """Intervals over the seeds that have a number, and how many have none."""
+    """Intervals over the seeds that have a number, and how many never reached the level."""
     measured: dict[str, Any] = {}
-    for name in next(iter(row.values())):
-        values = [value for numbers in row.values() if (value := numbers[name]) is not None]
-        never = len(row) - len(values)
+    for name in {name: None for numbers in row.values() for name in numbers}:
+        all_values = [numbers[name] for numbers in row.values() if name in numbers]
+        values = [value for value in all_values if value is not None]
+        never = len(all_values) - len(values)
         measured[name] = (sweep.rounded(sweep.interval(values)) if values else {}) | ({"never": never} if never else {})
     return measured
 
@@ -91,23 +104,29 @@ def _intervals(row: Mapping[int, Mapping[str, float | None]]) -> dict[str, Any]:
 def _paired(
     row: Mapping[int, Mapping[str, float | None]], other: Mapping[int, Mapping[str, float | None]], name: str
 ) -> dict[str, Any] | None:
-    """Difference by seed with its interval and the p of the t-test; None with fewer than two pairs."""
+    """Difference by seed with its interval and the p of the t-test.
+
+    None with fewer than two pairs, or if a run of either never reached the level: survivors alone would compare what
+    they have in common. No p for differences that are equal and not 0, which have no spread to test against.
+    """
     from scipy.stats import ttest_1samp
 
-    pairs = [(row[seed][name], other[seed][name]) for seed in row if seed in other]
+    pairs = [(row[seed][name], other[seed][name]) for seed in row if name in row[seed]]
     differences = [a - b for a, b in pairs if a is not None and b is not None]
-    if len(differences) < 2:
+    if len(differences) < max(2, len(pairs)):
         return None
-    p = 1.0 if len(set(differences)) == 1 else float(ttest_1samp(differences, 0.0).pvalue)
-    return sweep.rounded(sweep.interval(differences)) | {"p": p}
+    p = float(ttest_1samp(differences, 0.0).pvalue) if len(set(differences)) > 1 else None
+    return sweep.rounded(sweep.interval(differences)) | {"p": 1.0 if not any(differences) else p}
 
 
 def _add(table: dict[str, Any], column: str, paired: Mapping[str, dict[str, Any] | None]) -> None:
-    """Put differences into the table, with p corrected over the methods."""
+    """Put differences into the table, with p corrected over the methods that have one."""
     known = {method: difference for method, difference in paired.items() if difference is not None}
-    corrected = holm([difference["p"] for difference in known.values()])
-    for (method, difference), p in zip(known.items(), corrected, strict=True):
-        table[method][column] = difference | {"p": float(f"{difference['p']:.3g}"), "p_holm": float(f"{p:.3g}")}
+    tested = [method for method, difference in known.items() if difference["p"] is not None]
+    corrected = dict(zip(tested, holm([known[method]["p"] for method in tested]), strict=True))
+    for method, difference in known.items():
+        p_values = {"p": difference["p"], "p_holm": corrected.get(method)}
+        table[method][column] = difference | {n: None if p is None else float(f"{p:.3g}") for n, p in p_values.items()}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -146,10 +165,10 @@ def show(summary: Mapping[str, Any], ours: str) -> None:
         ]
         tested = [name for name in TESTED if name in known]
         width = max(20, *map(len, content["methods"]))
-        print(f"\n{task}: means over seeds ± 95 % t-intervals")
+        print(f"\n{task}: means over seeds {', '.join(map(str, content['seeds']))} ± 95 % t-intervals")
         print(f"{'method':{width}}" + "".join(f"{name.replace('_', ' '):>19}" for name in columns))
         for method, row in content["methods"].items():
-            print(f"{method:{width}}" + "".join(f"{_cell(row[name]):>19}" for name in columns))
+            print(f"{method:{width}}" + "".join(f"{_cell(row.get(name, {})):>19}" for name in columns))
         print("Pareto front of final entropy and reward: " + ", ".join(content["front"]))
         for words, suffix in (("over no control", "over_base"), (f"of {ours} over the method", "of_floor_over_it")):
             print(f"\n{task}: {words}, paired by seed; p corrected over the methods")
@@ -157,8 +176,12 @@ def show(summary: Mapping[str, Any], ours: str) -> None:
             for method, row in content["methods"].items():
                 cells = [row.get(f"{name}_{suffix}") for name in tested]
                 if any(cells):
-                    shown = [f"{sweep.shown(c)} (p {c['p_holm']:.2g})" if c else "" for c in cells]
+                    shown = [sweep.shown(c) + _p(c["p_holm"]) if c else "" for c in cells]
                     print(f"{method:{width}}" + "".join(f"{cell:>27}" for cell in shown))
+
+
+def _p(corrected: float | None) -> str:
+    return "" if corrected is None else f" (p {corrected:.2g})"
 
 
 def _cell(measured: Mapping[str, Any]) -> str:

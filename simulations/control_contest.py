@@ -21,7 +21,7 @@ and floors are shares of the entropy that training starts from, `START`. The set
 answers of a group of 16, mean over the last ten updates, is the method's: that number is what entropy is kept for, and
 it is 0 for a policy that is diverse and wrong. A tie goes to the earlier setting.
 
-*Contest.* Seeds 0 to 4 with each method's setting. Measured, with means over neighbouring updates ("smoothed"):
+*Contest.* Seeds 0 to 4 with each method's setting. Measured, with means over five neighbouring batches ("smoothed"):
 
 - entropy, reward, distinct right answers and dropped share, means over the last ten updates;
 - pass@1, pass@4, pass@16 and distinct right answers of 16 on the held-out prompts, after training;
@@ -29,22 +29,23 @@ it is 0 for a policy that is diverse and wrong. A tie goes to the earlier settin
 - *at equal entropy*: the largest smoothed reward of the updates whose smoothed entropy is at least a level; *at equal
   reward*: the largest smoothed entropy of the updates whose smoothed reward is at least a level. The levels are of the
   uncontrolled run of the same seed: entropy half of the way from its first value to its last, reward nine tenths of the
-  way from its first value to its last. A run that never reaches the level has no number and is counted as "never";
+  way from its first value to its last. A run that never reaches the level has no number and is counted as "never". A
+  seed whose uncontrolled run did not lose entropy, or gain reward, has no level;
 - collapse: final entropy under a quarter of the first; explosion: final entropy above 1.25 times the first.
 
 *Comparisons.* Paired by seed: each method with no control (of as many updates per batch), and entropy-floor with each
 other method, for final reward, distinct right answers, held-out pass@16, reward at equal entropy and entropy at equal
-reward. Two-sided t-tests, corrected by Holm's procedure over the methods, for each measure and task; intervals are
-uncorrected 95 % t-intervals. The Pareto front is that of mean final entropy and mean final reward.
+reward. Two methods are compared at a level only if every run of both reaches it. Two-sided t-tests, corrected by Holm's
+procedure over the methods, for each measure and task; intervals are uncorrected 95 % t-intervals. The Pareto front is that of mean final entropy and mean final reward.
 
 *Long runs.* 960 updates of the sum task, seed 200, with the settings of the contest: which method collapses or explodes
 late. One run each, so no interval.
 
-*Real model.* SmolLM2-135M-Instruct on additions, 40 updates, seeds 0 to 2: the arms of `real_model.py`, whose runs are
-shared, and with the same settings the methods with a target, `MODEL_RULES`. There is no tuning: thresholds and
-coefficients are those of `real_model.py`, targets .8 nats, between the entropy at the start (1.9) and that of a
-collapsed run (.1), and for entropy-floor also .4. Means over five updates are "smoothed", pass@8 takes the place of
-pass@16, distinct answers that of distinct right ones, and entropy-floor at .8 is compared with the others.
+*Real model.* SmolLM2-135M-Instruct on additions, 40 updates, seeds 0 to 2: arms of `real_model.py`, whose runs are
+shared, without the two that run last, and with the same settings the methods with a target, `MODEL_RULES`. There is no
+tuning: thresholds and coefficients are those of `real_model.py`, targets .8 nats, between the entropy at the start
+(1.9) and that of a collapsed run (.1). pass@8 takes the place of pass@16, held-out prompts have distinct answers,
+right or wrong, and entropy-floor is compared with the others.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ import contest_tables
 import real_model
 import real_model_runs
 import sweep
-from contest_runs import ContestRun, model_entry, train
+from contest_runs import KS, ContestRun, model_entry, train
 from contest_tables import compare
 
 from entropy_theory.errors import invalid
@@ -104,12 +105,7 @@ METHODS: dict[str, tuple[int, tuple[str, ...]]] = {
 """Updates per batch and settings of each method; {a}, {b}, {c} stand for `LEVELS` of the task's start."""
 LEVELS = {"a": 0.5, "b": 0.65, "c": 0.8}
 OURS = "entropy-floor"
-MODEL_RULES = (
-    "entropy-floor(floor=0.8, gain=0.03)",
-    "entropy-budget(target=0.8, gain=0.1)",
-    "adaptive-entropy(variant='trl', target=0.8)",
-    "entropy-floor(floor=0.4, gain=0.03)",
-)
+MODEL_RULES = ("entropy-floor(floor=0.8, gain=0.03)", "adaptive-entropy(variant='trl', target=0.8)")
 CRITERION = "distinct_right"
 
 
@@ -124,9 +120,9 @@ class ContestConfig(sweep.SweepOptions):
         seeds: Seeds of the contest.
         tuning_seed: The one seed of tuning.
         steps: Updates.
-        samples: Completions of each held-out prompt.
+        samples: Completions of each held-out prompt, at least 16.
         tiny: Start from decoders that are warmed up in seconds.
-        ready: Do nothing; record the tasks whose files are there, and say how many of how many.
+        ready: Do nothing; record the tasks whose files are there. In a record: whether some were missing.
     """
 
     stage: Literal["tuning", "contest", "long", "model"] = "tuning"
@@ -184,8 +180,9 @@ def long_runs(config: ContestConfig, chosen: Mapping[str, Mapping[str, str]]) ->
 
 
 def model_runs() -> list[real_model_runs.ModelRun]:
-    """The arms of `real_model.py`, and the methods with a target."""
-    arms = [task for task in real_model.tasks(real_model.RealModelConfig()) if real_model.is_arm(task)]
+    """The arms of `real_model.py` without its later ones, and the methods with a target."""
+    config = real_model.RealModelConfig(arms=len(real_model.ARMS) - real_model.LATER)
+    arms = [task for task in real_model.tasks(config) if real_model.is_arm(task)]
     plain = next(arm for arm in arms if arm.rule == real_model.CLIP_B)
     seeds = sorted({arm.seed for arm in arms})
     return arms + [dataclasses.replace(plain, rule=rule, seed=seed) for rule in MODEL_RULES for seed in seeds]
@@ -199,11 +196,10 @@ def method_of(task: Mapping[str, Any]) -> str:
     """The method that a run's rule and updates per batch are a setting of; on the real model the rule itself."""
     if "method" in task:
         return str(task["method"])
-    return next(
-        method
-        for method, (updates, _) in METHODS.items()
-        if updates == task["num_iterations"] and task["rule"] in settings(method, task["task"])
-    )
+    for method, (updates, _) in METHODS.items():
+        if updates == task["num_iterations"] and task["rule"] in settings(method, task["task"]):
+            return method
+    raise invalid("runs", "runs of the settings of METHODS", f"{task['rule']} on {task['task']}")
 
 
 def by_method(results: Sequence[Mapping[str, Any]], task: str) -> dict[str, list[Mapping[str, Any]]]:
@@ -243,7 +239,7 @@ def summarise_long(results: list[dict[str, Any]]) -> dict[str, Any]:
     summary = {}
     for method, (entry,) in by_method(results, LONG_TASK).items():
         curves = entry["result"]["curves"]
-        third = len(curves["entropy"]) // LONGER - 1
+        third = max(1, len(curves["entropy"]) // LONGER) - 1
         summary[method] = {
             "rule": entry["task"]["rule"],
             **{f"{name}_at_third": curves[name][third] for name in ("entropy", "reward", "distinct_right")},
@@ -260,6 +256,13 @@ def main(config: ContestConfig) -> dict[str, Any] | None:
         raise invalid("methods", f"some of {', '.join(METHODS)}", ", ".join(unknown))
     if unknown := [name for name in config.tasks if name not in START]:
         raise invalid("tasks", f"some of {', '.join(START)}", ", ".join(unknown))
+    bases = [next(m for m in METHODS if METHODS[m][0] == METHODS[name][0]) for name in ("none", *config.methods)]
+    if missing := [base for base in dict.fromkeys(bases) if base not in config.methods]:
+        raise invalid(
+            "methods", f"also the runs without control that they are compared with, {', '.join(missing)}", None
+        )
+    if config.samples < KS[-1]:
+        raise invalid("samples", f"an integer >= {KS[-1]}, for pass@{KS[-1]}", config.samples)
     name = f"control_contest_{config.stage}"
     todo: Sequence[Any]
     work: Any = train
@@ -273,11 +276,14 @@ def main(config: ContestConfig) -> dict[str, Any] | None:
         todo = runs(config, chosen)
         summarise = summarise_contest if config.stage == "contest" else summarise_long
         show = show_contest if config.stage == "contest" else show_long
+    incomplete = False
     if config.ready:
         there = [task for task in todo if sweep.file_of(task, config).exists()]
         print(f"{len(there)} of {len(todo)} tasks are there")
-        todo = there
-    record = sweep.run(name, dataclasses.replace(config, ready=False), todo, work, summarise)
+        if not there:
+            raise invalid("runs", f"a folder with results of the stage {config.stage}", config.runs)
+        todo, incomplete = there, len(there) < len(todo)
+    record = sweep.run(name, dataclasses.replace(config, ready=incomplete), todo, work, summarise)
     if record is not None:
         show(record["summary"])
     return record
@@ -290,10 +296,21 @@ def _recorded_choice(config: ContestConfig) -> dict[str, dict[str, str]]:
     path = recorded or sweep.RESULTS / "control_contest_tuning.json"
     if not path.exists():
         raise invalid("stage", f"tuning first, whose record is {path}", config.stage)
-    chosen: dict[str, dict[str, str]] = records.read_json(path)["summary"]["chosen"]
-    missing = [f"{m} on {t}" for t in config.tasks for m in config.methods if m not in chosen.get(t, {})]
-    if missing:
-        raise invalid("methods, tasks", f"those of {path}", ", ".join(missing))
+    record = records.read_json(path)
+    differs = [n for n in ("steps", "tiny") if record["configuration"][n] != getattr(config, n)]
+    if differs:
+        raise invalid(", ".join(differs), f"as in {path}", ", ".join(str(getattr(config, n)) for n in differs))
+    tuned = record["summary"]["settings"]
+    untried = [
+        f"{setting} on {task}"
+        for task in config.tasks
+        for method in config.methods
+        for setting in settings(method, task)
+        if setting not in tuned.get(task, {}).get(method, {})
+    ]
+    if untried:
+        raise invalid("methods, tasks", f"those of {path}, all settings tried", "without " + ", ".join(untried))
+    chosen: dict[str, dict[str, str]] = record["summary"]["chosen"]
     return chosen
 
 

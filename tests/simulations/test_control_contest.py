@@ -12,6 +12,7 @@ from simulation_scripts import load
 
 from entropy_theory.control import rule
 from entropy_theory.control.registry import rule_names
+from entropy_theory.errors import InputError
 from entropy_theory.testbed import arithmetic
 
 pytest.importorskip("trl", reason="needs the extra 'train'")
@@ -40,7 +41,7 @@ def test_held_out_prompts_are_never_drawn() -> None:
 
 
 def entry(seed: int, rule_name: str, entropy: list[float], reward: list[float], **more: Any) -> dict[str, Any]:
-    final = {"entropy": entropy[-1], "reward": reward[-1], "distinct_right": 10 * reward[-1]}
+    final = {"entropy": entropy[-1], "reward": reward[-1], "distinct_right": 10 * reward[-1], "dropped_share": 0.1}
     held_out = {"pass@1": 0.5, "pass@4": 0.6, "pass@16": 0.7 + seed / 100, "distinct_right": 3.0}
     task = {"task": "sum", "rule": rule_name, "seed": seed, "num_iterations": 1, "steps": 8} | more
     return {
@@ -62,6 +63,8 @@ def test_measures_at_equal_entropy_and_at_equal_reward() -> None:
     assert never["entropy_at_reward"] is None
     assert never["updates_to_reward"] is None
     assert never["exploded"] == 1.0
+    fallen = tables.measures(base, entry(0, "none", [0.2, 0.5], [0.5, 0.1]))  # neither has a level
+    assert not {"reward_at_entropy", "entropy_at_reward", "updates_to_reward"} & set(fallen)
 
 
 def test_summary_pairs_by_seed_and_counts_runs_that_never_reach_a_level() -> None:
@@ -81,22 +84,53 @@ def test_summary_pairs_by_seed_and_counts_runs_that_never_reach_a_level() -> Non
 
 
 def test_runs_of_the_real_model_take_the_same_form() -> None:
-    curves = {name: [float(i) for i in range(10)] for name in ("entropy", "reward", "distinct", "dropped_share")}
+    names = ("entropy", "reward", "distinct_right", "dropped_share")
+    curves = {name: [float(i) for i in range(20)] for name in names}
     two = {name: [v for x in values for v in (x, None)] for name, values in curves.items()}  # later updates have none
-    for updates, recorded in ((1, curves), (2, two)):
-        task = {"rule": "none", "seed": 0, "num_iterations": updates, "steps": 10 * updates}
+    two["dropped_share"] = [v for x in range(20) for v in (0.0, 0.1 * x)]  # a ratio-based rule drops at the second
+    for updates, recorded, final, dropped in ((1, curves, 14.5, 14.5), (2, two, 17.0, 0.85)):
+        task = {"rule": "none", "seed": 0, "num_iterations": updates, "steps": 20 * updates}
         policy = {"held_out": {"pass@1": 0.2, "pass@8": 0.5, "distinct": 3.0}}
         made = runs.model_entry({"task": task, "result": {"curves": recorded, "policy": policy}})
-        assert made["result"]["curves"]["reward"] == [2.0, 7.0]
-        assert made["result"]["final"]["distinct_right"] == 4.5
+        assert made["result"]["curves"]["reward"] == [2.0, 7.0, 12.0, 17.0]
+        assert made["result"]["final"]["distinct_right"] == final  # of the last ten updates
+        assert made["result"]["final"]["dropped_share"] == pytest.approx(dropped)
         assert script.method_of(made["task"]) == ("none" if updates == 1 else "none, two updates")
+        falling = made["result"]["curves"] | {"entropy": [2.0, 1.5, 1.0, 0.5]}
+        made["result"]["curves"] = falling
         measured = tables.measures(made, made)
-        assert (measured["pass@8"], measured["updates_to_reward"]) == (0.5, 10.0 * updates)
+        assert (measured["pass@8"], measured["held_out_distinct"]) == (0.5, 3.0)
+        assert measured["updates_to_reward"] == 20.0 * updates
+
+
+def test_points_of_a_curve_are_as_wide_as_each_other() -> None:
+    for batches in (160, 320, 960):
+        assert runs._smoothed(list(range(batches))) == [5 * point + 2 for point in range(batches // 5)]
+
+
+def test_survivors_are_not_compared() -> None:
+    """A difference at a level needs every run of both; one without spread has no p."""
+    row = {seed: {"x": value} for seed, value in enumerate([0.5, 0.6, None])}
+    other = {seed: {"x": 0.1 * seed} for seed in range(3)}
+    assert tables._paired(row, other, "x") is None
+    assert tables._paired({s: {"x": v["x"] + 1.0} for s, v in other.items()}, other, "x")["p"] is None
+    assert tables._paired(other, other, "x")["p"] == 1.0
+
+
+def test_a_table_has_the_seeds_that_all_methods_have() -> None:
+    entries = [entry(seed, "none", [1.0, 0.2], [0.0, 0.8]) for seed in (0, 1, 2)]
+    entries += [entry(seed, "clip-b(mu=1)", [1.0, 0.4], [0.0, 0.7]) for seed in (2, 1)]
+    assert script.summarise_contest(entries)["sum"]["seeds"] == [1, 2]
+    with pytest.raises(InputError, match="none among the runs of sum"):
+        script.summarise_contest(entries[3:])
+    with pytest.raises(InputError, match="a seed of sum"):
+        script.summarise_contest([*entries[:1], *entries[3:]])
 
 
 def test_the_real_model_shares_its_runs() -> None:
     study = load("real_model")
-    arms = [task for task in study.tasks(study.RealModelConfig()) if study.is_arm(task)]
+    config = study.RealModelConfig(arms=len(study.ARMS) - study.LATER)
+    arms = [task for task in study.tasks(config) if study.is_arm(task)]
     contest = script.model_runs()
     assert contest[: len(arms)] == arms
     assert [(run.rule, run.seed) for run in contest[len(arms) :]] == [
@@ -121,20 +155,27 @@ def test_holm_against_its_definition(p_values: list[float]) -> None:
 @pytest.mark.slow
 def test_the_quick_stages(tmp_path: Path) -> None:
     """Tuning, contest and long runs with their files; a stage without the tuning's record names it."""
-    from entropy_theory.errors import InputError
-
     with pytest.raises(InputError, match="tuning first"):
         script.main(script.ContestConfig(quick=True, stage="contest", runs=tmp_path))
-    small = {"quick": True, "runs": tmp_path, "methods": ("none", "clip-higher"), "seeds": (0,), "steps": 4}
+    with pytest.raises(InputError, match="a folder with results of the stage tuning"):
+        script.main(script.ContestConfig(quick=True, runs=tmp_path, ready=True))
+    small = {"quick": True, "runs": tmp_path, "seeds": (0,), "steps": 6}
+    small["methods"] = ("none", "none, two updates", "clip-higher")
     tuned = script.main(script.ContestConfig(stage="tuning", **small))["summary"]
-    assert set(tuned["chosen"]["sum"]) == {"none", "clip-higher"}
+    assert set(tuned["chosen"]["sum"]) == {*small["methods"]}
+    with pytest.raises(InputError, match="steps: expected as in"):
+        script.main(script.ContestConfig(stage="contest", **small | {"steps": 8}))
+    with pytest.raises(InputError, match="all settings tried, received without clip-b"):
+        script.main(script.ContestConfig(stage="contest", **small | {"methods": (*small["methods"], "clip-b")}))
+    with pytest.raises(InputError, match="also the runs without control"):
+        script.main(script.ContestConfig(**small | {"methods": ("none", "clip-higher")}))
     contest = script.main(script.ContestConfig(stage="contest", **small))
     chosen = tuned["chosen"]["sum"]["clip-higher"]
-    assert [r["task"]["rule"] for r in contest["results"]] == ["none", chosen]
-    assert contest["results"][1]["task"]["num_iterations"] == 2
-    assert [len(r["result"]["curves"]["reward"]) for r in contest["results"]] == [4, 2]  # a point for each batch
+    assert [r["task"]["rule"] for r in contest["results"]] == ["none", "none", chosen]
+    assert contest["results"][2]["task"]["num_iterations"] == 2
+    assert [len(r["result"]["curves"]["reward"]) for r in contest["results"]] == [2, 1, 1]  # of 6, 3, 3 batches
     long = script.main(script.ContestConfig(stage="long", **small))
-    assert long["results"][0]["task"]["steps"] == 12
+    assert long["results"][0]["task"]["steps"] == 18
 
 
 def test_the_loop_is_measured_from_the_first_batch_below_the_floor() -> None:
