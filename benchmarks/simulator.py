@@ -81,7 +81,7 @@ def simulation_of(
     config = SimulationConfig(
         policies=policies,
         vocab_size=vocab_size,
-        steps=10_000,
+        steps=100_000,  # none is timed unrecorded
         record_every=1,
         pairs=0,
         rule=rule,

@@ -36,7 +36,8 @@ it is 0 for a policy that is diverse and wrong. A tie goes to the earlier settin
 *Comparisons.* Paired by seed: each method with no control (of as many updates per batch), and entropy-floor with each
 other method, for final reward, distinct right answers, held-out pass@16, reward at equal entropy and entropy at equal
 reward. Two methods are compared at a level only if every run of both reaches it. Two-sided t-tests, corrected by Holm's
-procedure over the methods, for each measure and task; intervals are uncorrected 95 % t-intervals. The Pareto front is that of mean final entropy and mean final reward.
+procedure over the methods, for each measure and task; intervals are uncorrected 95 % t-intervals. The Pareto front is
+that of mean final entropy and mean final reward.
 
 *Long runs.* 960 updates of the sum task, seed 200, with the settings of the contest: which method collapses or explodes
 late. One run each, so no interval.

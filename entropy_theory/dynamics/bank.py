@@ -52,7 +52,7 @@ def threads_for(elements: int) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep arrays of up to 32 MB that are freed, rather than return their pages to the system.
+    """Let glibc keep arrays of up to 32 MB that this process frees, rather than return their pages to the system.
 
     A step makes and frees a dozen arrays of a megabyte, and zeroed pages cost as much as what is computed in them. The
     allocator raises its limit to the size of the largest array that was freed (mallopt(3), M_MMAP_THRESHOLD); one that
@@ -61,7 +61,7 @@ def keep_freed_memory() -> None:
     Example:
         >>> keep_freed_memory()
     """
-    torch.empty((1 << 25) - (1 << 16), dtype=torch.uint8)
+    torch.empty((1 << 25) - (1 << 16), dtype=torch.uint8, device="cpu")
 
 
 @dataclass(frozen=True, eq=False)

@@ -140,7 +140,7 @@ class Simulation:
     def _step_unmodified(self, policies: WholeSteps, place: int | None) -> None:
         """Do a step that needs nothing of other policies in one sweep."""
         values = policies.step_unmodified(self.logits, self.correct, self.completed, measure=place is not None)
-        self._check_entropy(values[3])
+        self._check_entropy(values[3], at_start=self.completed == 0)
         if place is not None:
             self._record(place, 0, values, {"dropped_share": 0.0})
 
@@ -154,7 +154,7 @@ class Simulation:
             known = None if samples is None else samples.tokens
             observer = observe if samples is None else None
             reading = self._policies.read(self.logits, self.correct, number, known, observer, squares)
-            self._check_entropy(reading.policies["entropy"])
+            self._check_entropy(reading.policies["entropy"], at_start=number == iteration == 0)
             if reading.rewards is not None and reading.advantages is not None:
                 entropy, log_probs = reading.policies["entropy"], reading.scores.log_probs
                 samples = grpo.GroupSamples(reading.tokens, reading.rewards, reading.advantages, log_probs, entropy)
@@ -234,9 +234,12 @@ class Simulation:
         self.pairs["predicted"][chosen] = predicted[policy]
         self.pairs["realised"][chosen] = realised[policy]
 
-    def _check_entropy(self, entropy: Tensor) -> None:
-        if not bool(torch.isfinite(entropy).all()):
-            raise self._out_of_range("NaN or infinite entropies")
+    def _check_entropy(self, entropy: Tensor, *, at_start: bool) -> None:
+        if bool(torch.isfinite(entropy).all()):
+            return
+        if at_start:
+            raise invalid("logits", f"numbers in the range of {self.config.dtype}", "NaN or infinite entropies")
+        raise self._out_of_range("NaN or infinite entropies")
 
     def _out_of_range(self, what: str) -> ValueError:
         received = f"{what} after {self.completed} steps of size {self.config.step_size:g}"

@@ -86,7 +86,8 @@ class FusedPolicies:
     def step_unmodified(self, logits: Tensor, correct: Tensor, step: int, *, measure: bool) -> Tensor:
         """Do a whole step in one sweep over the policies; see `policies.WholeSteps`."""
         config, z, right, records = self.config, logits.numpy(), correct.numpy(), self._records
-        scale = grpo.scale_of(config.step_size, len(z) * config.group_size, len(z))
+        # of the whole bank, as `grpo.decide` has it: the same ratio of fewer policies may round otherwise
+        scale = grpo.scale_of(config.step_size, config.policies * config.group_size, config.policies)
 
         def run(part: slice) -> None:
             steps.unmodified_steps(

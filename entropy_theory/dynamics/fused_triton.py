@@ -48,7 +48,7 @@ class TritonPolicies:
             "num_warps": max(1, tile * tiles // LOGITS_PER_WARP),
         }
         self._advantage = {"DIVIDE": config.advantage == "std", "OFFSET": STD_OFFSET}
-        self._scale = self._new(1).fill_(grpo.scale_of(config.step_size, rows * group, rows))
+        self._scale = self._new(1).fill_(grpo.scale_of(config.step_size, config.policies * group, config.policies))
         self._states, self._records = self._new(rows, layout.STATE), self._new(layout.RECORDS, rows).zero_()
         self._likeliest = torch.empty(rows, dtype=torch.int32, device=device)
         self._probs, self._excess = self._new(rows, group), self._new(rows, group)

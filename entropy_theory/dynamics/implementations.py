@@ -9,14 +9,13 @@ No GPU has run "triton" yet, so it has to be asked for: it is checked in Triton'
 
 from __future__ import annotations
 
-import importlib
 import os
 import warnings
-from functools import cache
 from typing import Literal, get_args
 
 from entropy_theory.dynamics.config import SimulationConfig
 from entropy_theory.errors import invalid
+from entropy_theory.vocab.implementations import loading_problem
 
 Implementation = Literal["auto", "eager", "fused-cpu", "triton"]
 
@@ -73,10 +72,10 @@ def resolve(impl: str, config: SimulationConfig) -> str:
     reason = _cannot_run(name, config)
     if reason is not None:
         raise invalid("impl", "an implementation for this configuration", f"{impl!r} ({reason})")
-    problem = _loading_problem(name)
+    compiler, module = _COMPILERS[name]
+    problem = loading_problem(f"entropy_theory.dynamics.kernels.{module}")
     if problem is None:
         return name
-    compiler = _COMPILERS[name][0]
     if impl != "auto":
         raise ImportError(f"impl: expected {compiler} for {impl!r}, received {problem}")
     warnings.warn(
@@ -96,13 +95,4 @@ def _cannot_run(name: str, config: SimulationConfig) -> str | None:
         return f"optimizer {config.optimizer}: the compiled steps take sgd"
     if name == "triton" and config.group_size > LARGEST_GROUP:
         return f"group_size {config.group_size}: Triton takes at most {LARGEST_GROUP}"
-    return None
-
-
-@cache
-def _loading_problem(name: str) -> str | None:
-    try:  # to see whether it can be loaded
-        importlib.import_module(f"entropy_theory.dynamics.kernels.{_COMPILERS[name][1]}")
-    except ImportError as error:
-        return str(error)
     return None

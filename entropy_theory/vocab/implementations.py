@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
+from functools import cache
 from types import ModuleType
 from typing import Literal, get_args
 
@@ -57,9 +59,11 @@ def choose_for(device: torch.device, dtype: torch.dtype, count: int) -> tuple[st
 def resolve(impl: str, device: torch.device, dtype: torch.dtype, count: int) -> str:
     """Return the name of the implementation to run; a request that cannot run fails with the reason.
 
+    Where ``auto`` would take the compiled loops and Numba cannot be loaded, torch takes their place, with a warning.
+
     Raises:
         ValueError: The name is unknown, or not for this device or type.
-        ImportError: The implementation needs a package that is not installed.
+        ImportError: The implementation needs a package that cannot be loaded.
     """
     if impl not in get_args(Implementation):
         raise invalid("impl", f"one of {', '.join(get_args(Implementation))}", repr(impl))
@@ -67,12 +71,44 @@ def resolve(impl: str, device: torch.device, dtype: torch.dtype, count: int) -> 
     reason = _cannot_run(name, device, dtype)
     if reason is not None:
         raise reason
-    return name
+    problem = loading_problem(_module(name)) if name == "fused-cpu" else None
+    if problem is None:
+        return name
+    if impl != "auto":
+        raise ImportError(f"impl: expected Numba for {impl!r}, received {problem}")
+    warnings.warn(
+        f"token statistics run on torch, several times slower: Numba cannot be loaded ({problem})", stacklevel=2
+    )
+    return "eager"
+
+
+@torch.compiler.assume_constant_result  # an import has no graph
+def loading_problem(module: str) -> str | None:
+    """Say why a module of compiled loops cannot be loaded; None if it can.
+
+    Example:
+        >>> loading_problem("entropy_theory.vocab.kernels.eager") is None
+        True
+    """
+    return _import_problem(module)
+
+
+@cache
+def _import_problem(module: str) -> str | None:
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a compiler that misses a library of its own raises OSError, one too old anything
+        return str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+    return None
 
 
 def kernels(name: str) -> ModuleType:
     """Load an implementation; see `kernels` for its two functions."""
-    return importlib.import_module(f"entropy_theory.vocab.kernels.{_MODULES[name]}")
+    return importlib.import_module(_module(name))
+
+
+def _module(name: str) -> str:
+    return f"entropy_theory.vocab.kernels.{_MODULES[name]}"
 
 
 def _cannot_run(name: str, device: torch.device, dtype: torch.dtype) -> Exception | None:

@@ -84,6 +84,14 @@ def test_bad_files_are_named(tmp_path: Path, tensors: dict[str, torch.Tensor], r
         SimulationConfig(logits=path)
 
 
+def test_logits_out_of_range_are_named_before_the_first_step(tmp_path: Path) -> None:
+    config = SimulationConfig(
+        logits=saved(tmp_path, logits=torch.full((2, 3), 1e300, dtype=torch.float64)), dtype="float32"
+    )
+    with pytest.raises(ValueError, match="logits: expected numbers in the range of float32, received NaN or infinite"):
+        simulate(config)
+
+
 def test_other_bad_saved_logits(tmp_path: Path) -> None:
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes(b"torn")

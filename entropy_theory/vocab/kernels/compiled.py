@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +46,43 @@ LANES = {"reassoc", "contract", "nsz"}
 
 
 def cached(function: Any) -> Any:
-    """Compile on first use and keep the code on disk, unless no folder can be written to.
+    """Compile on first use and keep the code on disk; where that fails, warn and compile in every process.
 
     Numba takes code from disk as long as the function's own file is the same, although the code of functions from other
     files is in it. Here any change in this folder or in the function's counts.
     """
     try:
         compiled = njit(nogil=True, error_model="numpy", cache=True)(function)
-        file = compiled._cache._cache_file
-        file._source_stamp = (file._source_stamp, _digest(Path(inspect.getfile(function)).parent))
-    except (RuntimeError, AttributeError):  # no place for a cache, or a Numba that keeps it in another way
+        cache = compiled._cache
+        cache._cache_file._source_stamp = (
+            cache._cache_file._source_stamp,
+            _digest(Path(inspect.getfile(function)).parent),
+        )
+        cache.load_overload = _or_none(cache.load_overload)
+        cache.save_overload = _or_none(cache.save_overload)
+    except (RuntimeError, AttributeError) as error:  # no place for a cache, or a Numba that keeps it in another way
+        _warn_uncached(error)
         return njit(nogil=True, error_model="numpy")(function)
     return compiled
+
+
+def _or_none(access: Callable[..., Any]) -> Callable[..., Any]:
+    """Do without the code on disk if it cannot be read or written: a full disk, a file that is cut off."""
+
+    @functools.wraps(access)
+    def attempt(*args: Any) -> Any:
+        try:
+            return access(*args)
+        except Exception as error:  # unpickling a broken file may raise anything
+            _warn_uncached(error)
+            return None
+
+    return attempt
+
+
+def _warn_uncached(error: Exception) -> None:
+    why = f"{type(error).__name__}: {error}".splitlines()[0]
+    warnings.warn(f"compiled loops are not kept on disk ({why}); NUMBA_CACHE_DIR names another folder", stacklevel=2)
 
 
 @functools.cache
