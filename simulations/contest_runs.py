@@ -197,7 +197,7 @@ def train(run: ContestRun, smoothed: int = BATCHES) -> dict[str, Any]:
     return {"curves": curves, "final": rounded(final), "held_out": held_out}
 
 
-def _smoothed(values: Sequence[float], batches: int = BATCHES) -> list[float]:
+def _smoothed(values: Sequence[Any], batches: int = BATCHES) -> list[float]:
     """Means over so many neighbouring batches, over fewer where that does not divide their number."""
     return grpo_runs.thinned(values, -(-len(values) // batches))
 

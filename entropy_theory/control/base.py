@@ -169,6 +169,10 @@ class Rule:
             if member is not self:
                 member.check_vocabulary(vocab_size)
 
+    def threshold_end(self, batch: TokenBatch) -> float | None:
+        """Where the settings of `scan_threshold` end on a batch; None for where the rule drops nothing."""
+        return None
+
     def split(self) -> tuple[Rule | None, Rule | None]:
         """Separate what is fixed once per generation batch from what is evaluated at every update.
 
@@ -214,6 +218,25 @@ class Rule:
         given = [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name) != defaults[name]]
         if getattr(self, share) is not None and given:
             raise invalid(f"{self.name} {share}", f"no {' or '.join(names)} beside it", ", ".join(given))
+
+
+def observed_share(rule: Rule, batch: TokenBatch, reducer: Reducer, generator: torch.Generator | None) -> float:
+    """The share of the valid tokens that a rule would drop, for trainers that only observe it.
+
+    Raises:
+        ValueError: the rule remembers earlier batches: on this one alone it would do something else.
+
+    Example:
+        >>> from entropy_theory.control import rule
+        >>> x = torch.zeros(1, 4)
+        >>> batch = TokenBatch(x, x, torch.ones(1), torch.ones(1, 4), centered_discriminant=x - 1)
+        >>> observed_share(rule("clip-v"), batch, LOCAL, None)
+        0.0
+    """
+    output = rule.apply(batch, reducer, generator)
+    if output.state is not None:
+        raise invalid("observe", "rules that remember nothing from batch to batch", str(rule))
+    return output.metrics["dropped_share"]
 
 
 def _drop_metrics(flow: Flow, context: Context) -> dict[str, float]:

@@ -60,8 +60,8 @@ def scan_threshold(
     Args:
         rule: A rule with a `threshold_parameter`.
         batch: The tokens.
-        values: The settings; default: evenly spread from 0 to where the rule drops nothing (a share: to 1). The rule's
-            own setting is always among them.
+        values: The settings; default: evenly spread from 0 to where the rule drops nothing (a share: to 1; or to
+            the rule's own `threshold_end`). The rule's own setting is always among them.
         settings: How many to spread, 2 to 254.
         seed: Of rules that draw; the same for every setting.
 
@@ -94,7 +94,8 @@ def scan_threshold(
 
     given = values is not None
     if values is None:
-        last = 1.0 if name in _SHARES else _end(lambda value: at(value).metrics["dropped"] > 0)
+        last = 1.0 if name in _SHARES else rule.threshold_end(batch)
+        last = last or _end(lambda value: at(value).metrics["dropped"] > 0)
         step = _round_up(last / (settings - 1))
         values = [round(k * step, 12) for k in range(settings) if k * step < last + step * (name not in _SHARES)]
     ordered = sorted({*map(float, values), own, *(_FEW if name in _SHARES and not given else ())})

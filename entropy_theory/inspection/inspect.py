@@ -221,6 +221,8 @@ def inspect(config: InspectConfig, progress: Progress | None = None) -> Inspecti
     advantages, recorded = advantages_of(rollouts, cast("ScaleRewards", scale))
     arguments, schemas = config.template_arguments(), config.tool_schemas()
     policy = scoring.load_policy(config.model, config.tokenizer, config.dtype)
+    for candidate in chosen:
+        candidate.check_vocabulary(policy.vocab_size)
     options = TokenOptions(
         end_token_ids=(config.end_token_ids or tuple(logged.end_token_ids or policy.end_token_ids))
         if config.end_token

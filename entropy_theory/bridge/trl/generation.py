@@ -15,6 +15,7 @@ from entropy_theory.bridge.trl.carried import GROUPS, JUDGED, MARKS, REWARDS, Ba
 from entropy_theory.bridge.trl.host import HostTrainer
 from entropy_theory.bridge.trl.scoring import Scorer
 from entropy_theory.control import DistributedReducer, LocalReducer, Reducer, Rule, RuleOutput, TokenBatch
+from entropy_theory.control.base import observed_share
 from entropy_theory.control.denominators import shrinkage
 from entropy_theory.control.flow import Decided
 from entropy_theory.control.random import seeded_generator
@@ -92,7 +93,7 @@ class RuleRun:
         for rule in self.observed:
             if rule.phase == phase:
                 draws = self.draws() if phase == "batch" else self.draws(1)
-                share = rule.apply(batch, self.reducer(), draws).metrics["dropped_share"]
+                share = observed_share(rule, batch, self.reducer(), draws)
                 self._host.log_metrics({f"observed/{rule}/dropped_share": share})
 
     def _keep(self, state: Any) -> None:

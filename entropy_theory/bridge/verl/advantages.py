@@ -17,6 +17,7 @@ from torch import Tensor
 from entropy_theory.bridge.metrics import PREFIX, batch_metrics
 from entropy_theory.control import LocalReducer, Reducer, Rule, RuleOutput, TokenBatch
 from entropy_theory.control import rule as build_rule
+from entropy_theory.control.base import observed_share
 from entropy_theory.control.denominators import VERL_DIVISORS, shrinkage
 from entropy_theory.errors import invalid
 
@@ -178,7 +179,8 @@ def advantages_under_rule(
         Advantages, metrics, state.
 
     Raises:
-        ValueError: the rule is ratio-based, adds an entropy term or needs what was not given.
+        ValueError: the rule is ratio-based, adds an entropy term or needs what was not given; an observed rule
+            remembers earlier batches.
 
     Example:
         >>> log_probs = torch.tensor([[-0.1, -0.1, -1.5, -0.1]])
@@ -223,7 +225,7 @@ def advantages_under_rule(
         metrics |= batch_metrics(batch, result, reducer)
     for asked in observed:
         again = None if generator is None or drawn is None else torch.Generator(generator.device).set_state(drawn)
-        metrics[f"observed/{asked}/dropped_share"] = asked.apply(batch, reducer, again).metrics["dropped_share"]
+        metrics[f"observed/{asked}/dropped_share"] = observed_share(asked, batch, reducer, again)
     return RuleAdvantages(result, {PREFIX + name: value for name, value in metrics.items()}, output.state)
 
 

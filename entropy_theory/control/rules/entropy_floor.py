@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from entropy_theory.control.base import Rule, Step
+from entropy_theory.control.batch import TokenBatch
 from entropy_theory.control.effects import predicted_effects
 from entropy_theory.control.flow import Context, Denominator, Flow, State, Statistics
 from entropy_theory.control.parameters import choice, number
@@ -35,8 +37,9 @@ class EntropyFloor(Rule):
     3. Only tokens of Q1 and Q4 are dropped; of equal effects the first in global token order.
 
     With gain 0 the rule only stops the predicted fall, which in a model with shared parameters is still a fall; a
-    positive gain asks for a rise in proportion to what is missing. Two options complete the control loop, with the mean
-    entropies H_k of the batches so far:
+    positive gain asks for a rise in proportion to what is missing. Entropy terms of a pipe's other rules are not in e.
+    Two options complete the control loop, with the mean entropies H_k of the batches so far (in a ratio-based part of a
+    pipe, of the updates):
 
         ahead(k) = H_k + lookahead (H_k − H_{k−1})           takes the place of mean H above
         M_k = max(0, M_{k−1} + floor − H_k)                  what was missing in all, in nats
@@ -95,6 +98,10 @@ class EntropyFloor(Rule):
             expected = f"at most log V = {math.log(vocab_size):.4g} nats of {vocab_size} tokens"
             raise invalid(f"{self.name} floor", expected, f"{self.floor:g}")
 
+    def threshold_end(self, batch: TokenBatch) -> float:
+        """Half as much again as the floor or as mean H, whichever is more."""
+        return 1.5 * max(self.floor, masked_mean(batch.entropy, batch.completion_mask))
+
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Drop the strongest falls while mean entropy is below the floor."""
         batch, n, reducer = context.batch, context.valid_tokens, context.reducer
@@ -108,23 +115,24 @@ class EntropyFloor(Rule):
         missing = max(0.0, state.get("missing", 0.0) + self.floor - mean) if some else 0.0
         below = ahead < self.floor + (self.hysteresis if state.get("below") else 0.0)
         remembered = self._remembered(below, mean, missing) if some else state or None
-        ordered = _ordered(effects, flow.valid, reducer)
-        before = float(ordered.sum())
+        candidates = population & (effects < 0)
+        falls = _ordered(effects, candidates, reducer)
+        others = float(_ordered(effects, flow.valid & ~candidates, reducer).sum())
+        # what is left is added up, not subtracted from a whole: effects that cancel leave exactly 0
+        kept = others + torch.cat([falls.flip(0).cumsum(0).flip(0), falls.new_zeros(1)])  # after 0, 1, ... drops
+        before = float(kept[0])
         need = (self.gain * max(0.0, self.floor - ahead) + self.integral * missing) * n
         metrics = {"below": float(below), "need": need / n, "feasible": 1.0, "threshold": 0.0}
         metrics |= {"predicted_before": before / n, "predicted_after": before / n}
         if not below or before >= need:
             return flow.masked(flow.valid, self.denominator), metrics, remembered
-        candidates = population & (effects < 0)
-        falls = _ordered(effects, candidates, reducer)
-        after = before - falls.cumsum(0)  # of the kept, after each number of drops
-        enough = int((after < need).sum()) + 1
-        allowed = len(falls) if self.max_share is None else min(len(falls), int(self.max_share * n))
+        enough = int((kept < need).sum())
+        allowed = len(falls) if self.max_share is None else min(len(falls), int((self.max_share + 1e-9) * n))
         count = min(enough, allowed)
         drop = masked_top_k(-effects, candidates, count, reducer)
         metrics["feasible"] = float(enough <= allowed)
         if count:
-            metrics |= {"threshold": float(falls[count - 1]), "predicted_after": float(after[count - 1]) / n}
+            metrics |= {"threshold": float(falls[count - 1]), "predicted_after": float(kept[count]) / n}
         return flow.masked(flow.valid & ~drop, self.denominator), metrics, remembered
 
     def _remembered(self, below: bool, mean: float, missing: float) -> State | None:

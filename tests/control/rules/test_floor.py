@@ -79,6 +79,21 @@ def test_rows_may_come_in_any_order(batch: TokenBatch, data) -> None:
         assert torch.equal(first.keep_mask[order], second.keep_mask)
 
 
+def test_effects_that_cancel_leave_nothing_to_drop() -> None:
+    """.1 + .1 + .1 - .1 is not .2 in binary; the two tokens that are left add up to 0."""
+    S_c = torch.tensor([[0.1, 0.1, 0.1, -0.1]]).double()
+    batch = TokenBatch(0 * S_c, 0 * S_c + 0.3, torch.ones(1).double(), S_c != 0, centered_discriminant=S_c)
+    assert rule("entropy-floor(floor=0.5, gain=0)").apply(batch).metrics["dropped"] == 2.0
+
+
+def test_a_bound_on_the_share_is_met_where_it_is_a_whole_number() -> None:
+    S_c = torch.full((1, 100), 0.1)
+    batch = TokenBatch(0 * S_c, 0 * S_c, torch.ones(1), S_c != 0, centered_discriminant=S_c)
+    for percent in range(1, 101):
+        bound = rule(f"entropy-floor(max_share={percent / 100})").apply(batch)
+        assert bound.metrics["dropped"] == percent
+
+
 def test_a_bound_on_the_share() -> None:
     batch = random_batch(1, rows=20)
     effects, mean = parts(batch)
@@ -121,6 +136,18 @@ def test_lookahead_and_integral_say_when_and_how_much(
         need = (0.1 * (floor - ahead) + 0.2 * memory) * effects.size
         assert effects[kept].sum() >= need - 1e-9 * (1 + np.abs(effects).sum()) or not (effects[kept] < 0).any()
         assert out.metrics["need"] == pytest.approx(need / effects.size, abs=1e-9)
+
+
+def test_observed_without_its_memory_it_is_refused() -> None:
+    from entropy_theory.bridge.verl import advantages_under_rule
+
+    x = torch.zeros(1, 2)
+    given = {"centered_discriminant": x + 0.1, "observe": ("entropy-floor(lookahead=1)",)}
+    with pytest.raises(ValueError, match="observe: expected rules that remember nothing from batch to batch, received"):
+        advantages_under_rule("none", x, x + 0.3, torch.ones(1), torch.ones(1, 2), **given)
+    given["observe"] = ("entropy-floor",)
+    out = advantages_under_rule("none", x, x + 0.3, torch.ones(1), torch.ones(1, 2), **given)
+    assert out.metrics["entropy_control/observed/entropy-floor/dropped_share"] == 1.0
 
 
 def test_the_first_batch_has_no_change_to_continue() -> None:
