@@ -174,13 +174,15 @@ def shift_gradient(budget: Budget) -> Evidence:
     for _ in range(max(2, budget.precise_policies)):
         tree = _random_tree(rng, contexts=5, vocab_size=3)
         logits = rng.normal(size=tree.following.shape) * rng.choice([0.5, 2.0])
-        for mean in _MEANS:
+        # The logits one by one, then three parameters that share them.
+        units = list(np.eye(logits.size).reshape(-1, *logits.shape))
+        directions = [*units, *rng.normal(size=(3, *logits.shape))]
+        slopes = [oracle_slopes(tree, logits, direction) for direction in directions]
+        for place, mean in enumerate(_MEANS):
             parts = on_policy.on_policy_gradient(tree, logits, mean)
             size = float(np.abs(parts[0]).max() + np.abs(parts[1]).max())
-            # The logits one by one, then three parameters that share them.
-            units = list(np.eye(logits.size).reshape(-1, *logits.shape))
-            for direction in [*units, *rng.normal(size=(3, *logits.shape))]:
-                kept, both = oracle_slopes(tree, logits, direction, mean)
+            for direction, of_means in zip(directions, slopes, strict=True):
+                kept, both = of_means[place]
                 for value, reference in zip(parts, (kept, both - kept), strict=True):
                     worst = max(worst, float(abs(mp.mpf(float((value * direction).sum())) - reference)) / size)
                     cases += 1
@@ -395,28 +397,32 @@ def _to_come(tree: SequenceTree, probs: FloatArray, context: int) -> float:
     return float(plain_entropy(probs[context]) + rest)
 
 
-def oracle_slopes(tree: SequenceTree, logits: FloatArray, direction: FloatArray, mean: on_policy.Mean) -> list[Any]:
-    """Slopes along a direction of mean entropy by listing the sequences: on fixed contexts, and in all."""
+def oracle_slopes(tree: SequenceTree, logits: FloatArray, direction: FloatArray) -> list[tuple[Any, Any]]:
+    """Slopes along a direction of every mean of `_MEANS` by listing the sequences: on fixed contexts, and in all."""
     with mp.workdps(_DIGITS):
-        return oracle.slopes(lambda t: _enumerated(tree, logits, direction, t, mean))
+        start = [oracle.exact(row) for row in logits]
+        move = [oracle.exact(row) for row in direction]
+        fixed = _sequences(tree, start)
+
+        def means(t: oracle.Number) -> list[oracle.Number]:
+            moved = [[z + t * d for z, d in zip(*rows, strict=True)] for rows in zip(start, move, strict=True)]
+            entropies = [oracle.entropy(row) for row in moved]
+            return [*_means(fixed, entropies), *_means(_sequences(tree, moved), entropies)]
+
+        slopes = oracle.slopes(means)
+    return list(zip(slopes[: len(_MEANS)], slopes[len(_MEANS) :], strict=True))
 
 
-def _enumerated(
-    tree: SequenceTree, logits: FloatArray, direction: FloatArray, t: oracle.Number, mean: on_policy.Mean
-) -> list[oracle.Number]:
-    """Mean entropy at z + t d by listing the sequences: with the probabilities of t = 0, and with its own."""
-    start = [oracle.exact(row) for row in logits]
-    moved = [
-        [z + t * d for z, d in zip(row, oracle.exact(move), strict=True)]
-        for row, move in zip(start, direction, strict=True)
-    ]
-    entropies = [oracle.entropy(row) for row in moved]
-    means = []
-    for rows in (start, moved):
-        total = length = mp.mpf(0)
-        for prob, path in _paths(tree, [oracle.probabilities(row) for row in rows]):
-            visited = mp.fsum(entropies[context] for context, _ in path)
-            total += prob * (visited / len(path) if mean == "sequence" else visited)
-            length += prob * len(path)
-        means.append(total / length if mean == "token" else total)
-    return means
+def _sequences(tree: SequenceTree, rows: list[list[oracle.Number]]) -> list[tuple[Any, list[int]]]:
+    """The probability of every sequence under these logits, and the contexts on its way."""
+    listed = _paths(tree, [oracle.probabilities(row) for row in rows])
+    return [(prob, [context for context, _ in path]) for prob, path in listed]
+
+
+def _means(sequences: list[tuple[Any, list[int]]], entropies: list[oracle.Number]) -> list[oracle.Number]:
+    """Mean entropy of the sequences in the order of `_MEANS`: summed, by token, by sequence."""
+    visited = [mp.fsum(entropies[context] for context in path) for _, path in sequences]
+    total = mp.fsum(prob * entropy for (prob, _), entropy in zip(sequences, visited, strict=True))
+    length = mp.fsum(prob * len(path) for prob, path in sequences)
+    by_sequence = mp.fsum(prob * e / len(path) for (prob, path), e in zip(sequences, visited, strict=True))
+    return [total, total / length, by_sequence]
