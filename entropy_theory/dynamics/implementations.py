@@ -10,12 +10,11 @@ No GPU has run "triton" yet, so it has to be asked for: it is checked in Triton'
 from __future__ import annotations
 
 import os
-import warnings
 from typing import Literal, get_args
 
 from entropy_theory.dynamics.config import SimulationConfig
 from entropy_theory.errors import invalid
-from entropy_theory.vocab.implementations import loading_problem
+from entropy_theory.vocab.implementations import loadable
 
 Implementation = Literal["auto", "eager", "fused-cpu", "triton"]
 
@@ -73,15 +72,7 @@ def resolve(impl: str, config: SimulationConfig) -> str:
     if reason is not None:
         raise invalid("impl", "an implementation for this configuration", f"{impl!r} ({reason})")
     compiler, module = _COMPILERS[name]
-    problem = loading_problem(f"entropy_theory.dynamics.kernels.{module}")
-    if problem is None:
-        return name
-    if impl != "auto":
-        raise ImportError(f"impl: expected {compiler} for {impl!r}, received {problem}")
-    warnings.warn(
-        f"the simulation runs on torch, several times slower: {compiler} cannot be loaded ({problem})", stacklevel=2
-    )
-    return "eager"
+    return loadable(impl, name, compiler, f"entropy_theory.dynamics.kernels.{module}", "the simulation runs")
 
 
 def _cannot_run(name: str, config: SimulationConfig) -> str | None:

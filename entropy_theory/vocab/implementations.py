@@ -71,14 +71,34 @@ def resolve(impl: str, device: torch.device, dtype: torch.dtype, count: int) -> 
     reason = _cannot_run(name, device, dtype)
     if reason is not None:
         raise reason
-    problem = loading_problem(_module(name)) if name == "fused-cpu" else None
+    if name != "fused-cpu":
+        return name
+    return loadable(impl, name, "Numba", _module(name), "token statistics run")
+
+
+def loadable(impl: str, name: str, compiler: str, module: str, what_runs: str) -> str:
+    """Return the name of an implementation that can be loaded; instead of one that ``auto`` chose, torch's, and warn.
+
+    Args:
+        impl: What was asked for.
+        name: What that comes to.
+        compiler: What it needs.
+        module: Its module.
+        what_runs: For the warning.
+
+    Raises:
+        ImportError: An implementation that was asked for cannot be loaded.
+
+    Example:
+        >>> loadable("auto", "fused-cpu", "Numba", "entropy_theory.vocab.kernels.eager", "the tests run")
+        'fused-cpu'
+    """
+    problem = loading_problem(module)
     if problem is None:
         return name
     if impl != "auto":
-        raise ImportError(f"impl: expected Numba for {impl!r}, received {problem}")
-    warnings.warn(
-        f"token statistics run on torch, several times slower: Numba cannot be loaded ({problem})", stacklevel=2
-    )
+        raise ImportError(f"impl: expected {compiler} for {impl!r}, received {problem}")
+    warnings.warn(f"{what_runs} on torch, several times slower: {compiler} cannot be loaded ({problem})", stacklevel=3)
     return "eager"
 
 
