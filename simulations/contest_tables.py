@@ -66,7 +66,7 @@ def compare(tasks: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], ours
             method: {seed: measures(entries[seed], by_seed["none"][seed]) for seed in seeds}
             for method, entries in by_seed.items()
         }
-        table = {method: _intervals(row) for method, row in rows.items()}
+        table = {method: _setting(methods[method][0]["task"]) | _intervals(row) for method, row in rows.items()}
         own = next((method for method in rows if method.startswith(ours)), None)
         for name in TESTED:
             if not any(name in row for row in table.values()):
@@ -83,6 +83,10 @@ def compare(tasks: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], ours
                 _add(table, f"{name}_of_floor_over_it", others)
         summary[task] = {"seeds": seeds, "methods": table, "front": pareto_front(table)}
     return summary
+
+
+def _setting(task: Mapping[str, Any]) -> dict[str, Any]:
+    return {"rule": task["rule"], "updates": task["num_iterations"]}
 
 
 def _base(task: Mapping[str, Any]) -> str:
