@@ -25,6 +25,7 @@ ORDER = (
     "acceptance_regions",
     "noise_boundary",
     "rules_in_training",
+    "control_contest",
     "real_model_training",
     "centring_in_training",
     "pass_rates",

@@ -1,10 +1,18 @@
-"""The table of all rules, made from the registry: `python -m entropy_theory.control.table > docs/methods.md`."""
+"""The table of all rules, made from the registry and from the record of the contest.
+
+python -m entropy_theory.control.table simulations/results/control_contest_contest.json > docs/methods.md
+"""
 
 from __future__ import annotations
 
 import inspect
+import sys
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
 
+from entropy_theory import records
 from entropy_theory.control.base import Rule
 from entropy_theory.control.parameters import Choice, Number
 from entropy_theory.control.registry import rule_class, rule_names
@@ -13,7 +21,8 @@ from entropy_theory.control.spec import format_value
 _HEADER = """\
 # Control rules
 
-Made from the registry by `python -m entropy_theory.control.table > docs/methods.md`; a test holds the two together.
+Made by `python -m entropy_theory.control.table simulations/results/control_contest_contest.json > docs/methods.md`
+from the registry and a record; a test holds them together.
 
 Every rule turns the statistics of a batch into one gradient coefficient per token, g = ∂J/∂log p. Quadrants are those
 of (A, S_c): Q1 A > 0, S_c > 0 (entropy falls); Q2 A > 0, S_c < 0 (rises); Q3 A < 0, S_c > 0 (rises); Q4 A < 0, S_c < 0
@@ -26,11 +35,17 @@ of (A, S_c): Q1 A > 0, S_c > 0 (entropy falls); Q2 A > 0, S_c < 0 (rises); Q3 A 
 - *Needs*: the statistics that a rule reads besides log-probabilities, advantages and the mask.
 - *Parity*: the official code whose recorded outputs the tests compare with: masks to the bit, gradients and losses to
   float32 round-off.
+- *In the contest*: means over the last ten updates ± 95 % t-intervals, with the setting that tuning chose
+  ([protocol and comparison](findings.md#a-contest-of-rules)).
 """
+_TASKS = {"sum": "sum task", "arithmetic": "arithmetic in steps"}
 
 
-def methods_table() -> str:
-    """Write the table of all registered rules in Markdown, and what each of them can be set to.
+def methods_table(contest: Mapping[str, Any] | None = None) -> str:
+    """Write the table of all registered rules in Markdown, what each of them can be set to, and how it fared.
+
+    Args:
+        contest: The record of `simulations/control_contest.py`; None leaves it out.
 
     Example:
         >>> "| `clip-b` |" in methods_table()
@@ -46,6 +61,8 @@ def methods_table() -> str:
         lines += ["", f"## `{cls.name}`", "", _summary(cls), *_formula(cls), *_settings(cls)]
         if cls.departures:
             lines += ["", f"Departures: {cls.departures}"]
+        if contest is not None:
+            lines += _in_contest(cls.name, contest)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -72,7 +89,25 @@ def _settings(cls: type[Rule]) -> list[str]:
     return ["", *shown] if shown else []
 
 
+def _in_contest(name: str, contest: Mapping[str, Any]) -> list[str]:
+    """A paragraph for each task and number of updates per batch."""
+    paragraphs = []
+    for task, words in _TASKS.items():
+        for row in contest["summary"][task]["methods"].values():
+            if row["rule"].partition("(")[0] == name:
+                numbers = ", ".join(
+                    f"{unit} {row[column]['mean']:.2f} ± {row[column]['half_width']:.2f}"
+                    for column, unit in (
+                        *(("entropy", "entropy"), ("reward", "reward")),
+                        ("distinct_right", "distinct right answers of 16"),
+                    )
+                )
+                twice = f" ({row['updates']} updates per batch)" if row["updates"] > 1 else ""
+                paragraphs += ["", f"In the contest, {words}, `{row['rule']}`{twice}: {numbers}."]
+    return paragraphs
+
+
 if __name__ == "__main__":
     import entropy_theory.control  # noqa: F401  (registers)
 
-    print(methods_table(), end="")
+    print(methods_table(records.read_json(Path(sys.argv[1])) if sys.argv[1:] else None), end="")
