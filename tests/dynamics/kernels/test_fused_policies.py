@@ -104,6 +104,11 @@ def test_logits_that_are_not_finite_are_seen(wrong: float, place: int) -> None:
     for rule in ("none", "clip-b"):
         simulation = Simulation(replace(config, rule=rule), impl="fused-cpu")
         simulation.logits[2, place] = wrong
+        with pytest.raises(ValueError, match="logits: expected numbers in the range of float64, received NaN or inf"):
+            simulation.step()
+        simulation = Simulation(replace(config, rule=rule), impl="fused-cpu")
+        simulation.step()
+        simulation.logits[2, place] = wrong
         with pytest.raises(ValueError, match="step_size: expected steps that keep the logits in the range of float64"):
             simulation.step()
 
