@@ -95,7 +95,7 @@ def scan_threshold(
     given = values is not None
     if values is None:
         last = 1.0 if name in _SHARES else rule.threshold_end(batch)
-        last = last or _end(lambda value: at(value).metrics["dropped"] > 0)
+        last = _end(lambda value: at(value).metrics["dropped"] > 0) if last is None else last
         step = _round_up(last / (settings - 1))
         values = [round(k * step, 12) for k in range(settings) if k * step < last + step * (name not in _SHARES)]
     ordered = sorted({*map(float, values), own, *(_FEW if name in _SHARES and not given else ())})

@@ -157,13 +157,11 @@ COMMAND = re.compile(r"`(make|python|entropy-theory) [^`]+`")
 
 
 def claims(markdown: str) -> Iterator[str]:
-    """Paragraphs, list items and rows of tables, these with the table's head, that have a number outside code."""
-    for part in re.split(r"\n\n", re.sub(r"^```.*?^```$", "", markdown, flags=re.MULTILINE | re.DOTALL)):
-        head = part.splitlines()[0] + "\n" if part.startswith("|") else ""
-        for block in re.split(r"\n(?=[-|] ?)", part):
-            prose = re.sub(NOT_CLAIMS, "", re.sub(r"`[^`]*`", "", block))
-            if NUMBER.search(prose):
-                yield head + block
+    """Paragraphs, list items and rows of tables that have a number outside code."""
+    for block in re.split(r"\n\n|\n(?=[-|] ?)", re.sub(r"^```.*?^```$", "", markdown, flags=re.MULTILINE | re.DOTALL)):
+        prose = re.sub(NOT_CLAIMS, "", re.sub(r"`[^`]*`", "", block))
+        if NUMBER.search(prose):
+            yield block
 
 
 def test_every_number_of_the_readme_has_its_command() -> None:

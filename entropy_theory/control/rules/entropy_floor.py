@@ -99,8 +99,8 @@ class EntropyFloor(Rule):
             raise invalid(f"{self.name} floor", expected, f"{self.floor:g}")
 
     def threshold_end(self, batch: TokenBatch) -> float:
-        """Half as much again as the floor or as mean H, whichever is more."""
-        return 1.5 * max(self.floor, masked_mean(batch.entropy, batch.completion_mask))
+        """Half as much again as the floor or as mean H, whichever is more; 1 nat if both are 0."""
+        return 1.5 * max(self.floor, masked_mean(batch.entropy, batch.completion_mask)) or 1.0
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Drop the strongest falls while mean entropy is below the floor."""
