@@ -15,7 +15,6 @@ RERUN = "python simulations/control_contest.py --stage contest"
 TASKS = {"sum": "sum task", "arithmetic": "arithmetic in steps"}
 HIGHLIGHTED = {"none": style.INK, "entropy-floor": style.RED}
 RANKED = {"distinct_right": "distinct right answers of 16", "reward_at_entropy": "reward at equal entropy"}
-FURTHEST = 1.25  # of the entropy at the start: a run beyond has exploded, and its dot would hide the others
 
 
 def caption() -> str:
@@ -38,7 +37,7 @@ def draw() -> Figure:
     for place, (task, words) in enumerate(TASKS.items()):
         plane, *ranks = axes[3 * place : 3 * place + 3]
         methods = record["summary"][task]["methods"]
-        _plane(plane, methods, record["summary"][task]["front"], FURTHEST * _start(record, task))
+        _plane(plane, methods, record["summary"][task]["front"])
         plane.set(xlabel="final entropy (nats)", ylabel="final reward", title=words)
         for axis, (name, label) in zip(ranks, RANKED.items(), strict=True):
             _ranked(axis, methods, name)
@@ -47,31 +46,25 @@ def draw() -> Figure:
     return figure
 
 
-def _start(record: dict[str, Any], task: str) -> float:
-    """The largest mean entropy of the first batches, over the runs."""
-    firsts = [e["result"]["curves"]["entropy"][0] for e in record["results"] if e["task"]["task"] == task]
-    return float(max(firsts))
-
-
 def _exploded(record: dict[str, Any], task: str) -> str:
     rows = record["summary"][task]["methods"].items()
     counts = {method: round(sum(row["exploded"]["values"])) for method, row in rows}
     return ", ".join(f"{count} of {method}" for method, count in counts.items() if count)
 
 
-def _plane(axis: Axes, methods: dict[str, Any], front: list[str], furthest: float) -> None:
+def _plane(axis: Axes, methods: dict[str, Any], front: list[str]) -> None:
+    """Runs and means, but for those that exploded: they would hide the others."""
+    shown = {method: row for method, row in methods.items() if row["exploded"]["mean"] < 0.5}
     for method, row in methods.items():
         color = HIGHLIGHTED.get(method, style.BLUE)
-        runs = zip(row["entropy"]["values"], row["reward"]["values"], strict=True)
-        shown = [(x, y) for x, y in runs if x < furthest]
-        axis.plot(*zip(*shown, strict=True), ".", color=color, markersize=2.5, alpha=0.4)
-        x, y = row["entropy"]["mean"], row["reward"]["mean"]
-        if x < furthest:
+        runs = zip(row["entropy"]["values"], row["reward"]["values"], row["exploded"]["values"], strict=True)
+        axis.plot(*zip(*[(x, y) for x, y, gone in runs if not gone], strict=True), ".", color=color, ms=2.5, alpha=0.4)
+        if method in shown:
+            x, y = row["entropy"]["mean"], row["reward"]["mean"]
             axis.plot([x], [y], "o", color=color, markersize=4)
             if method in HIGHLIGHTED:
                 axis.annotate(method, (x, y), (4, 4), textcoords="offset points", fontsize=6, color=color)
-    best = [methods[m] for m in front if methods[m]["entropy"]["mean"] < furthest]
-    line = [(row["entropy"]["mean"], row["reward"]["mean"]) for row in best]
+    line = [(shown[method]["entropy"]["mean"], shown[method]["reward"]["mean"]) for method in front if method in shown]
     axis.plot(*zip(*line, strict=True), color=style.GREEN, linewidth=0.9, zorder=0)
 
 

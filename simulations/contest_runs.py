@@ -13,6 +13,7 @@ from typing import Any
 import gpu_grpo
 import grpo_runs
 import numpy as np
+import real_model
 from rich.console import Console
 from sweep import rounded
 
@@ -21,7 +22,6 @@ from entropy_theory.testbed import arithmetic, sum_task
 GENERATIONS = 16  # completions of a prompt
 ROWS = 2048  # prompts of a training set, drawn with the run's seed
 BATCHES = 5  # a curve is recorded as means over so many neighbouring batches
-LAST = 10  # updates whose mean is "final"
 KS = (1, 4, 16)
 
 COLUMNS = {n: grpo_runs.COLUMNS[n] for n in ("entropy", "reward", "distinct_right", "dropped_share", "slope")}
@@ -193,11 +193,11 @@ def train(run: ContestRun, smoothed: int = BATCHES) -> dict[str, Any]:
     for name, logged in COLUMNS.items():
         values = [line.get(logged) for line in batches]
         if all(value is not None for value in values):
-            curves[name] = rounded(_smoothed(values, smoothed), 4)
+            curves[name] = rounded(smooth(values, smoothed), 4)
     return {"curves": curves, "final": rounded(final), "held_out": held_out}
 
 
-def _smoothed(values: Sequence[Any], batches: int = BATCHES) -> list[float]:
+def smooth(values: Sequence[Any], batches: int = BATCHES) -> list[float]:
     """Means over so many neighbouring batches, over fewer where that does not divide their number."""
     return grpo_runs.thinned(values, -(-len(values) // batches))
 
@@ -227,15 +227,14 @@ def model_entry(entry: dict[str, Any]) -> dict[str, Any]:
     """A run of the real model (`real_model_runs.ModelRun`) in the form of the decoder's."""
     task, result = entry["task"], entry["result"]
     curves = {name: result["curves"][name] for name in ("entropy", "reward", "distinct_right", "dropped_share")}
-    last = {name: [value for value in values[-LAST:] if value is not None] for name, values in curves.items()}
     batches = [values for values in zip(*curves.values(), strict=True) if values[1] is not None]
     kept = dict(zip(curves, zip(*batches, strict=True), strict=True))
     two = task["num_iterations"] == 2
     return {
         "task": task | {"task": "addition", "method": task["rule"] + (", two updates" if two else "")},
         "result": {
-            "curves": {name: _smoothed(values) for name, values in kept.items()},
-            "final": {name: float(np.mean(values)) for name, values in last.items()},
+            "curves": {name: smooth(values) for name, values in kept.items()},
+            "final": {name: real_model.final(entry, name) for name in curves},
             "held_out": dict(result["policy"]["held_out"]),
         },
     }

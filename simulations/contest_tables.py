@@ -68,18 +68,18 @@ def compare(tasks: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], ours
         }
         table = {method: _setting(methods[method][0]["task"]) | _intervals(row) for method, row in rows.items()}
         own = next((method for method in rows if method.startswith(ours)), None)
+        bases = {method: base_of(row["updates"]) for method, row in table.items()}
         for name in TESTED:
             if not any(name in row for row in table.values()):
                 continue  # pass@16 of the decoder, pass@8 of the real model
-            bases = {method: _base(methods[method][0]["task"]) for method in rows}
             pairs = {
-                method: _paired(row, rows[bases[method]], name)
+                method: paired(row, rows[bases[method]], name)
                 for method, row in rows.items()
                 if bases[method] in rows and bases[method] != method
             }
             _add(table, f"{name}_over_base", pairs)
             if own is not None:
-                others = {method: _paired(rows[own], row, name) for method, row in rows.items() if method != own}
+                others = {method: paired(rows[own], row, name) for method, row in rows.items() if method != own}
                 _add(table, f"{name}_of_floor_over_it", others)
         summary[task] = {"seeds": seeds, "methods": table, "front": pareto_front(table)}
     return summary
@@ -89,9 +89,9 @@ def _setting(task: Mapping[str, Any]) -> dict[str, Any]:
     return {"rule": task["rule"], "updates": task["num_iterations"]}
 
 
-def _base(task: Mapping[str, Any]) -> str:
-    """The run without control of as many updates per batch."""
-    return "none, two updates" if task["num_iterations"] == 2 else "none"
+def base_of(updates: int) -> str:
+    """The method without control of as many updates per batch."""
+    return "none, two updates" if updates == 2 else "none"
 
 
 def _intervals(row: Mapping[int, Mapping[str, float | None]]) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _intervals(row: Mapping[int, Mapping[str, float | None]]) -> dict[str, Any]:
     return measured
 
 
-def _paired(
+def paired(
     row: Mapping[int, Mapping[str, float | None]], other: Mapping[int, Mapping[str, float | None]], name: str
 ) -> dict[str, Any] | None:
     """Difference by seed with its interval and the p of the t-test.
@@ -123,9 +123,9 @@ def _paired(
     return sweep.rounded(sweep.interval(differences)) | {"p": 1.0 if not any(differences) else p}
 
 
-def _add(table: dict[str, Any], column: str, paired: Mapping[str, dict[str, Any] | None]) -> None:
+def _add(table: dict[str, Any], column: str, differences: Mapping[str, dict[str, Any] | None]) -> None:
     """Put differences into the table, with p corrected over the methods that have one."""
-    known = {method: difference for method, difference in paired.items() if difference is not None}
+    known = {method: difference for method, difference in differences.items() if difference is not None}
     tested = [method for method, difference in known.items() if difference["p"] is not None]
     corrected = dict(zip(tested, holm([known[method]["p"] for method in tested]), strict=True))
     for method, difference in known.items():

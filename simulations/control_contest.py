@@ -257,8 +257,8 @@ def main(config: ContestConfig) -> dict[str, Any] | None:
         raise invalid("methods", f"some of {', '.join(METHODS)}", ", ".join(unknown))
     if unknown := [name for name in config.tasks if name not in START]:
         raise invalid("tasks", f"some of {', '.join(START)}", ", ".join(unknown))
-    bases = [next(m for m in METHODS if METHODS[m][0] == METHODS[name][0]) for name in ("none", *config.methods)]
-    if missing := [base for base in dict.fromkeys(bases) if base not in config.methods]:
+    bases = dict.fromkeys(("none", *(contest_tables.base_of(METHODS[name][0]) for name in config.methods)))
+    if missing := [base for base in bases if base not in config.methods]:
         raise invalid(
             "methods", f"also the runs without control that they are compared with, {', '.join(missing)}", None
         )

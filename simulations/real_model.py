@@ -203,7 +203,8 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _final(entry: dict[str, Any], name: str) -> float:
+def final(entry: dict[str, Any], name: str) -> float:
+    """The mean of an arm's curve over its last updates; later updates of a batch have no reward."""
     return float(np.mean([value for value in entry["result"]["curves"][name][-LAST:] if value is not None]))
 
 
@@ -214,12 +215,12 @@ def _arms(arms: list[dict[str, Any]]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for name, entries in by_name.items():
         columns = ("entropy", "reward", "distinct", "distinct_right", "dropped_share")
-        row = {column: sweep.interval([_final(e, column) for e in entries.values()]) for column in columns}
+        row = {column: sweep.interval([final(e, column) for e in entries.values()]) for column in columns}
         row |= _policies(list(entries.values()))
         two = "updates" in name
         base = by_name.get(arm_name({"rule": "none", "num_iterations": 2 if two else 1}), {})
         for column in ("entropy", "reward"):
-            pairs = [_final(e, column) - _final(base[seed], column) for seed, e in entries.items() if seed in base]
+            pairs = [final(e, column) - final(base[seed], column) for seed, e in entries.items() if seed in base]
             if pairs and base is not entries:
                 row[f"{column}_over_base"] = sweep.interval(pairs)
         summary[name] = sweep.rounded(row)

@@ -38,6 +38,7 @@ of (A, S_c): Q1 A > 0, S_c > 0 (entropy falls); Q2 A > 0, S_c < 0 (rises); Q3 A 
 - *In the contest*: means over the last ten updates ± 95 % t-intervals, with the setting that tuning chose
   ([protocol and comparison](findings.md#a-contest-of-rules)).
 """
+_MEASURES = {"entropy": "entropy", "reward": "reward", "distinct_right": "distinct right answers of 16"}
 _TASKS = {"sum": "sum task", "arithmetic": "arithmetic in steps"}
 
 
@@ -97,10 +98,7 @@ def _in_contest(name: str, contest: Mapping[str, Any]) -> list[str]:
             if row["rule"].partition("(")[0] == name:
                 numbers = ", ".join(
                     f"{unit} {row[column]['mean']:.2f} ± {row[column]['half_width']:.2f}"
-                    for column, unit in (
-                        *(("entropy", "entropy"), ("reward", "reward")),
-                        ("distinct_right", "distinct right answers of 16"),
-                    )
+                    for column, unit in _MEASURES.items()
                 )
                 twice = f" ({row['updates']} updates per batch)" if row["updates"] > 1 else ""
                 paragraphs += ["", f"In the contest, {words}, `{row['rule']}`{twice}: {numbers}."]

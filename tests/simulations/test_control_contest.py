@@ -105,16 +105,16 @@ def test_runs_of_the_real_model_take_the_same_form() -> None:
 
 def test_points_of_a_curve_are_as_wide_as_each_other() -> None:
     for batches in (160, 320, 960):
-        assert runs._smoothed(list(range(batches))) == [5 * point + 2 for point in range(batches // 5)]
+        assert runs.smooth(list(range(batches))) == [5 * point + 2 for point in range(batches // 5)]
 
 
 def test_survivors_are_not_compared() -> None:
     """A difference at a level needs every run of both; one without spread has no p."""
     row = {seed: {"x": value} for seed, value in enumerate([0.5, 0.6, None])}
     other = {seed: {"x": 0.1 * seed} for seed in range(3)}
-    assert tables._paired(row, other, "x") is None
-    assert tables._paired({s: {"x": v["x"] + 1.0} for s, v in other.items()}, other, "x")["p"] is None
-    assert tables._paired(other, other, "x")["p"] == 1.0
+    assert tables.paired(row, other, "x") is None
+    assert tables.paired({s: {"x": v["x"] + 1.0} for s, v in other.items()}, other, "x")["p"] is None
+    assert tables.paired(other, other, "x")["p"] == 1.0
 
 
 def test_a_table_has_the_seeds_that_all_methods_have() -> None:
