@@ -65,7 +65,7 @@ def test_score_and_threshold_reproduce_the_mask(spec: str) -> None:
     assert list(found.dropped) == sorted(found.dropped, reverse=True)
 
 
-@pytest.mark.parametrize("spec", MASKS)
+@pytest.mark.parametrize("spec", [*MASKS, FLOOR])
 @settings(max_examples=15)
 @given(batch=batches(), data=st.data())
 def test_between_two_settings_only_tokens_between_them_change(
