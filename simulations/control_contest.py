@@ -3,7 +3,7 @@
     python simulations/control_contest.py --stage tuning --processes 2     # hours on two cores; resumes
     python simulations/control_contest.py --stage contest --processes 2    # with the settings that tuning chose
     python simulations/control_contest.py --stage long --processes 2       # three times as many updates, one seed
-    python simulations/control_contest.py --stage model --processes 2      # SmolLM2; needs the extra llm, hours
+    python simulations/control_contest.py --stage model --processes 2      # SmolLM2; needs the extra llm, two hours
     python simulations/control_contest.py --stage contest --task 0/4       # a share of a stage
     python simulations/control_contest.py --stage contest --ready          # a record of the tasks that are there
     python simulations/control_contest.py --quick --stage tuning           # the same code, a few updates of a few
@@ -42,11 +42,12 @@ that of mean final entropy and mean final reward.
 *Long runs.* 960 updates of the sum task, seed 200, with the settings of the contest: which method collapses or explodes
 late. One run each, so no interval.
 
-*Real model.* SmolLM2-135M-Instruct on additions, 40 updates, seeds 0 to 2: arms of `real_model.py`, whose runs are
-shared, without the two that run last, and with the same settings the methods with a target, `MODEL_RULES`. There is no
-tuning: thresholds and coefficients are those of `real_model.py`, targets .8 nats, between the entropy at the start
-(1.9) and that of a collapsed run (.1). pass@8 takes the place of pass@16, held-out prompts have distinct answers,
-right or wrong, and entropy-floor is compared with the others.
+*Real model.* SmolLM2-135M-Instruct on additions, 40 updates, seeds 0 to 2: arms of `real_model.py`, taken from its
+record, without the two that run last, and with the same settings the three of the sum task's five best methods that
+it lacks, `MODEL_RULES`. There is no tuning: thresholds and coefficients are those of `real_model.py`, targets .8 nats,
+between the entropy at the start (1.9) and that of a collapsed run (.1), the strength of entropy-flow that of the sum
+task. pass@8 takes the place of pass@16, held-out prompts have distinct answers, right or wrong, and entropy-floor is
+compared with the others.
 """
 
 from __future__ import annotations
@@ -106,7 +107,11 @@ METHODS: dict[str, tuple[int, tuple[str, ...]]] = {
 """Updates per batch and settings of each method; {a}, {b}, {c} stand for `LEVELS` of the task's start."""
 LEVELS = {"a": 0.5, "b": 0.65, "c": 0.8}
 OURS = "entropy-floor"
-MODEL_RULES = ("entropy-floor(floor=0.8, gain=0.03)", "adaptive-entropy(variant='trl', target=0.8)")
+MODEL_RULES = (
+    "entropy-floor(floor=0.8, gain=0.03)",
+    "adaptive-entropy(variant='trl', target=0.8)",
+    "entropy-flow(strength=0.5)",
+)
 CRITERION = "distinct_right"
 
 
@@ -181,7 +186,7 @@ def long_runs(config: ContestConfig, chosen: Mapping[str, Mapping[str, str]]) ->
 
 
 def model_runs() -> list[real_model_runs.ModelRun]:
-    """The arms of `real_model.py` without its later ones, and the methods with a target."""
+    """The arms of `real_model.py` without its later ones, and `MODEL_RULES`."""
     config = real_model.RealModelConfig(arms=len(real_model.ARMS) - real_model.LATER)
     arms = [task for task in real_model.tasks(config) if real_model.is_arm(task)]
     plain = next(arm for arm in arms if arm.rule == real_model.CLIP_B)
@@ -269,6 +274,7 @@ def main(config: ContestConfig) -> dict[str, Any] | None:
     work: Any = train
     if config.stage == "model":
         todo, work, summarise, show = model_runs(), real_model_runs.train, summarise_model, show_contest
+        sweep.restore("real_model", config, todo)
     elif config.stage == "tuning":
         todo, summarise, show = tuning_runs(config), summarise_tuning, show_tuning
     else:

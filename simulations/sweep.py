@@ -111,6 +111,17 @@ def run(
     return record
 
 
+def restore(name: str, config: SweepOptions, tasks: Sequence[Any]) -> None:
+    """Write the files of those tasks that another script's record holds, so that they are not run again."""
+    record = read(name)
+    (environment,) = record["environments"]  # of several the record does not say which task had which
+    held = {json.dumps(entry["task"]): entry for entry in record["results"]}
+    for task in tasks:
+        entry, path = held.get(json.dumps(records.to_data(task))), file_of(task, config)
+        if entry is not None and not path.exists():
+            records.write_json(path, entry | {"environment": environment})
+
+
 def file_of(task: Any, config: SweepOptions) -> Path:
     """Return the file that holds a task's result once it is done."""
     return config.runs / f"{_words(type(task).__name__)}-{_digest(task)}.json"

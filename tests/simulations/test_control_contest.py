@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,21 @@ def test_the_real_model_shares_its_runs() -> None:
         (r, s) for r in script.MODEL_RULES for s in (0, 1, 2)
     ]
     assert len(set(contest)) == len(contest)
+
+
+def test_a_stage_takes_runs_from_the_record_of_another(tmp_path: Path) -> None:
+    sweep, config, todo = load("sweep"), script.ContestConfig(stage="model", runs=tmp_path), script.model_runs()
+    mine = sweep.file_of(todo[0], config)
+    mine.write_text("{}")  # a run that is there stays
+    sweep.restore("real_model", config, todo)
+    assert mine.read_text() == "{}"
+    held = sweep.read("real_model")["results"]
+    there = [sweep.file_of(task, config) for task in todo[1:] if task.rule not in script.MODEL_RULES]
+    assert sorted(tmp_path.iterdir()) == sorted([mine, *there])
+    for path in there:
+        written = json.loads(path.read_text())
+        assert "packages" in written.pop("environment")
+        assert written in held
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
