@@ -274,7 +274,9 @@ def main(config: ContestConfig) -> dict[str, Any] | None:
     work: Any = train
     if config.stage == "model":
         todo, work, summarise, show = model_runs(), real_model_runs.train, summarise_model, show_contest
-        sweep.restore("real_model", config, todo)
+        for recorded in ("real_model", name):
+            if (sweep.RESULTS / f"{recorded}.json").exists():
+                sweep.restore(recorded, config, todo)
     elif config.stage == "tuning":
         todo, summarise, show = tuning_runs(config), summarise_tuning, show_tuning
     else:

@@ -81,7 +81,8 @@ def run(
         left_out: Parts of a kind of task's results that stay in the files and out of the record.
 
     Returns:
-        The record: configuration, environments, summary and results. None for a share of the tasks.
+        The record: configuration, environments, summary and results; where the environments differ, each result has
+        the index of its own. None for a share of the tasks.
 
     Raises:
         ValueError: The options are wrong, or tasks failed (after the others were done).
@@ -99,9 +100,13 @@ def run(
         {"task": part["task"], "result": {k: v for k, v in part["result"].items() if k not in left_out.get(kind, ())}}
         for part, kind in zip(parts, map(type, tasks), strict=True)
     ]
+    environments = list({json.dumps(p["environment"]): p["environment"] for p in parts}.values())
+    if len(environments) > 1:
+        for entry, part in zip(results, parts, strict=True):
+            entry["environment"] = environments.index(part["environment"])
     record = {
         "configuration": {k: v for k, v in records.to_data(config).items() if k == "quick" or k not in OPTIONS},
-        "environments": list({json.dumps(p["environment"]): p["environment"] for p in parts}.values()),
+        "environments": environments,
         "summary": records.to_data(summarise(results)),
         "results": results,
     }
@@ -112,14 +117,16 @@ def run(
 
 
 def restore(name: str, config: SweepOptions, tasks: Sequence[Any]) -> None:
-    """Write the files of those tasks that another script's record holds, so that they are not run again."""
+    """Write the files of those tasks that a record in the repository holds, so that they are not run again."""
     record = read(name)
-    (environment,) = record["environments"]  # of several the record does not say which task had which
+    environments = record["environments"]
+    if len(environments) > 1 and any("environment" not in entry for entry in record["results"]):
+        raise invalid(f"{name}.json", "the environment of each result", f"{len(environments)} of all results")
     held = {json.dumps(entry["task"]): entry for entry in record["results"]}
     for task in tasks:
         entry, path = held.get(json.dumps(records.to_data(task))), file_of(task, config)
         if entry is not None and not path.exists():
-            records.write_json(path, entry | {"environment": environment})
+            records.write_json(path, entry | {"environment": environments[entry.get("environment", 0)]})
 
 
 def file_of(task: Any, config: SweepOptions) -> Path:

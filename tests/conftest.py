@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 # Shapes matter where tensors are; the bridge subclasses TRL's dataclasses, whose annotations do not hold at run time.
 install_import_hook(["entropy_theory.vocab", "entropy_theory.control", "entropy_theory.dynamics"], "beartype.beartype")
@@ -44,6 +45,14 @@ def _cache_of_this_run(tmp_path_factory: pytest.TempPathFactory):
         del os.environ["ENTROPY_THEORY_CACHE"]
     else:
         os.environ["ENTROPY_THEORY_CACHE"] = before
+
+
+@pytest.fixture
+def shapes_unchecked() -> Iterator[None]:
+    """Spare thousands of calls alike the run-time checks of shapes, which take most of their time."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

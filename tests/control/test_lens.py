@@ -125,6 +125,7 @@ def test_an_entropy_term_has_no_recorded_influence_and_a_batch_may_have_none() -
     assert rows[1].influence_against_none is None
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_matched_random_mask_in_closed_form() -> None:
     """4000 draws: the mean to 4.5 of its standard errors, the deviation to 5 % (its own error is about 1.1 %)."""
     batch = random_batch(1, rows=12)

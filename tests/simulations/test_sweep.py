@@ -74,6 +74,30 @@ def test_another_configuration_is_another_file(tmp_path: Path) -> None:
     assert first["results"] != second["results"]
 
 
+def test_a_record_gives_the_files_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with the environment of its own run; a record that does not say whose is refused."""
+    first, again = replace(SMALL, runs=tmp_path / "first"), replace(SMALL, runs=tmp_path / "again")
+    tasks = noise.tasks(SMALL)
+    noise.main(replace(first, out=tmp_path / "noise.json"))
+    other = sweep.file_of(tasks[1], first)
+    changed = json.loads(other.read_text())
+    changed["environment"]["cpus"] = -1
+    other.write_text(json.dumps(changed))
+    noise.main(replace(first, out=tmp_path / "noise.json"))
+    monkeypatch.setattr(sweep, "RESULTS", tmp_path)
+    sweep.restore("noise", again, tasks)
+    before, after = (
+        [json.loads(sweep.file_of(task, config).read_text()) for task in tasks] for config in (first, again)
+    )
+    assert [part["result"] for part in after] == [part["result"] for part in before]
+    assert [part["environment"]["cpus"] == -1 for part in after] == [task == tasks[1] for task in tasks]
+    record = json.loads((tmp_path / "noise.json").read_text())
+    del record["results"][0]["environment"]
+    (tmp_path / "noise.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"noise.json: expected the environment of each result, received 2 of all"):
+        sweep.restore("noise", replace(again, runs=tmp_path / "third"), tasks)
+
+
 def test_quick_keeps_what_the_user_gave_and_stays_out_of_the_results(tmp_path: Path) -> None:
     config = sweep.with_quick_settings(noise.NoiseConfig(quick=True, steps=7, runs=tmp_path), noise.QUICK)
     assert (config.steps, config.seeds) == (7, noise.QUICK["seeds"])
