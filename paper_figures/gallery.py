@@ -26,6 +26,7 @@ ORDER = (
     "noise_boundary",
     "rules_in_training",
     "control_contest",
+    "long_control",
     "real_model_training",
     "centring_in_training",
     "pass_rates",

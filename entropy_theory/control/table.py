@@ -1,6 +1,6 @@
-"""The table of all rules, made from the registry and from the record of the contest.
+"""The table of all rules, made from the registry and from the records of the contest.
 
-python -m entropy_theory.control.table simulations/results/control_contest_contest.json > docs/methods.md
+python -m entropy_theory.control.table simulations/results/control_contest_{contest,long}.json > docs/methods.md
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from entropy_theory.control.spec import format_value
 _HEADER = """\
 # Control rules
 
-Made by `python -m entropy_theory.control.table simulations/results/control_contest_contest.json > docs/methods.md`
-from the registry and a record; a test holds them together.
+Made by
+`python -m entropy_theory.control.table simulations/results/control_contest_{contest,long}.json > docs/methods.md`
+from the registry and two records; a test holds them together.
 
 Every rule turns the statistics of a batch into one gradient coefficient per token, g = ∂J/∂log p. Quadrants are those
 of (A, S_c): Q1 A > 0, S_c > 0 (entropy falls); Q2 A > 0, S_c < 0 (rises); Q3 A < 0, S_c > 0 (rises); Q4 A < 0, S_c < 0
@@ -36,17 +37,19 @@ of (A, S_c): Q1 A > 0, S_c > 0 (entropy falls); Q2 A > 0, S_c < 0 (rises); Q3 A 
 - *Parity*: the official code whose recorded outputs the tests compare with: masks to the bit, gradients and losses to
   float32 round-off.
 - *In the contest*: means over the last ten updates ± 95 % t-intervals, with the setting that tuning chose
-  ([protocol and comparison](findings.md#a-contest-of-rules)).
+  ([protocol and comparison](findings.md#a-contest-of-rules)); without an interval, of one run of three times as many
+  updates.
 """
 _MEASURES = {"entropy": "entropy", "reward": "reward", "distinct_right": "distinct right answers of 16"}
 _TASKS = {"sum": "sum task", "arithmetic": "arithmetic in steps"}
 
 
-def methods_table(contest: Mapping[str, Any] | None = None) -> str:
+def methods_table(contest: Mapping[str, Any] | None = None, prolonged: Mapping[str, Any] | None = None) -> str:
     """Write the table of all registered rules in Markdown, what each of them can be set to, and how it fared.
 
     Args:
-        contest: The record of `simulations/control_contest.py`; None leaves it out.
+        contest: The record of the contest of `simulations/control_contest.py`; None leaves it out.
+        prolonged: The record of its long runs; None leaves them out.
 
     Example:
         >>> "| `clip-b` |" in methods_table()
@@ -63,7 +66,7 @@ def methods_table(contest: Mapping[str, Any] | None = None) -> str:
         if cls.departures:
             lines += ["", f"Departures: {cls.departures}"]
         if contest is not None:
-            lines += _in_contest(cls.name, contest)
+            lines += _in_contest(cls.name, contest, prolonged)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -90,11 +93,12 @@ def _settings(cls: type[Rule]) -> list[str]:
     return ["", *shown] if shown else []
 
 
-def _in_contest(name: str, contest: Mapping[str, Any]) -> list[str]:
-    """A paragraph for each task and number of updates per batch."""
+def _in_contest(name: str, contest: Mapping[str, Any], prolonged: Mapping[str, Any] | None) -> list[str]:
+    """A paragraph for each task and number of updates per batch, with the long run of the same setting."""
+    late = {} if prolonged is None else prolonged["summary"]["methods"]
     paragraphs = []
     for task, words in _TASKS.items():
-        for row in contest["summary"][task]["methods"].values():
+        for method, row in contest["summary"][task]["methods"].items():
             if row["rule"].partition("(")[0] == name:
                 numbers = ", ".join(
                     f"{unit} {row[column]['mean']:.2f} ± {row[column]['half_width']:.2f}"
@@ -102,10 +106,13 @@ def _in_contest(name: str, contest: Mapping[str, Any]) -> list[str]:
                 )
                 twice = f" ({row['updates']} updates per batch)" if row["updates"] > 1 else ""
                 paragraphs += ["", f"In the contest, {words}, `{row['rule']}`{twice}: {numbers}."]
+                if task == "sum" and method in late:
+                    numbers = ", ".join(f"{unit} {late[method][column]:.2f}" for column, unit in _MEASURES.items())
+                    paragraphs[-1] += f" After three times as many updates: {numbers}."
     return paragraphs
 
 
 if __name__ == "__main__":
     import entropy_theory.control  # noqa: F401  (registers)
 
-    print(methods_table(records.read_json(Path(sys.argv[1])) if sys.argv[1:] else None), end="")
+    print(methods_table(*(records.read_json(Path(name)) for name in sys.argv[1:])), end="")

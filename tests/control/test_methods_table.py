@@ -12,7 +12,8 @@ PINNED = """clip-b clip-v ppo-clip clip-higher high-entropy clip-cov kl-cov stee
 adaptive-entropy w-reinforce ce-gppo entropy-ratio advantage-reweighting cispo gspo sapo dcpo bapo random-mask none"""
 
 
-COMMAND = "python -m entropy_theory.control.table simulations/results/control_contest_contest.json > docs/methods.md"
+RECORDS = "simulations/results/control_contest_{contest,long}.json"
+COMMAND = f"python -m entropy_theory.control.table {RECORDS} > docs/methods.md"
 
 
 def test_pinned_names_exist() -> None:
@@ -30,6 +31,7 @@ def test_every_rule_has_its_row() -> None:
 
 def test_the_page_is_up_to_date() -> None:
     root = Path(__file__).parents[2]
-    contest = records.read_json(root / "simulations" / "results" / "control_contest_contest.json")
-    assert (root / "docs" / "methods.md").read_text() == methods_table(contest), f"run: {COMMAND}"
+    stages = (root / "simulations" / "results" / f"control_contest_{stage}.json" for stage in ("contest", "long"))
+    table = methods_table(*(records.read_json(path) for path in stages))
+    assert (root / "docs" / "methods.md").read_text() == table, f"run: {COMMAND}"
     assert COMMAND in " ".join(methods_table().split())
