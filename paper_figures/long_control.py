@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from paper_figures import style
 
 TITLE = "Entropy control in a long run"
-STATEMENT = "Methods that kept distinct answers over the contest's 320 updates part in a run of 960"
-RERUN = "python simulations/control_contest.py --stage long"
+STATEMENT = "Methods that kept distinct answers over the contest's 320 updates part in one run of 960"
+RERUN = "python simulations/control_contest.py --stage contest` and `--stage long"
 HELD = 0.75  # of the entropy after the first third, at the end
 POINTS = 9  # of a curve that are drawn as their mean
 CURVES = {"entropy": "entropy (nats)", "distinct_right": "distinct right answers of 16"}
@@ -22,11 +22,11 @@ def caption() -> str:
     record = style.read("control_contest_long")
     held, fell = _parted(record["summary"]["methods"])
     return (
-        "GRPO of the decoder on the sum task, one seed, under the methods with twice the distinct right answers of no "
-        "control in the contest, with the settings that its tuning chose. The dotted line is where the contest ended. "
-        f"(a) {', '.join(held)} end with at least {HELD:.0%} of the entropy that they had there, (b) {', '.join(fell)} "
-        f"with less. (c), (d): their distinct right answers of a group of 16. Lines are means over {POINTS} "
-        "neighbouring points of five batches each."
+        "GRPO of the decoder on the sum task, one seed, without control (black) and under the methods with at least "
+        "twice its distinct right answers in the contest, with the settings that tuning chose. The dotted line is "
+        f"where the contest ended. (a) {', '.join(held)} end with at least {HELD:.0%} of the entropy that they had "
+        f"there, (b) {', '.join(fell)} with less. (c), (d): their distinct right answers of a group of 16. Lines are "
+        f"means over {POINTS} neighbouring points of five batches each."
     )
 
 
@@ -38,14 +38,14 @@ def draw() -> Figure:
     figure, axes = style.new(columns=2, rows=2, width=style.PAGE, height=4.6)
     for place, methods in enumerate(_parted(rows)):
         for axis, (name, label) in zip(axes[place::2], CURVES.items(), strict=True):
-            for method, color in (("none", style.INK), *zip(methods, colors, strict=False)):
+            for method, color in (("none", style.INK), *zip(methods, colors[: len(methods)], strict=True)):
                 _curve(axis, curves[rows[method]["rule"]][name], method, color, entries[0]["task"]["steps"])
             axis.axvline(contest["configuration"]["steps"], color="0.6", linewidth=0.7, linestyle=":")
             axis.set(xlabel="update", ylabel=label)
         axes[place].legend(fontsize=6, ncols=3, loc="upper right")
         axes[place].set_ylim(0.0, 1.1)  # room for the legend above the curves
         axes[2 + place].set_ylim(0.0, 16.0)
-    for axis, title in zip(axes, ("methods that hold entropy", "methods that lose it later"), strict=False):
+    for axis, title in zip(axes, (f"at least {HELD:.0%} of entropy is kept", "less is kept"), strict=False):
         axis.set_title(title)
     style.letters(axes)
     return figure
@@ -66,5 +66,5 @@ def _parted(rows: dict[str, Any]) -> tuple[list[str], list[str]]:
 
 def _curve(axis: Axes, values: list[float], method: str, color: str, updates: int) -> None:
     smooth = np.convolve(values, np.ones(POINTS) / POINTS, mode="valid")
-    cut = POINTS // 2
-    axis.plot(np.linspace(0, updates, len(values))[cut:-cut], smooth, color=color, linewidth=1.0, label=method)
+    centres = (np.arange(len(smooth)) + POINTS / 2) * updates / len(values)
+    axis.plot(centres, smooth, color=color, linewidth=1.0, label=method)

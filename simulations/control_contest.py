@@ -1,9 +1,9 @@
-"""A contest of entropy control: sixteen methods in one trainer, each tuned with as many runs, compared on fresh seeds.
+"""A contest of entropy control: fifteen methods in one trainer, each tuned with as many runs, compared on fresh seeds.
 
     python simulations/control_contest.py --stage tuning --processes 2     # hours on two cores; resumes
     python simulations/control_contest.py --stage contest --processes 2    # with the settings that tuning chose
     python simulations/control_contest.py --stage long --processes 2       # three times as many updates, one seed
-    python simulations/control_contest.py --stage model --processes 2      # SmolLM2; needs the extra llm, two hours
+    python simulations/control_contest.py --stage model --processes 2      # SmolLM2; needs the extra llm, hours
     python simulations/control_contest.py --stage contest --task 0/4       # a share of a stage
     python simulations/control_contest.py --stage contest --ready          # a record of the tasks that are there
     python simulations/control_contest.py --quick --stage tuning           # the same code, a few updates of a few
@@ -42,12 +42,12 @@ that of mean final entropy and mean final reward.
 *Long runs.* 960 updates of the sum task, seed 200, with the settings of the contest: which method collapses or explodes
 late. One run each, so no interval.
 
-*Real model.* SmolLM2-135M-Instruct on additions, 40 updates, seeds 0 to 2: arms of `real_model.py`, taken from its
-record, without the two that run last, and with the same settings the three of the sum task's five best methods that
-it lacks, `MODEL_RULES`. There is no tuning: thresholds and coefficients are those of `real_model.py`, targets .8 nats,
-between the entropy at the start (1.9) and that of a collapsed run (.1), the strength of entropy-flow that of the sum
-task. pass@8 takes the place of pass@16, held-out prompts have distinct answers, right or wrong, and entropy-floor is
-compared with the others.
+*Real model.* SmolLM2-135M-Instruct on additions, 40 updates, seeds 0 to 2: arms of `real_model.py`, without the two
+that run last, and with the same settings the three of the sum task's five best methods that it lacks, `MODEL_RULES`.
+Runs in the record of `real_model.py`, and in an incomplete one of this stage, are taken from there. There is no
+tuning: thresholds and coefficients are those of `real_model.py`, targets .8 nats, between the entropy at the start
+(1.9) and that of a collapsed run (.1), the strength of entropy-flow that of the sum task. pass@8 takes the place of
+pass@16, held-out prompts have distinct answers, right or wrong, and entropy-floor is compared with the others.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class ContestConfig(sweep.SweepOptions):
         steps: Updates.
         samples: Completions of each held-out prompt, at least 16.
         tiny: Start from decoders that are warmed up in seconds.
-        ready: Do nothing; record the tasks whose files are there. In a record: whether some were missing.
+        ready: Run nothing; record the tasks whose files are there. In a record: whether some were missing.
     """
 
     stage: Literal["tuning", "contest", "long", "model"] = "tuning"

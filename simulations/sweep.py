@@ -117,7 +117,7 @@ def run(
 
 
 def restore(name: str, config: SweepOptions, tasks: Sequence[Any]) -> None:
-    """Write the files of those tasks that a record in the repository holds, so that they are not run again."""
+    """Write the files of those tasks that a record in the repository holds whole, so that they are not run again."""
     record = read(name)
     environments = record["environments"]
     if len(environments) > 1 and any("environment" not in entry for entry in record["results"]):

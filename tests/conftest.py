@@ -50,9 +50,10 @@ def _cache_of_this_run(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def shapes_unchecked() -> Iterator[None]:
     """Spare thousands of calls alike the run-time checks of shapes, which take most of their time."""
+    before = config.jaxtyping_disable
     config.update("jaxtyping_disable", True)
     yield
-    config.update("jaxtyping_disable", False)
+    config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="session")

@@ -44,12 +44,12 @@ _MEASURES = {"entropy": "entropy", "reward": "reward", "distinct_right": "distin
 _TASKS = {"sum": "sum task", "arithmetic": "arithmetic in steps"}
 
 
-def methods_table(contest: Mapping[str, Any] | None = None, prolonged: Mapping[str, Any] | None = None) -> str:
+def methods_table(contest: Mapping[str, Any] | None = None, long_runs: Mapping[str, Any] | None = None) -> str:
     """Write the table of all registered rules in Markdown, what each of them can be set to, and how it fared.
 
     Args:
         contest: The record of the contest of `simulations/control_contest.py`; None leaves it out.
-        prolonged: The record of its long runs; None leaves them out.
+        long_runs: The record of its long runs; None leaves them out.
 
     Example:
         >>> "| `clip-b` |" in methods_table()
@@ -66,7 +66,7 @@ def methods_table(contest: Mapping[str, Any] | None = None, prolonged: Mapping[s
         if cls.departures:
             lines += ["", f"Departures: {cls.departures}"]
         if contest is not None:
-            lines += _in_contest(cls.name, contest, prolonged)
+            lines += _in_contest(cls.name, contest, long_runs)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -93,22 +93,23 @@ def _settings(cls: type[Rule]) -> list[str]:
     return ["", *shown] if shown else []
 
 
-def _in_contest(name: str, contest: Mapping[str, Any], prolonged: Mapping[str, Any] | None) -> list[str]:
+def _in_contest(name: str, contest: Mapping[str, Any], long_runs: Mapping[str, Any] | None) -> list[str]:
     """A paragraph for each task and number of updates per batch, with the long run of the same setting."""
-    late = {} if prolonged is None else prolonged["summary"]["methods"]
+    late = {} if long_runs is None else long_runs["summary"]["methods"]
     paragraphs = []
     for task, words in _TASKS.items():
         for method, row in contest["summary"][task]["methods"].items():
-            if row["rule"].partition("(")[0] == name:
-                numbers = ", ".join(
-                    f"{unit} {row[column]['mean']:.2f} ± {row[column]['half_width']:.2f}"
-                    for column, unit in _MEASURES.items()
-                )
-                twice = f" ({row['updates']} updates per batch)" if row["updates"] > 1 else ""
-                paragraphs += ["", f"In the contest, {words}, `{row['rule']}`{twice}: {numbers}."]
-                if task == "sum" and method in late:
-                    numbers = ", ".join(f"{unit} {late[method][column]:.2f}" for column, unit in _MEASURES.items())
-                    paragraphs[-1] += f" After three times as many updates: {numbers}."
+            if row["rule"].partition("(")[0] != name:
+                continue
+            twice = f" ({row['updates']} updates per batch)" if row["updates"] > 1 else ""
+            means = [
+                f"{unit} {row[column]['mean']:.2f} ± {row[column]['half_width']:.2f}"
+                for column, unit in _MEASURES.items()
+            ]
+            paragraphs += ["", f"In the contest, {words}, `{row['rule']}`{twice}: {', '.join(means)}."]
+            if task == "sum" and late.get(method, {}).get("rule") == row["rule"]:
+                ends = [f"{unit} {late[method][column]:.2f}" for column, unit in _MEASURES.items()]
+                paragraphs[-1] += f" After three times as many updates: {', '.join(ends)}."
     return paragraphs
 
 
