@@ -77,7 +77,7 @@ EVERY_METHOD = (
     "entropy-floor(floor=3, gain=0)",
     "entropy-floor(floor=3, gain=0.1)",
     "entropy-floor(floor=3, max_share=0.2)|ppo-clip",
-    "entropy-floor(floor=3, lookahead=1, integral=0.1)",
+    "entropy-floor(floor=3, hysteresis=0.1)",
 )
 """A specification of every rule and form, beyond those that each file of tests lists by itself."""
 

@@ -211,4 +211,4 @@ def test_the_quick_study_of_the_loop(tmp_path: Path) -> None:
     rows = study.main(config)["summary"]["settings"]
     held, fallen = rows["bank, step 0.5, gain 0.3"], rows["bank, step 0.5, gain 0"]
     assert held["final_entropy"]["mean"] > fallen["final_entropy"]["mean"]
-    assert rows["decoder, rate 0.0018, entropy-floor(floor=0.65, gain=0.03, lookahead=1)"]["never_below"] == 1
+    assert rows["decoder, rate 0.0018, entropy-floor(floor=0.65, gain=0.3)"]["never_below"] == 1

@@ -38,25 +38,17 @@ class EntropyFloor(Rule):
 
     With gain 0 the rule only stops the predicted fall, which in a model with shared parameters is still a fall; a
     positive gain asks for a rise in proportion to what is missing. Entropy terms of a pipe's other rules are not in e.
-    Two options complete the control loop, with the mean entropies H_k of the batches so far (in a ratio-based part of a
-    pipe, of the updates):
-
-        ahead(k) = H_k + lookahead (H_k − H_{k−1})           takes the place of mean H above
-        M_k = max(0, M_{k−1} + floor − H_k)                  what was missing in all, in nats
-        need = [gain (floor − ahead) + integral M_k] n
 
     Args:
         floor: Mean entropy in nats under which the rule acts; at most log V, which trainers and simulator check.
         gain: Predicted rise per token, unit step and nat below the floor.
         max_share: The largest share of the valid tokens that is dropped; None for no bound.
         hysteresis: Nats above the floor that mean H has to reach before the rule stops; it remembers that it acts.
-        lookahead: Batches by which the last change of mean H is continued; it remembers the last mean H.
-        integral: Predicted rise per token, unit step and nat that was missing in all; it remembers M.
         statistics: The tokens whose mean H is meant and that may be dropped: all "valid" ones, or those "kept" by
             earlier rules of a pipe.
         denominator: "valid": dropped tokens stay in the token mean's count; "kept": they leave it.
 
-    State: `below`, `previous` (mean H) and `missing` (M), each with its option alone.
+    State: `below`, with hysteresis alone.
 
     Metrics: `below` (1 while the rule acts), `need`, `feasible`, `threshold` (the largest e of a dropped token), and
     `predicted_before`, `predicted_after`: (1/n) Σ e over all and over the kept tokens.
@@ -84,11 +76,9 @@ class EntropyFloor(Rule):
     threshold_parameter = "floor"
 
     floor: float = number(0.5, 0.0)
-    gain: float = number(0.03, 0.0)
+    gain: float = number(0.3, 0.0)
     max_share: float | None = number(None, 0.0, 1.0, above=True)
     hysteresis: float = number(0.0, 0.0)
-    lookahead: float = number(0.0, 0.0)
-    integral: float = number(0.0, 0.0)
     statistics: Statistics = choice("valid", Statistics)
     denominator: Denominator = choice("valid", Denominator)
 
@@ -108,20 +98,18 @@ class EntropyFloor(Rule):
         population = flow.population(self.statistics)
         score = batch.centered_scores().masked_fill(~flow.valid, 0.0)
         effects = predicted_effects(flow.coefficients, score).total
-        state = state or {}
+        acts = bool(state and state.get("below"))
         some = masked_count(population, reducer) > 0  # earlier rules may have dropped every token
         mean = masked_mean(batch.entropy, population, reducer) if some else math.inf
-        ahead = mean + self.lookahead * (mean - state.get("previous", mean)) if some else mean
-        missing = max(0.0, state.get("missing", 0.0) + self.floor - mean) if some else 0.0
-        below = ahead < self.floor + (self.hysteresis if state.get("below") else 0.0)
-        remembered = self._remembered(below, mean, missing) if some else state or None
+        below = mean < self.floor + (self.hysteresis if acts else 0.0)
+        remembered: State | None = {"below": below if some else acts} if self.hysteresis else None
         candidates = population & (effects < 0)
         falls = _ordered(effects, candidates, reducer)
         others = float(_ordered(effects, flow.valid & ~candidates, reducer).sum())
         # what is left is added up, not subtracted from a whole: effects that cancel leave exactly 0
         kept = others + torch.cat([falls.flip(0).cumsum(0).flip(0), falls.new_zeros(1)])  # after 0, 1, ... drops
         before = float(kept[0])
-        need = (self.gain * max(0.0, self.floor - ahead) + self.integral * missing) * n
+        need = self.gain * max(0.0, self.floor - mean) * n
         metrics = {"below": float(below), "need": need / n, "feasible": 1.0, "threshold": 0.0}
         metrics |= {"predicted_before": before / n, "predicted_after": before / n}
         if not below or before >= need:
@@ -134,12 +122,6 @@ class EntropyFloor(Rule):
         if count:
             metrics |= {"threshold": float(falls[count - 1]), "predicted_after": float(kept[count]) / n}
         return flow.masked(flow.valid & ~drop, self.denominator), metrics, remembered
-
-    def _remembered(self, below: bool, mean: float, missing: float) -> State | None:
-        """What the options that are on need at the next batch."""
-        options = (self.hysteresis, self.lookahead, self.integral)
-        values: State = {"below": below, "previous": mean, "missing": missing}
-        return {k: v for (k, v), option in zip(values.items(), options, strict=True) if option} or None
 
 
 def _ordered(effects: Tensor, mask: Tensor, reducer: Reducer) -> Tensor:

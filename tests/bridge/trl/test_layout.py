@@ -51,7 +51,7 @@ SETTINGS = {
     "entropy-budget": ["entropy-budget(target=0.5, gain=0.1)"],
     "entropy-floor": [
         "entropy-floor(floor=2.9)",
-        "entropy-floor(floor=2.9, hysteresis=0.1, lookahead=1, integral=0.1)|ppo-clip",
+        "entropy-floor(floor=2.9, hysteresis=0.1)|ppo-clip",
     ],
     "gspo": ["gspo(epsilon_low=0.03, epsilon_high=0.04)"],
     "gmpo": ["gmpo(epsilon_low=0.05, epsilon_high=0.05)"],

@@ -115,48 +115,16 @@ def test_hysteresis_is_remembered() -> None:
     assert rule("entropy-floor", floor=mean - 0.05).apply(batch).state is None
 
 
-@settings(max_examples=60)
-@given(batch=batches(), previous=st.floats(0.0, 3.0), missing=st.floats(0.0, 3.0), gap=st.floats(-0.5, 0.5))
-def test_lookahead_and_integral_say_when_and_how_much(
-    batch: TokenBatch, previous: float, missing: float, gap: float
-) -> None:
-    """The continued mean takes the place of the mean, and what was missing adds to the rise that is asked for."""
-    effects, mean = parts(batch)
-    ahead = mean + 2.0 * (mean - previous)
-    floor = max(0.0, ahead + gap)
-    spec = rule("entropy-floor", floor=floor, gain=0.1, lookahead=2.0, integral=0.2)
-    out = spec.apply(batch, state={"previous": previous, "missing": missing})
-    memory = max(0.0, missing + floor - mean)
-    assert out.state["previous"] == pytest.approx(mean, abs=1e-9)
-    assert out.state["missing"] == pytest.approx(memory, abs=1e-9)
-    kept = out.keep_mask[batch.completion_mask].numpy()
-    if floor <= ahead - 1e-9:
-        assert kept.all()
-    if floor >= ahead + 1e-9:
-        need = (0.1 * (floor - ahead) + 0.2 * memory) * effects.size
-        assert effects[kept].sum() >= need - 1e-9 * (1 + np.abs(effects).sum()) or not (effects[kept] < 0).any()
-        assert out.metrics["need"] == pytest.approx(need / effects.size, abs=1e-9)
-
-
 def test_observed_without_its_memory_it_is_refused() -> None:
     from entropy_theory.bridge.verl import advantages_under_rule
 
     x = torch.zeros(1, 2)
-    given = {"centered_discriminant": x + 0.1, "observe": ("entropy-floor(lookahead=1)",)}
+    given = {"centered_discriminant": x + 0.1, "observe": ("entropy-floor(hysteresis=0.1)",)}
     with pytest.raises(ValueError, match="observe: expected rules that remember nothing from batch to batch, received"):
         advantages_under_rule("none", x, x + 0.3, torch.ones(1), torch.ones(1, 2), **given)
     given["observe"] = ("entropy-floor",)
     out = advantages_under_rule("none", x, x + 0.3, torch.ones(1), torch.ones(1, 2), **given)
     assert out.metrics["entropy_control/observed/entropy-floor/dropped_share"] == 1.0
-
-
-def test_the_first_batch_has_no_change_to_continue() -> None:
-    batch = random_batch(2)
-    _, mean = parts(batch)
-    first = rule("entropy-floor", floor=mean - 0.01, lookahead=5.0).apply(batch)
-    assert (first.metrics["below"], first.state) == (0.0, {"previous": pytest.approx(mean)})
-    falling = rule("entropy-floor", floor=mean - 0.01, lookahead=5.0).apply(batch, state={"previous": mean + 0.1})
-    assert falling.metrics["below"] == 1.0
 
 
 def test_a_batch_without_the_score_names_what_is_missing() -> None:
@@ -170,8 +138,6 @@ def test_a_batch_without_the_score_names_what_is_missing() -> None:
     [
         ("entropy-floor(floor=-0.1)", "entropy-floor floor: expected a number in"),
         ("entropy-floor(hysteresis=-1)", "entropy-floor hysteresis: expected a number in"),
-        ("entropy-floor(lookahead=-1)", "entropy-floor lookahead: expected a number in"),
-        ("entropy-floor(integral=-0.1)", "entropy-floor integral: expected a number in"),
         ("entropy-floor(max_share=0)", "entropy-floor max_share: expected a number in"),
         ("entropy-floor(max_share=1.5)", "entropy-floor max_share: expected a number in"),
     ],
