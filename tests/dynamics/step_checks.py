@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import oracles
 import torch
 from mpmath import mp
@@ -74,10 +75,21 @@ def equal_to_many_digits(make: Make, gap: float, kind: str, drawn: tuple[int, ..
         assert abs(mp.mpf(value.item()) - expected) <= 2e-15 * unit * budget
 
 
+def long_double_scores(z: torch.Tensor, tokens: torch.Tensor) -> dict[str, np.ndarray]:
+    """log p, S and S_c of the drawn tokens in the long double of C."""
+    d = z.cpu().double().numpy().astype(np.longdouble)
+    d = d - d.max(-1, keepdims=True)
+    log_p = d - np.log(np.exp(d).sum(-1, keepdims=True))
+    p = np.exp(log_p)
+    S = p * (log_p - (p * log_p).sum(-1, keepdims=True))
+    scores = {"log_probs": log_p, "discriminant": S, "centered_discriminant": S - (p * S).sum(-1, keepdims=True)}
+    return {name: np.take_along_axis(value, tokens.cpu().numpy(), -1) for name, value in scores.items()}
+
+
 def equal_to_the_torch_path(
     make: Make, dtype: str, kind: str, start: str, vocab_size: int, step: float, rows: int, device: str = "cpu"
 ) -> None:
-    """Hold everything that a policy's step gives against `EagerPolicies`."""
+    """Hold what a policy's step gives against `EagerPolicies`, and the scores of both against long doubles."""
     G = 16
     config = SimulationConfig(policies=rows, vocab_size=vocab_size, group_size=G, dtype=dtype, seed=4)
     z = {
@@ -97,12 +109,14 @@ def equal_to_the_torch_path(
     for name, value in a.policies.items():  # sums of V terms, added in another order; N and Σ S² are of either sign
         terms = policy.probs.square() * policy.excess.abs() if name == "baseline" else b.policies[name].unsqueeze(-1)
         assert ((value - b.policies[name]).abs() <= 4e-15 * (terms.sum(-1) + 1e-300)).all(), name
-    for name in ("log_probs", "discriminant", "centered_discriminant"):
-        x, y = getattr(a.scores, name), getattr(b.scores, name)
+    exact = long_double_scores(z, a.tokens)
+    for name, expected in exact.items():
         # u carries the rounding of E_p[d], relative to the spread of the logits
         spread = policy.excess.abs().amax(-1, keepdim=True)
         unit = spread if name == "log_probs" else policy.probs.gather(-1, a.tokens) * spread + policy.baseline[:, None]
-        assert ((x - y).abs() <= 1e-15 * (unit + y.abs())).all(), name
+        for scores in (a.scores, b.scores):
+            error = np.abs(getattr(scores, name).cpu().numpy() - expected)
+            assert (error <= 1e-15 * (unit.cpu().numpy() + np.abs(expected))).all(), name
     for x, y, scores in zip(a.means, b.means, (a.scores.discriminant, a.scores.centered_discriminant), strict=True):
         assert ((x - y).abs() <= 1e-14 * scores.abs().amax(-1) + 1e-300).all()
     bonus = None if kind != "bonus" else torch.full((rows,), 0.3, dtype=torch.float64, device=device)

@@ -12,10 +12,11 @@ Block sums run in float32 lanes (float64 for float64 logits) and are added to fl
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any, no_type_check
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import njit, types
 from numba.extending import intrinsic
 
@@ -25,6 +26,24 @@ from entropy_theory.vocab.kernels.compiled import LANES, cached, cast, exp
 _LOWEST_EXPONENT = {np.dtype(np.float32): -125.5, np.dtype(np.float64): -1021.5}
 
 BLOCK_BYTES = 4096
+NARROW_BLOCK = 128
+"""Logits in a block where vectors have under 512 bits: with half the lanes each adds up twice as many numbers."""
+
+
+@cache
+def block_size(element_size: int) -> int:
+    """Logits in a block: as many as keep the errors of its sums near one unit in the last place.
+
+    Example:
+        >>> 128 <= block_size(4) <= 1024
+        True
+    """
+    try:
+        wide = binding.get_host_cpu_features().get("avx512f", False)
+    except RuntimeError:  # LLVM does not know this processor
+        wide = False
+    return BLOCK_BYTES // element_size if wide else NARROW_BLOCK
+
 
 # Below, ``no_type_check`` keeps run-time type checkers out of functions that Numba compiles.
 

@@ -33,7 +33,7 @@ def accumulate(logits: Tensor, temperature: float, second_order: bool, into: Ten
     storage, offsets = _rows(logits)
     data, constants = _array(storage), cpu_loops.exponent_constants(_real(logits), temperature)
     bits, out = storage.view(_SIGNED[storage.element_size()]).numpy(), sums.numpy()
-    block = cpu_loops.BLOCK_BYTES // storage.element_size()
+    block = cpu_loops.block_size(storage.element_size())
 
     def run(part: slice) -> None:
         cpu_loops.accumulate(data, bits, offsets[part], vocab_size, block, constants, temperature, out[part])
