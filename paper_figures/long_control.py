@@ -1,4 +1,4 @@
-"""Entropy control over three times the contest's updates: who holds entropy, who only delays its fall."""
+"""Entropy control over three times the contest's updates: who holds entropy, who loses it later."""
 
 from __future__ import annotations
 
