@@ -85,7 +85,10 @@ def test_arms_without_the_memory_leave_no_folder(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kept", ["metrics.jsonl", "trainer/checkpoint-10/model.safetensors", None])
+@pytest.mark.parametrize(
+    "kept",
+    ["metrics.jsonl", pytest.param("trainer/checkpoint-10/model.safetensors", marks=pytest.mark.slow), None],
+)
 def test_a_refused_arm_keeps_what_holds_results(kept: str | None, tmp_path: Path) -> None:
     folder = tmp_path / "grpo-0"
     if kept is not None:

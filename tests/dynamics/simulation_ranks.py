@@ -61,13 +61,13 @@ def main() -> None:
     implementations.SMALL = SMALLEST[sys.argv[4]]
     with torchrun_ranks() as ranks:
         assert ranks.world_size == int(sys.argv[1])
-        if task == "stop":
-            stop_after(5)
-            run(replace(CASES[RESUMED[sys.argv[4]]], out=folder / "run"), None, ranks)
         expected = np.load(folder / "whole.npz", allow_pickle=False)
         for case, config in CASES.items():
             for name, values in arrays_of(simulate(config, None, ranks)).items():
                 assert np.array_equal(values, expected[f"{case}/{name}"]), (case, name)
+        if task == "stop":
+            print("equal", flush=True)
+            stop_after(5)
         resumed = run(replace(CASES[RESUMED[sys.argv[4]]], out=folder / "run"), None, ranks)
         for name, values in arrays_of(resumed).items():
             assert np.array_equal(values, expected[f"{RESUMED[sys.argv[4]]}/{name}"]), name

@@ -87,6 +87,7 @@ def test_clipping_methods(runs: Path) -> None:
     assert summary["real"]["clip-b(mu=1)"]["dropped_share"]["mean"] > 0
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_hyperparameter_sweep(runs: Path) -> None:
     summary = quick("hyperparameter_sweep", runs)["summary"]
     for row in summary["drops"].values():
@@ -96,6 +97,7 @@ def test_hyperparameter_sweep(runs: Path) -> None:
     assert bank["clip-b(mu=0.5)"]["entropy"]["mean"] > bank["clip-b(mu=2.5)"]["entropy"]["mean"]
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_unified_lens(runs: Path) -> None:
     record = quick("unified_lens", runs)
     summary = record["summary"]
