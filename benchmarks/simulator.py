@@ -1,8 +1,10 @@
 """What a recorded step of the simulator costs: the torch path before, the compiled loops after, and the floors.
 
-The floors are one exponential per logit in float64, the one thing that a step of a policy cannot do without, and one
-plain read of the logits (``amax``). Every peer runs in each round, one after the other, so that a slow moment of the
-machine hits them alike; read the ratios. Both implementations are compared, step by step, before they are timed.
+The floor is one plain read of the logits (``amax``). The unit is one exponential per logit in float64 by ``torch.exp``
+in the cache; the loops have a faster one of their own, so a step may take less than a unit. Every peer runs in each
+round, one after the other, so that a slow moment of the machine hits them alike; read the ratios. All peers take the
+same steps, from the same state in the middle of a run, where a rule drops tokens. Both implementations are compared,
+step by step, before they are timed.
 
     python benchmarks/simulator.py                 # two minutes
     python benchmarks/simulator.py --quick         # seconds
@@ -10,14 +12,14 @@ machine hits them alike; read the ratios. Both implementations are compared, ste
 
 On a GPU (the last line; not run yet, for want of one) the peers are the torch path, on the whole bank at once, and the
 Triton step; its kernel alone besides, where no rule interferes: what a recorded step adds to it is Python, and the
-records of all policies on their way to the CPU. The floors go over 2²⁴ logits of the bank, so the exponential of
-float64 numbers reads and writes memory there. `torch.compile` is no peer: the torch path branches on its numbers.
+records of all policies on their way to the CPU. Read and exponential go over 2²⁴ logits of the bank, so the exponential
+of float64 numbers reads and writes memory there. `torch.compile` is no peer: the torch path branches on its numbers.
 
 How many exponentials a step needs. The statistics of a policy take one per logit, in two passes over the logits: the
 maximum, and the sums. A gradient whose coefficients sum to zero moves the sampled logits alone, which takes none. Any
 other moves all of them and takes two more, e^d again and e^δ − 1. So a step costs 1 where no rule interferes, and
-1 + 2 s with a rule that drops tokens of the share s of the policies; what is left is sampling and bookkeeping, which
-counts at 100 tokens (a group of 16 is a sixth of them) and not at 151,936.
+1 + 2 s with a rule that drops tokens of the share s of the policies (`moved_whole` in the record); what is left is
+sampling and bookkeeping, which counts at 100 tokens (a group of 16 is a sixth of them) and not at 151,936.
 """
 
 from __future__ import annotations
@@ -34,12 +36,18 @@ import torch
 from processor import processor
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from entropy_theory import records
 from entropy_theory.dynamics import Simulation, SimulationConfig
+from entropy_theory.dynamics.grpo import Update
 from entropy_theory.program import run_script
 
 STEPS_COMPARED = 5
+STEPS_BEFORE = 300
+"""Steps before the first that is timed. `clip-b(mu=0.5)` drops next to nothing in the first hundred."""
+
+UNIT = "one exponential per logit"
 
 Peer = tuple[int, Callable[[], None], Callable[[], None], int]
 
@@ -81,7 +89,7 @@ def simulation_of(
     config = SimulationConfig(
         policies=policies,
         vocab_size=vocab_size,
-        steps=100_000,  # none is timed unrecorded
+        steps=STEPS_BEFORE + 1000,  # none is timed unrecorded
         record_every=1,
         pairs=0,
         rule=rule,
@@ -94,22 +102,73 @@ def simulation_of(
     return Simulation(config, impl=impl)
 
 
-def compare(first: Simulation, second: Simulation) -> dict[str, float]:
+class FromOneState:
+    """A simulation that starts again from the same policies whenever it is timed."""
+
+    def __init__(self, simulation: Simulation, logits: Tensor) -> None:
+        self.simulation, self.logits = simulation, logits
+        self.step = simulation.step
+
+    def back(self) -> None:
+        """Go back, after a step that has the memory at hand."""
+        self.reset()
+        self.step()
+        self.reset()
+
+    def reset(self) -> None:
+        """Go back."""
+        self.simulation.logits.copy_(self.logits)
+        self.simulation.completed = STEPS_BEFORE
+
+    def shares(self, steps: int) -> dict[str, float]:
+        """Give the share of tokens dropped in the steps that are timed, and that of policies all of whose logits move.
+
+        Those are the policies with a dropped token; they are counted in the first of the steps.
+        """
+        policies, moved = self.simulation._policies, [0.0]
+        move = policies.move
+
+        def seen(logits: Tensor, tokens: Tensor, update: Update, count: int, *, measure: bool) -> Any:
+            g = update.coefficients
+            moved.append(float((g.sum(-1).abs() > 1e-9 * g.abs().sum(-1)).double().mean()))
+            return move(logits, tokens, update, count, measure=measure)
+
+        self.reset()
+        policies.move = seen  # type: ignore[method-assign]
+        for _ in range(steps):
+            self.step()
+        del policies.move  # the instance's own
+        dropped = self.simulation.columns["dropped_share"][STEPS_BEFORE : STEPS_BEFORE + steps]
+        return {"dropped_share": float(dropped.mean()), "moved_whole": moved[min(1, len(moved) - 1)]}
+
+
+def from_one_state(compiled: Simulation, torch_path: Simulation) -> tuple[FromOneState, FromOneState]:
+    """Take the first steps with compiled code, and put both where they lead."""
+    while compiled.completed < STEPS_BEFORE:
+        compiled.step()
+    logits = compiled.logits.clone()
+    return FromOneState(compiled, logits), FromOneState(torch_path, logits)
+
+
+def compare(first: FromOneState, second: FromOneState) -> dict[str, float]:
     """Take the same steps with both and give their largest differences, of the logits and of the records.
 
     Raises:
         AssertionError: They differ by more than rounding.
     """
-    for _ in range(STEPS_COMPARED):
-        first.step()
-        second.step()
-    logits = float((first.logits.double() - second.logits.double()).abs().max())
+    for state in (first, second):
+        state.reset()
+        for _ in range(STEPS_COMPARED):
+            state.step()
+    one, other = first.simulation, second.simulation
+    logits = float((one.logits.double() - other.logits.double()).abs().max())
+    compared = slice(STEPS_BEFORE, STEPS_BEFORE + STEPS_COMPARED)
     differences = {}
-    for name, values in first.columns.items():
-        mine, theirs = values[:STEPS_COMPARED], second.columns[name][:STEPS_COMPARED]
+    for name, values in one.columns.items():
+        mine, theirs = values[compared], other.columns[name][compared]
         differences[name] = float(np.abs(mine - theirs).max() / max(np.abs(theirs).max(), 1e-300))
     worst = max(differences.values())
-    wide = first.logits.dtype == torch.float64
+    wide = one.logits.dtype == torch.float64
     assert logits <= (1e-13 if wide else 2e-6), f"the logits differ by {logits}"
     assert worst <= (1e-9 if wide else 1e-6), f"the records differ: {differences}"
     return {"logits": logits, "records": worst}
@@ -153,10 +212,12 @@ def table_of(
 ) -> dict[str, Any]:
     """Compare and time one rule at one size."""
     calls = max(1, 8_000_000 // (policies * vocab_size))
-    differences = compare(*(simulation_of(rule, policies, vocab_size, dtype, impl) for impl in ("fused-cpu", "eager")))
-    before, after = (simulation_of(rule, policies, vocab_size, dtype, impl) for impl in ("eager", "fused-cpu"))
+    after, before = from_one_state(
+        *(simulation_of(rule, policies, vocab_size, dtype, impl) for impl in ("fused-cpu", "eager"))
+    )
+    differences = compare(after, before)
     narrow = after.logits[: max(1, (1 << 18) // vocab_size)].clone()
-    wide = narrow.double()  # the floors' numbers stay in the cache, as a policy's do
+    wide = narrow.double()  # in the cache, as a policy's logits are
     out = torch.empty_like(wide)
 
     def exponentials() -> None:
@@ -167,15 +228,14 @@ def table_of(
         for _ in range(calls * policies // len(narrow)):
             narrow.amax(-1)
 
-    done, floor = calls * policies, calls * policies // len(wide) * len(wide)
-    few, many = max(1, calls // 8), config.threads
+    steps, many = max(1, calls // 8), config.threads
     rows = interleaved(
         {
             "floor: one read": (1, reads, reads, calls * policies // len(narrow) * len(narrow)),
-            "floor: one exponential per logit": (1, exponentials, exponentials, floor),
-            "torch path, 1 thread": (1, before.step, repeated(before.step, few), few * policies),
-            "compiled, 1 thread": (1, after.step, repeated(after.step, calls), done),
-            f"compiled, {many} threads": (many, after.step, repeated(after.step, calls), done),
+            UNIT: (1, exponentials, exponentials, calls * policies // len(wide) * len(wide)),
+            "torch path, 1 thread": (1, before.back, repeated(before.step, steps), steps * policies),
+            "compiled, 1 thread": (1, after.back, repeated(after.step, steps), steps * policies),
+            f"compiled, {many} threads": (many, after.back, repeated(after.step, steps), steps * policies),
         },
         config.rounds,
     )
@@ -183,12 +243,12 @@ def table_of(
         "rule": rule,
         "shape": [policies, vocab_size],
         "dtype": dtype,
-        "group_size": after.config.group_size,
+        "group_size": after.simulation.config.group_size,
         "differences": differences,
-        "dropped_share": float(np.nanmean(after.columns["dropped_share"])),
+        **after.shares(steps),
         "rows": rows,
         "compiled_in_exponentials": rows["compiled, 1 thread"]["processor_microseconds"]
-        / rows["floor: one exponential per logit"]["processor_microseconds"],
+        / rows[UNIT]["processor_microseconds"],
         "speed_up": rows["torch path, 1 thread"]["processor_microseconds"]
         / rows["compiled, 1 thread"]["processor_microseconds"],
         "speed_up_of_threads": rows["compiled, 1 thread"]["microseconds"]
@@ -212,24 +272,23 @@ def table_on_gpu(
     """Compare and time one rule at one size on a GPU."""
     from entropy_theory.dynamics.fused_triton import TritonPolicies  # needs Triton
 
-    def start() -> list[Simulation]:
-        return [simulation_of(rule, policies, vocab_size, dtype, impl, "cuda") for impl in ("triton", "eager")]
-
-    differences = compare(*start())
-    after, before = start()
+    after, before = from_one_state(
+        *(simulation_of(rule, policies, vocab_size, dtype, impl, "cuda") for impl in ("triton", "eager"))
+    )
+    differences = compare(after, before)
     calls = max(1, min(500, (1 << 28) // (policies * vocab_size)))
     narrow = after.logits[: max(1, (1 << 24) // vocab_size)].clone()
     wide = narrow.double()
-    out = torch.empty_like(wide)
+    out, steps = torch.empty_like(wide), max(1, calls // 8)
     works: dict[str, tuple[Callable[[], object], int, int]] = {
         "floor: one read": (lambda: narrow.amax(-1), calls, len(narrow)),
-        "floor: one exponential per logit": (lambda: torch.exp(wide, out=out), calls, len(wide)),
-        "torch path": (before.step, max(1, calls // 8), policies),
-        "Triton": (after.step, calls, policies),
+        UNIT: (lambda: torch.exp(wide, out=out), calls, len(wide)),
+        "torch path": (before.step, steps, policies),
+        "Triton": (after.step, steps, policies),
     }
     if rule == "none":
-        alone, logits = TritonPolicies(after.config, after.share, after.logits.device), after.logits.clone()
-        correct = after.correct
+        simulation, logits = after.simulation, after.logits.clone()
+        alone, correct = TritonPolicies(simulation.config, simulation.share, logits.device), simulation.correct
         works["Triton, its kernel alone"] = (
             lambda: alone.step_unmodified(logits, correct, 0, measure=True),
             calls,
@@ -237,23 +296,24 @@ def table_on_gpu(
         )
     peers: dict[str, Peer] = {}
     for name, (work, times, count) in works.items():
-        peers[name] = (1, finished(work), finished(repeated(work, times)), times * count)
+        prepare = {"torch path": before.back, "Triton": after.back}.get(name, work)
+        peers[name] = (1, finished(prepare), finished(repeated(work, times)), times * count)
     rows = interleaved(peers, config.rounds)
     return {
         "rule": rule,
         "shape": [policies, vocab_size],
         "dtype": dtype,
-        "group_size": after.config.group_size,
+        "group_size": after.simulation.config.group_size,
         "device": "cuda",
         "differences": differences,
-        "dropped_share": float(np.nanmean(after.columns["dropped_share"])),
+        **after.shares(steps),
         "rows": rows,
         "speed_up": rows["torch path"]["microseconds"] / rows["Triton"]["microseconds"],
     }
 
 
 def render(table: dict[str, Any]) -> Table:
-    """Lay out one table; multiples of the floors are of processor time, but of elapsed time on threads or a GPU."""
+    """Lay out one table; times are of the processor, but elapsed on threads or a GPU; multiples are of one thread."""
     on_gpu = table.get("device") == "cuda"
     policies, vocab_size = table["shape"]
     title = f"{policies:,} policies of {vocab_size:,} tokens, {table['dtype']}, rule {table['rule']}"
@@ -268,8 +328,8 @@ def render(table: dict[str, Any]) -> Table:
             name,
             f"{row[basis]:.{5 if on_gpu else 3}f}",
             f"{1e6 / row[basis]:,.0f}",
-            f"{row[basis] / exponential:.2f}",
-            f"{row[basis] / read:.1f}",
+            "" if "threads" in name else f"{row[basis] / exponential:.2f}",
+            "" if "threads" in name else f"{row[basis] / read:.1f}",
         )
     return view
 
@@ -294,7 +354,7 @@ def main(config: Config) -> None:
                 f"compiled at {table['compiled_in_exponentials']:.2f} exponentials, "
                 f"{table['speed_up']:.1f} times as fast as the torch path; "
                 f"{config.threads} threads {table['speed_up_of_threads']:.2f} times one; "
-                f"{table['dropped_share']:.1%} of the tokens dropped"
+                f"{table['dropped_share']:.1%} of the tokens dropped, of {table['moved_whole']:.0%} of the policies"
             )
     if config.out is not None:
         device = processor() if config.device == "cpu" else torch.cuda.get_device_name()

@@ -42,6 +42,21 @@ def generator(seed: int, purpose: Draw, *counters: int) -> torch.Generator:
     return seeded_generator(seed, int(purpose), *counters)
 
 
+def distinct_places(total: int, count: int, source: torch.Generator) -> NDArray[np.int64]:
+    """Choose `count` different places of `total`, in order: Floyd's algorithm, whose memory does not grow with `total`.
+
+    Example:
+        >>> distinct_places(10**12, 3, generator(0, Draw.PAIRS)).size, distinct_places(2, 2, generator(0, Draw.PAIRS))
+        (3, array([0, 1]))
+    """
+    last = range(total - count, total)
+    chosen: set[int] = set()
+    for end, uniform in zip(last, torch.rand(count, dtype=torch.float64, generator=source).tolist(), strict=True):
+        place = int(uniform * (end + 1))
+        chosen.add(end if place in chosen else place)
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
 _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)
 _WEYL = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)
 _LOW, _HALF, _SPARE = np.uint64(0xFFFFFFFF), np.uint64(32), np.uint64(11)

@@ -16,7 +16,7 @@ from entropy_theory.control import rule as build_rule
 from entropy_theory.control.reducers import LOCAL
 from entropy_theory.control.rules.none import NoControl
 from entropy_theory.dynamics import bank, grpo, implementations, starts
-from entropy_theory.dynamics.draws import Draw, generator
+from entropy_theory.dynamics.draws import Draw, distinct_places, generator
 from entropy_theory.dynamics.eager import EagerPolicies
 from entropy_theory.dynamics.optimizers import AdamMoments
 from entropy_theory.dynamics.policies import Observer, Policies, WholeSteps
@@ -177,10 +177,11 @@ class Simulation:
             count = number * config.iterations + iteration + 1
             changes = self._policies.move(self.logits, samples.tokens, update, count, measure=place is not None)
             if place is not None and changes is not None:
-                rewards = samples.rewards.mean(dim=-1)
-                deviation = torch.zeros_like(rewards)
-                if iteration > 0:
-                    deviation = (reading.scores.log_probs - samples.log_probs).expm1_().abs_().mean(dim=-1)
+                with bank.threads_for(0):
+                    rewards = samples.rewards.mean(dim=-1)
+                    deviation = torch.zeros_like(rewards)
+                    if iteration > 0:
+                        deviation = (reading.scores.log_probs - samples.log_probs).expm1_().abs_().mean(dim=-1)
                 columns = [*changes, reading.policies["entropy"], rewards, *reading.means, deviation]
                 by_policy = torch.stack(columns)
                 self._record(place * config.iterations + iteration, iteration, by_policy, update.metrics)
@@ -253,7 +254,7 @@ class Simulation:
             places = np.arange(total)
         else:
             source = generator(config.seed, Draw.PAIRS)
-            places = np.sort(torch.randint(total, (config.pairs,), generator=source).numpy())
+            places = distinct_places(total, config.pairs, source)
         empty = np.full(places.size, np.nan)
         return {
             "row": places // config.policies,

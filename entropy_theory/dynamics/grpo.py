@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from entropy_theory.control import Flow, Reducer, Rule, RuleOutput, TokenBatch
-from entropy_theory.control.effects import predicted_effects
 from entropy_theory.control.flow import State
 from entropy_theory.control.group_advantages import group_advantages as group_advantages  # also found here
 from entropy_theory.control.reducers import LOCAL, token_offset
@@ -67,7 +66,6 @@ class Update:
         scale: η/n, the factor of Σ_j g_j (e_{k_j} − p); see `scale_of`.
         entropy_coefficients: Σ_j ∂J/∂H of each policy, (B,), or None.
         metrics: The rule's metrics for the present statistics.
-        output: What the rule returned when it last ran.
         frozen: What the rule's batch part decided for all updates on the batch, or None when it has none.
         state: What the rule remembers.
     """
@@ -76,7 +74,6 @@ class Update:
     scale: float
     entropy_coefficients: Float[Tensor, " B"] | None
     metrics: dict[str, float]
-    output: RuleOutput
     frozen: RuleOutput | None = None
     state: State | None = None
 
@@ -196,7 +193,6 @@ def decide(
         scale=scale_of(step_size, int(output.denominator), bank_size),
         entropy_coefficients=None if bonus is None else bonus.sum(dim=-1),
         metrics=metrics,
-        output=output,
         frozen=frozen,
         state=_joined(states),
     )
@@ -243,45 +239,3 @@ def move_of_logits(
     if entropy_coefficients is not None:
         move -= policy.discriminants().mul_(scale * entropy_coefficients.unsqueeze(-1))
     return move
-
-
-def first_order_change(
-    scores: TokenScores,
-    update: Update,
-    sum_squared_discriminant: Float[Tensor, " B"] | None = None,
-) -> Float[Tensor, " B"]:
-    """Predict the change of entropy of each policy to first order.
-
-    Theorem 3.3 of arXiv 2602.03392, summed over the group, and section B.11 of the theory notes for an entropy bonus:
-    −Σ_i S_i δz_i with the δz of `move_of_logits` is
-
-        ΔH ≈ −s [Σ_j g_j S_c,j − c Σ_i S_i²].
-
-    Args:
-        scores: S_c of the tokens, (B, G).
-        update: g, s and c.
-        sum_squared_discriminant: Σ S², (B,); needed when the update has entropy coefficients.
-
-    Returns:
-        The prediction, nats, (B,).
-
-    Raises:
-        ValueError: Entropy coefficients without Σ S².
-
-    Example:
-        >>> from entropy_theory.control import rule
-        >>> from entropy_theory.dynamics.bank import policy_statistics
-        >>> bank, k = policy_statistics(torch.tensor([[2.0, 1.0, 0.0]])), torch.tensor([[0]])
-        >>> g = torch.ones(1, 1).double()
-        >>> update = Update(g, 0.1, None, {}, rule("none").apply(TokenBatch(-g, g, g, g)))
-        >>> round(first_order_change(bank.at(k), update).item(), 6)
-        -0.014182
-    """
-    effects = predicted_effects(
-        update.coefficients,
-        scores.centered_discriminant,
-        entropy_coefficients=update.entropy_coefficients,
-        sum_squared_discriminant=sum_squared_discriminant,
-    )
-    slope = effects.gradient.sum(dim=-1)
-    return (slope if update.entropy_coefficients is None else slope + effects.entropy) * update.scale

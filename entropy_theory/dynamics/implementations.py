@@ -32,7 +32,8 @@ _COMPILERS = {"fused-cpu": ("Numba", "steps"), "triton": ("Triton", "triton_step
 def choose_implementation(config: SimulationConfig) -> tuple[str, str]:
     """Say which implementation ``impl="auto"`` takes for a run, and why.
 
-    The choice depends on the configuration alone, so that a run that was killed resumes with the same one.
+    The choice depends on the configuration alone, so that a run that was killed resumes with the same one; where Numba
+    cannot be loaded any more, its checkpoint is refused.
 
     Returns:
         The name and the reason.

@@ -106,7 +106,7 @@ class Policies(Protocol):
     ) -> tuple[Tensor, ...] | None:
         """Move the logits; return each policy's change of entropy and its first two orders if they are asked for.
 
-        The orders are those of the move that was taken: after the optimizer, and as the logits' dtype stored it.
+        The orders are those of the move that was taken: after the optimizer, and as float32 logits stored it.
 
         Args:
             logits: z as it was read, (B, V); moved.

@@ -207,6 +207,7 @@ def save_checkpoint(path: Path, simulation: Simulation, seconds: float) -> None:
     metadata = {
         "format": FORMAT,
         "hash": digest(simulation.config),
+        "impl": simulation.impl,
         "completed": str(simulation.completed),
         "seconds": repr(seconds),
         "rule_state": state,
@@ -227,7 +228,7 @@ def load_checkpoint(path: Path, simulation: Simulation) -> float:
         The seconds that the steps so far took.
 
     Raises:
-        ValueError: The file is not a checkpoint, or not one of this configuration.
+        ValueError: The file is not a checkpoint, or not one of this configuration and implementation.
     """
     expected = "a whole checkpoint of this configuration; delete it to start over"
     with reading(str(path), expected, path.name), safe_open(path, framework="pt") as file:
@@ -241,6 +242,8 @@ def load_checkpoint(path: Path, simulation: Simulation) -> float:
             tensors[name] = tensors[name][simulation.share.start : simulation.share.stop]
     if metadata.get("format") != FORMAT or metadata.get("hash") != digest(simulation.config):
         raise invalid(str(path), expected, f"format {metadata.get('format')}, hash {metadata.get('hash')}")
+    if metadata.get("impl") != simulation.impl:  # it would go on with other last bits
+        raise invalid(str(path), f"a checkpoint of the implementation {simulation.impl!r}", repr(metadata.get("impl")))
     targets = {f"column.{name}": torch.from_numpy(values) for name, values in simulation.columns.items()}
     targets |= {f"pair.{name}": torch.from_numpy(simulation.pairs[name]) for name in ("predicted", "realised")}
     targets |= _by_policy(simulation)

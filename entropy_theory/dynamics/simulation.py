@@ -6,16 +6,18 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from entropy_theory import records
 from entropy_theory.control import Reducer
 from entropy_theory.control.reducers import LOCAL
-from entropy_theory.dynamics import bank, results
+from entropy_theory.dynamics import bank, implementations, results
 from entropy_theory.dynamics.config import SimulationConfig
 from entropy_theory.dynamics.engine import Simulation
 from entropy_theory.dynamics.results import SimulationResult
+from entropy_theory.errors import invalid
 
 Progress = Callable[[int, int, str], None]
 REPORT_EVERY = 10
@@ -40,7 +42,8 @@ def simulate(config: SimulationConfig, progress: Progress | None = None, reducer
             and gets the records of all policies. Draws depend on the policy's place alone and means are taken over all
             policies in order, so the records have the same bits for any number of ranks. One exception: a rule that
             compares tokens with a mean or deviation over all of them rounds that by the shares (relative 1e-16), so a
-            token that near to a threshold may be decided otherwise.
+            token that near to a threshold may be decided otherwise, and weights that go by such a sum (entropy-flow,
+            entropy-budget, advantage-reweighting) differ in their last bits.
 
     Returns:
         The records: the same for the same configuration and device, whatever `block_elements`.
@@ -91,11 +94,23 @@ def run(config: SimulationConfig, progress: Progress | None = None, reducer: Red
         simulation = Simulation(config, reducer)
         checkpoint = config.out / results.CHECKPOINT
         seconds = results.load_checkpoint(checkpoint, simulation) if checkpoint.exists() else 0.0
+        _check_agreement(simulation)
         seconds = _advance(simulation, seconds, progress if first else None, checkpoint)
         result = SimulationResult.of(simulation, seconds)
         if first:
             result.save(config.out)
         return result
+
+
+def _check_agreement(simulation: Simulation) -> None:
+    """Raise InputError where a rank found another checkpoint, or none, or takes its steps otherwise."""
+    own = [float(simulation.completed), float(get_args(implementations.Implementation).index(simulation.impl))]
+    steps, kinds = simulation.reducer.gather(torch.tensor(own, dtype=torch.float64)).view(-1, 2).long().T.tolist()
+    if len(set(steps)) > 1:
+        raise invalid("out", "a folder that every rank sees", f"ranks that resume after {steps} steps")
+    if len(set(kinds)) > 1:
+        names = [get_args(implementations.Implementation)[kind] for kind in kinds]
+        raise invalid("impl", "the same implementation on every rank", ", ".join(names))
 
 
 def _advance(simulation: Simulation, seconds: float, progress: Progress | None, checkpoint: Path | None) -> float:

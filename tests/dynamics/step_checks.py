@@ -9,8 +9,6 @@ import oracles
 import torch
 from mpmath import mp
 
-from entropy_theory.control import TokenBatch
-from entropy_theory.control import rule as build_rule
 from entropy_theory.dynamics import SimulationConfig, bank, grpo, starts
 from entropy_theory.dynamics.eager import EagerPolicies
 from entropy_theory.dynamics.grpo import Update
@@ -18,12 +16,9 @@ from entropy_theory.dynamics.policies import Policies
 
 Make = Callable[[SimulationConfig, range], Policies]
 
-x = torch.zeros(1, 1)
-OUTPUT = build_rule("none").apply(TokenBatch(x, x, x, x + 1))
-
 
 def update_of(coefficients: torch.Tensor, scale: float, bonus: torch.Tensor | None = None) -> Update:
-    return Update(coefficients, scale, bonus, {}, OUTPUT)
+    return Update(coefficients, scale, bonus, {})
 
 
 def coefficients_of(kind: str, shape: tuple[int, int], seed: int = 0) -> torch.Tensor:
@@ -70,7 +65,8 @@ def equal_to_many_digits(make: Make, gap: float, kind: str, drawn: tuple[int, ..
         budget = mp.fsum(p * r * (1 + abs(u)) for p, r, u in zip(exact.probs, relative, excess, strict=True))
     results = policies.move(here, drawn_here, update_of(g.to(device), scale), 1, measure=True)
     assert results is not None
-    # the round-off that bank.entropy_change states, in units of 1e-16; the second order's terms are smaller by |δ|
+    # the round-off that bank.entropy_change states, in units of 1e-16; the second order's terms are smaller by |δ|;
+    # twenty units: p, u and δ of each of the twelve tokens are rounded, and so is their sum
     for value, expected, unit in zip(results, (change, first, second), (1.0, 1.0, scale), strict=True):
         assert abs(mp.mpf(value.item()) - expected) <= 2e-15 * unit * budget
 
@@ -132,7 +128,8 @@ def equal_to_the_torch_path(
     torch.testing.assert_close(mine, theirs, rtol=ulp, atol=4e-16 * float(weight.max()))
     move = grpo.move_of_logits(policy, a.tokens, g, step / G, bonus)
     relative = (move - move.gather(-1, policy.top)).abs()
-    # the round-off that bank.entropy_change states, of the move and of its own; entropies where those are taken
+    # the round-off that bank.entropy_change states, of the move and of its own; entropies where those are taken; each
+    # path is within 2e-15 of the truth (`equal_to_many_digits`)
     terms = (policy.probs * (relative + weight[:, None]) * (1 + policy.excess.abs())).sum(-1)
     size = relative.amax(-1) + weight
     far = torch.where(size > 0.9, policy.entropy + 1, 0.0)

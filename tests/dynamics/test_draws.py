@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from entropy_theory.dynamics.draws import Draw, philox, policy_uniforms
+from entropy_theory.dynamics.draws import Draw, distinct_places, generator, philox, policy_uniforms
 from entropy_theory.dynamics.kernels import arithmetic
 
 ONES = 0xFFFFFFFF
@@ -61,3 +61,13 @@ def test_a_number_depends_on_its_place_alone() -> None:
     assert torch.equal(policy_uniforms(3, Draw.TOKENS, 5, range(20), 4), whole[:, :4])
     for other in ((4, Draw.TOKENS, 5), (3, Draw.TOKENS, 6), (3, Draw.TRUNCATED, 5)):
         assert not (policy_uniforms(*other, range(20), 7) == whole).any()
+
+
+def test_places_are_different_and_equally_likely() -> None:
+    counts = np.zeros(6)
+    for seed in range(3000):
+        places = distinct_places(6, 4, generator(seed, Draw.PAIRS))
+        assert len(set(places.tolist())) == 4
+        counts[places] += 1
+    # each place has probability 4/6; five deviations of a count are 129
+    assert np.abs(counts - 2000).max() < 129

@@ -14,7 +14,7 @@ import torch
 from simulation_ranks import CASES, RESUMED, SMALLEST, arrays_of
 
 from entropy_theory.control.reducers import LOCAL
-from entropy_theory.dynamics import Simulation, SimulationConfig, ranks, simulate
+from entropy_theory.dynamics import Simulation, SimulationConfig, ranks, run, simulate
 
 
 def torchrun(count: int, folder: Path, task: str, impl: str) -> subprocess.CompletedProcess[str]:
@@ -49,6 +49,29 @@ def test_one_two_and_four_ranks_have_the_same_bits(impl: str, tmp_path: Path, mo
     assert not (tmp_path / "run" / "result.json").exists()
     four = torchrun(4, tmp_path, "go on", impl)
     assert four.returncode == 0, four.stderr[-4000:]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ((5.0, 0.0), r"out: expected a folder that every rank sees, received ranks that resume after \[0, 5\] steps"),
+        ((0.0, 1.0), "impl: expected the same implementation on every rank, received eager, fused-cpu"),
+    ],
+)
+def test_ranks_that_would_part_are_refused(other: tuple[float, float], message: str, tmp_path: Path) -> None:
+    """As where a rank sees another folder, or lacks the compiler."""
+
+    class First:
+        rank, world_size = 0, 2
+
+        def sum(self, values: torch.Tensor) -> torch.Tensor:
+            return values
+
+        def gather(self, values: torch.Tensor) -> torch.Tensor:
+            return torch.cat([values, values + torch.tensor(other, dtype=values.dtype)])
+
+    with pytest.raises(ValueError, match=message):
+        run(SimulationConfig(policies=4, vocab_size=5, steps=2, out=tmp_path / "run"), None, First())
 
 
 def test_shares_cover_the_bank() -> None:

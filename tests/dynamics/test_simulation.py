@@ -14,7 +14,7 @@ from dynamics_replay import advantages_of, clipped, discriminants_of, entropy_of
 from entropy_theory.control import Rule, TokenBatch
 from entropy_theory.control import rule as build_rule
 from entropy_theory.dynamics import Simulation, SimulationConfig, simulate
-from entropy_theory.dynamics.draws import Draw, generator
+from entropy_theory.dynamics.draws import Draw, generator, policy_uniforms
 from entropy_theory.vocab import token_statistics
 
 pytestmark = pytest.mark.usefixtures("implementation")
@@ -24,11 +24,16 @@ TINY = SimulationConfig(policies=5, vocab_size=7, steps=3, group_size=6, step_si
 
 
 def one_step(simulation: Simulation) -> tuple[torch.Tensor, torch.Tensor, list[list[float]]]:
-    """Do a step; return the logits before it, the tokens it sampled and their advantages by the replay's account."""
-    before = simulation.logits.clone()
-    seen: list[torch.Tensor] = []
-    simulation.step(lambda rows, policy, tokens: seen.append(tokens))
-    tokens = torch.cat(seen)
+    """Do a step; return the logits before it, the tokens it sampled and their advantages by the replay's account.
+
+    The tokens come from the distribution and the counter-based numbers: an observer would keep compiled code from
+    taking a step of rule none in one sweep.
+    """
+    before, config = simulation.logits.clone(), simulation.config
+    uniforms = policy_uniforms(config.seed, Draw.TOKENS, simulation.completed, simulation.share, config.group_size)
+    below = before.double().softmax(-1).cumsum(-1).unsqueeze(1) <= uniforms.unsqueeze(-1)
+    tokens = below.sum(-1).clamp(max=config.vocab_size - 1)
+    simulation.step()
     rewards = simulation.correct.gather(-1, tokens).double().tolist()
     return before, tokens, [advantages_of(row, simulation.config.advantage) for row in rewards]
 

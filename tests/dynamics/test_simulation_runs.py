@@ -152,6 +152,10 @@ def test_broken_checkpoints_are_refused(tmp_path: Path) -> None:
     results.save_checkpoint(path, other, 0.0)
     with pytest.raises(ValueError, match="expected a whole checkpoint of this configuration"):
         run(config)
+    other.config, other.impl = config, "another"
+    results.save_checkpoint(path, other, 0.0)
+    with pytest.raises(ValueError, match=r"expected a checkpoint of the implementation '[\w-]+', received 'another'"):
+        run(config)
     path.unlink()
     assert_same(run(config), simulate(config))
 

@@ -140,6 +140,13 @@ def test_the_real_model_shares_its_runs() -> None:
     assert len(set(contest)) == len(contest)
 
 
+@pytest.mark.parametrize("option", [{"quick": True}, {"seeds": (0,)}, {"steps": 4}, {"methods": ("none",)}], ids=str)
+def test_the_stage_of_the_real_model_has_one_size(option: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(option))}: expected the default: the stage model has one size"):
+        script.main(script.ContestConfig(stage="model", runs=tmp_path, **option))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_stage_takes_runs_from_the_record_of_another(tmp_path: Path) -> None:
     sweep, config, todo = load("sweep"), script.ContestConfig(stage="model", runs=tmp_path), script.model_runs()
     mine = sweep.file_of(todo[0], config)
@@ -202,6 +209,16 @@ def test_the_loop_is_measured_from_the_first_batch_below_the_floor() -> None:
     assert measured["offset"] == pytest.approx(-0.05)
     assert measured["shortfall"] == pytest.approx((0.15 + 0.05) / 3, rel=1e-3)  # four digits are kept
     assert study.loop_measures(curves, 0.4)["shortfall"] is None
+
+
+def test_the_recorded_study_is_what_the_script_would_record(tmp_path: Path) -> None:
+    study, sweep = load("floor_control"), load("sweep")
+    config = study.FloorConfig(runs=tmp_path / "runs", out=tmp_path / "floor_control.json")
+    sweep.restore("floor_control", config, study.tasks(config))
+    assert all(sweep.file_of(task, config).exists() for task in study.tasks(config))  # nothing is left to run
+    recorded = (sweep.RESULTS / "floor_control.json").read_text()
+    study.main(config)
+    assert config.out.read_text() == recorded
 
 
 @pytest.mark.slow

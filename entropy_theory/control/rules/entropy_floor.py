@@ -32,7 +32,8 @@ class EntropyFloor(Rule):
 
     What it guarantees to first order, in the tabular picture:
 
-    1. The kept tokens' Σ e_t is at least `need`, or every token that lowers entropy is dropped (metric `feasible`).
+    1. The kept tokens' Σ e_t is at least `need`, or every token that lowers entropy is dropped, or as many
+       as `max_share` lets go (metric `feasible`).
     2. No smaller set of tokens does it: the k smallest effects have the largest sum that k tokens can take away.
     3. Only tokens of Q1 and Q4 are dropped; of equal effects the first in global token order.
 
@@ -40,7 +41,7 @@ class EntropyFloor(Rule):
     positive gain asks for a rise in proportion to what is missing. Entropy terms of a pipe's other rules are not in e.
 
     Args:
-        floor: Mean entropy in nats under which the rule acts; at most log V, which trainers and simulator check.
+        floor: Mean entropy in nats under which the rule acts; at most log V, as TRL's trainer and the simulator check.
         gain: Predicted rise per token, unit step and nat below the floor.
         max_share: The largest share of the valid tokens that is dropped; None for no bound.
         hysteresis: Nats above the floor that mean H has to reach before the rule stops; it remembers that it acts.
@@ -105,9 +106,11 @@ class EntropyFloor(Rule):
         remembered: State | None = {"below": below if some else acts} if self.hysteresis else None
         candidates = population & (effects < 0)
         falls = _ordered(effects, candidates, reducer)
-        others = float(_ordered(effects, flow.valid & ~candidates, reducer).sum())
-        # what is left is added up, not subtracted from a whole: effects that cancel leave exactly 0
-        kept = others + torch.cat([falls.flip(0).cumsum(0).flip(0), falls.new_zeros(1)])  # after 0, 1, ... drops
+        others = _ordered(effects, flow.valid & ~candidates, reducer).cumsum(0)
+        # What is left is added up, not subtracted from a whole, and both signs from the smallest on: rises that are the
+        # falls' mirror image leave exactly 0.
+        rises = float(others[-1]) if len(others) else 0.0
+        kept = rises + torch.cat([falls.flip(0).cumsum(0).flip(0), falls.new_zeros(1)])  # after 0, 1, ... drops
         before = float(kept[0])
         need = self.gain * max(0.0, self.floor - mean) * n
         metrics = {"below": float(below), "need": need / n, "feasible": 1.0, "threshold": 0.0}

@@ -66,8 +66,10 @@ def _together(work: Callable[[], None], threads: int) -> None:
         if workers not in _pools:
             _pools[workers] = ThreadPoolExecutor(workers, thread_name_prefix="entropy-theory")
         others = [_pools[workers].submit(work) for _ in range(threads - 1)]
-        work()
-        wait(others)
+        try:
+            work()
+        finally:  # the others write to the caller's memory until they are done
+            wait(others)
         for other in others:
             other.result()
         return

@@ -84,6 +84,11 @@ def test_effects_that_cancel_leave_nothing_to_drop() -> None:
     S_c = torch.tensor([[0.1, 0.1, 0.1, -0.1]]).double()
     batch = TokenBatch(0 * S_c, 0 * S_c + 0.3, torch.ones(1).double(), S_c != 0, centered_discriminant=S_c)
     assert rule("entropy-floor(floor=0.5, gain=0)").apply(batch).metrics["dropped"] == 2.0
+    many = torch.tensor([0.1, 0.07]).double().repeat(2500)
+    S_c = torch.cat([many, -many])[None]
+    batch = TokenBatch(0 * S_c, 0 * S_c + 0.3, torch.ones(1).double(), S_c != 0, centered_discriminant=S_c)
+    output = rule("entropy-floor(floor=0.5, gain=0)").apply(batch)
+    assert output.metrics["dropped"] == output.metrics["predicted_before"] == 0.0
 
 
 def test_a_bound_on_the_share_is_met_where_it_is_a_whole_number() -> None:
