@@ -36,9 +36,9 @@ of (A, S_c): Q1 A > 0, S_c > 0 (entropy falls); Q2 A > 0, S_c < 0 (rises); Q3 A 
 - *Needs*: the statistics that a rule reads besides log-probabilities, advantages and the mask.
 - *Parity*: the official code whose recorded outputs the tests compare with: masks to the bit, gradients and losses to
   float32 round-off.
-- *In the contest*: means over the last ten updates ± 95 % t-intervals, with the setting that tuning chose
-  ([protocol and comparison](findings.md#a-contest-of-rules)); without an interval, of one run of three times as many
-  updates.
+- *In the contest*: means over the last ten updates ± 95 % t-intervals, with the setting that tuning chose,
+  hardly ever the default ([protocol and comparison](findings.md#a-contest-of-rules)); without an interval, of one
+  run of three times as many updates.
 """
 _MEASURES = {"entropy": "entropy", "reward": "reward", "distinct_right": "distinct right answers of 16"}
 _TASKS = {"sum": "sum task", "arithmetic": "arithmetic in steps"}
