@@ -20,12 +20,15 @@ RANKED = {"distinct_right": "distinct right answers of 16", "reward_at_entropy":
 def caption() -> str:
     record = style.read("control_contest_contest")
     seeds = len(record["summary"]["sum"]["seeds"])
-    fronts = "; ".join(f"{words}: {', '.join(record['summary'][task]['front'])}" for task, words in TASKS.items())
+    methods = {words: record["summary"][task]["methods"] for task, words in TASKS.items()}
+    fronts = "; ".join(f"{words}: {', '.join(_front(rows))}" for words, rows in methods.items())
     exploded = "; ".join(f"{words}: {_exploded(record, task) or 'none'}" for task, words in TASKS.items())
     return (
         f"GRPO of the decoder under each method with the setting that tuning chose, {seeds} seeds. (a), (d): means "
-        "over the last ten updates, a faint dot for each seed and a large one for a method's mean; the line joins the "
-        f"methods that none beats in both, {fronts}. Runs that exploded are not shown in (a) and (d): {exploded}. "
+        "over the last ten updates, a faint dot for each seed and a large one for a method's mean. Runs that exploded "
+        f"are neither shown in (a) and (d) nor in these means ({exploded}); a method of which most exploded has no "
+        "large dot. The line joins, of the methods without an exploded run, those that no other of them beats in both: "
+        f"{fronts}. "
         "(b), (e): distinct right answers of a group of 16 at the end. (c), (f): the best smoothed reward at an "
         "entropy half of the way down the uncontrolled run's. Bars are 95 % t-intervals, cut off at the frame."
     )
@@ -37,7 +40,7 @@ def draw() -> Figure:
     for place, (task, words) in enumerate(TASKS.items()):
         plane, *ranks = axes[3 * place : 3 * place + 3]
         methods = record["summary"][task]["methods"]
-        _plane(plane, methods, record["summary"][task]["front"])
+        _plane(plane, methods)
         plane.set(xlabel="final entropy (nats)", ylabel="final reward", title=words)
         for axis, (name, label) in zip(ranks, RANKED.items(), strict=True):
             _ranked(axis, methods, name)
@@ -52,20 +55,40 @@ def _exploded(record: dict[str, Any], task: str) -> str:
     return ", ".join(f"{count} of {method}" for method, count in counts.items() if count)
 
 
-def _plane(axis: Axes, methods: dict[str, Any], front: list[str]) -> None:
-    """Runs and means, but for those that exploded: they would hide the others."""
-    shown = {method: row for method, row in methods.items() if row["exploded"]["mean"] < 0.5}
+def _front(methods: dict[str, Any]) -> list[str]:
+    """Of the methods without an exploded run those that none beats in both means, the highest entropy first."""
+    whole = {method: _mean(row) for method, row in methods.items() if not any(row["exploded"]["values"])}
+    best = {
+        method: (entropy, reward)
+        for method, (entropy, reward) in whole.items()
+        if not any(e >= entropy and r >= reward and (e, r) != (entropy, reward) for e, r in whole.values())
+    }
+    return sorted(best, key=lambda method: -best[method][0])
+
+
+def _kept(row: dict[str, Any]) -> list[tuple[float, float]]:
+    """Final entropy and reward of the runs that did not explode."""
+    runs = zip(row["entropy"]["values"], row["reward"]["values"], row["exploded"]["values"], strict=True)
+    return [(entropy, reward) for entropy, reward, gone in runs if not gone]
+
+
+def _mean(row: dict[str, Any]) -> tuple[float, float]:
+    runs = _kept(row)
+    return sum(entropy for entropy, _ in runs) / len(runs), sum(reward for _, reward in runs) / len(runs)
+
+
+def _plane(axis: Axes, methods: dict[str, Any]) -> None:
+    """Runs and means, but for runs that exploded: they would hide the others."""
     for method, row in methods.items():
-        color = HIGHLIGHTED.get(method, style.BLUE)
-        runs = zip(row["entropy"]["values"], row["reward"]["values"], row["exploded"]["values"], strict=True)
-        axis.plot(*zip(*[(x, y) for x, y, gone in runs if not gone], strict=True), ".", color=color, ms=2.5, alpha=0.4)
-        if method in shown:
-            x, y = row["entropy"]["mean"], row["reward"]["mean"]
+        color, runs = HIGHLIGHTED.get(method, style.BLUE), _kept(row)
+        axis.plot([x for x, _ in runs], [y for _, y in runs], ".", color=color, ms=2.5, alpha=0.4)
+        if 2 * len(runs) > len(row["exploded"]["values"]):
+            x, y = _mean(row)
             axis.plot([x], [y], "o", color=color, markersize=4)
             if method in HIGHLIGHTED:
                 axis.annotate(method, (x, y), (4, 4), textcoords="offset points", fontsize=6, color=color)
-    line = [(shown[method]["entropy"]["mean"], shown[method]["reward"]["mean"]) for method in front if method in shown]
-    axis.plot(*zip(*line, strict=True), color=style.GREEN, linewidth=0.9, zorder=0)
+    line = [_mean(methods[method]) for method in _front(methods)]
+    axis.plot([x for x, _ in line], [y for _, y in line], color=style.GREEN, linewidth=0.9, zorder=0)
 
 
 def _ranked(axis: Axes, methods: dict[str, Any], name: str) -> None:

@@ -8,9 +8,8 @@ Protocol, written before the results.
 
 *Decoder*: the sum task of `control_contest.py` under entropy-floor at .65 nats, from 1.0. (a) Gains 0, .01, .03, .1, .3
 and 1, seeds 0 to 2. (b) Learning rates 2e-4 and 1.8e-3 beside 6e-4, and 2 prompts beside 16 of 16 completions, each
-with the gains 0, .03 and .3. (c) Two options that the rule had then, a lookahead of 1 or 4 batches, and an integral of
-what was missing with gain .001 or .01, both at gain .03: at 6e-4, and at 1.8e-3, where entropy falls to the floor
-within few updates. Gain .3 alone did as well, so the rule has neither now: the record has (c), this script not.
+with the gains 0, .03 and .3. (c), two further options, was run with an earlier version of the rule and is kept in
+`results/floor_control_options.json`.
 *Bank*: forking policies (200 of 100 tokens, one update per batch), floor at three quarters of the starting entropy, the
 same gains with the logits' step .1, .5 and 2.
 
