@@ -81,7 +81,7 @@ class TaskOfDecoder:
         length: Tokens of a completion at most.
         start: The folder of the decoder that starts.
         draw: Draws the column's values of a training set.
-        held_out: The column's values that training never shows.
+        held_out: The column's values that GRPO never shows.
         is_right: The judge of (value, answer).
     """
 

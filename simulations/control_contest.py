@@ -11,10 +11,10 @@
 Protocol, written before the results.
 
 *Tasks.* The testbed's decoder (85,000 parameters) on two of them. The sum task, completions of at most 8 tokens;
-targets divisible by 5 are held out of training. Arithmetic in steps, expressions of 4 numbers up to 9, completions of
-at most 28 tokens, from a decoder that is warmed up on demonstrations of which 30 % are wrong; 24 expressions are held
-out. Per batch 16 prompts × 16 completions, T = 1, AdamW at the constant rate 6e-4, 320 updates. Ratio-based rules take
-two updates per batch, the others one; so there are two runs without control, one for each.
+targets divisible by 5 are held out of GRPO, not of the warm-up. Arithmetic in steps, expressions of 4 numbers up to 9,
+completions of at most 28 tokens, from a decoder that is warmed up on demonstrations of which 30 % are wrong; 24
+expressions are held out likewise. Per batch 16 prompts × 16 completions, T = 1, AdamW at the constant rate 6e-4, 320
+updates. Ratio-based rules take two updates per batch, the others one; so there are two runs without control.
 
 *Tuning.* Each method has four settings of its one or two parameters, `METHODS`; each is run once on seed 100. Targets
 and floors are shares of the entropy that training starts from, `START`. The setting with the most distinct right
