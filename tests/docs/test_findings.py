@@ -148,6 +148,26 @@ def test_the_contest_says_how_many_points_are_at_equal_entropy() -> None:
     assert missing(expected, "A contest of rules") == []
 
 
+def test_the_contest_on_the_real_model() -> None:
+    methods = record("control_contest_model")["addition"]["methods"]
+    expected = [
+        [
+            setting(method, row),
+            figures(row["entropy"]),
+            ", ".join(f"{value:.2f}" for value in row["entropy"]["values"]),
+            figures(row["reward"]),
+            figures(row["distinct_right"], 1),
+            figures(row["pass@1"]),
+            figures(row["pass@8"]),
+            f"{row['dropped_share']['mean']:.1%}".replace("%", " %"),
+        ]
+        for method, row in methods.items()
+    ]
+    assert table("### On a real language model") == expected
+    assert len(expected) == 10
+    assert {len(row["entropy"]["values"]) for row in methods.values()} == {3}
+
+
 def test_the_long_runs() -> None:
     rows = record("control_contest_long")["methods"]
     held_out = {
