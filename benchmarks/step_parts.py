@@ -5,7 +5,8 @@
 
 The batch, the settings and the trainers are those of `trainer_overhead.py`. Methods of the trainer are wrapped with a
 clock; a method's time is without that of the wrapped ones that it calls, and what no clock saw is "everything else".
-Medians over the steps after the first.
+Medians over the steps after the first. The columns are separate runs, one after the other, so a part may differ between
+them by more than control takes: what control costs is the difference that `trainer_overhead.py` measures in turns.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Token statistics side by side: time, extra memory and error of every way to get them, on a CPU or a GPU.
 
 All peers run in one process on the same tensor, one after the other in each round, so that a slow moment of the machine
-hits them alike; read the ratios. The first column of every table is the physical floor: a plain read of the logits
-(``amax``), or the matrix product that no computation from hidden states can avoid. Errors come first: a peer is timed
-after it was compared with float64.
+hits them alike; read the ratios. The first row of every table is the physical floor: a plain read of the logits, with a
+plain write of their gradient, or the matrix product that no computation from hidden states can avoid, in tiles that
+nothing keeps. Errors come first: every peer is compared with float64 before any is timed, and the run ends if ours is
+off by more than the budget of the tests.
 
     python benchmarks/token_statistics.py                  # the CPU table; minutes
     python benchmarks/token_statistics.py --quick          # a small one; seconds
@@ -18,6 +19,7 @@ import gc
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -36,6 +38,7 @@ from torch import Tensor
 from entropy_theory import records
 from entropy_theory.program import run_script
 from entropy_theory.vocab import choose_implementation, token_statistics, token_statistics_from_hidden
+from entropy_theory.vocab.from_hidden import TILE_BYTES, TILE_ROWS
 
 # glibc gives large blocks back to the system at once; faulting them in again would be half of what is measured.
 WARM_ALLOCATOR = {
@@ -45,6 +48,14 @@ WARM_ALLOCATOR = {
 }
 FIELDS = ("log_probs", "entropy", "discriminant", "baseline", "centered_discriminant")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOLERANCE = 3e-6
+"""Of ours, relative: e^d has a rounding of d in it, 1e-6 for 16 ≤ |d| < 32, and that of the exponential.
+
+The arithmetic is float32 or wider for every type of the logits, and 16 bits are exact in float32.
+"""
+ENTROPY_WEIGHT = 0.1
+COMPARED_ROWS = 16
+"""Of the statistics from hidden states: 2,048 rows of logits would be 2.5 GB in float64."""
 
 
 @dataclass(frozen=True)
@@ -210,10 +221,65 @@ def _status(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
-def worst_error(values: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> dict[str, float]:
-    """Return the worst relative error of each field over the rows."""
-    pairs = zip(FIELDS, values, exact, strict=True)
-    return {name: float(((v.double() - e).abs() / e.abs()).max()) for name, v, e in pairs}
+def plain_read(logits: Tensor) -> Tensor:
+    """Read every byte once, as fast as torch can: as integers, whose maximum is vectorised and looks for no NaN.
+
+    The maximum of 16-bit floats takes twice as long on a CPU, and more than that of float32, which has twice the bytes.
+    """
+    odd = logits.shape[-1] * logits.element_size() % 4
+    return logits.view(torch.int16 if odd else torch.int32).amax(-1)
+
+
+def product_in_tiles(hidden: Tensor, matrix: Tensor) -> Iterator[Tensor]:
+    """Make the logits as the implementation does, tile after tile in one buffer: the same products, to the bit."""
+    rows = min(len(hidden), TILE_ROWS[hidden.device.type])
+    words = max(1, min(len(matrix), TILE_BYTES[hidden.device.type] // hidden.element_size() // rows))
+    buffer = hidden.new_empty(rows * words)
+    for part in matrix.split(words):
+        for block in hidden.split(rows):
+            tile = buffer[: len(block) * len(part)].view(len(block), len(part))
+            yield torch.mm(block, part.T, out=tile)
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+def within(budget: float, error: float, name: str) -> float:
+    """Return the error of a peer; that of ours ends the run beyond the budget, or as NaN."""
+    if name.startswith("ours") and not error <= budget:
+        raise SystemExit(f"{name}: off by {error:.1e} where {budget:.1e} is allowed; nothing is timed")
+    return error
+
+
+def errors_of(name: str, values: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> dict[str, float]:
+    """Return the worst relative error of each field over the rows; ours is held to the budget.
+
+    S_c of a token off the maximum is a difference of S and N: the budget is of S there.
+    """
+    errors = {}
+    for field, value, answer in zip(FIELDS, values, exact, strict=True):
+        off, size = (value.double() - answer).abs(), answer.abs()
+        scale = size + exact[2].abs() if field == "centered_discriminant" else size
+        within(TOLERANCE, float((off / (scale + 1e-31)).max()), f"{name}, {field}")
+        errors[f"error_{field}"] = float((off / size).max())
+    return errors
+
+
+def gradient_error(gradient: Tensor, logits: Tensor, tokens: Tensor, weights: Tensor, entropy_weight: float) -> float:
+    """Return the worst error over the rows, as part of the row's largest entry, the scale on which it is used.
+
+    The exact gradient of a log p_y + b H is a (δ_y − p) − b p (log p + H), with 1 − p_y off by a rounding of float64.
+    """
+    worst = torch.zeros((), dtype=torch.float64, device=logits.device)
+    for row, token, weight, found in zip(logits, tokens, weights.double(), gradient, strict=True):
+        log_p = row.double().log_softmax(-1)
+        p = log_p.exp()
+        exact = -p * (1 + entropy_weight * (log_p - (p * log_p).sum()))
+        exact[token] += 1
+        exact *= weight
+        off = ((found - exact).abs().max() - 2e-14).clamp_min(0)
+        worst = torch.maximum(worst, off / exact.abs().max().clamp_min(1e-31))
+    return float(worst)
 
 
 # -- the three tables -------------------------------------------------------------------------------------------------
@@ -230,13 +296,13 @@ def statistics_table(config: Config, source: Source, dtype: str, threads: int) -
     if config.compile:
         functions["naive, torch.compile"] = torch.compile(naive, dynamic=False)
     functions |= {"ours, eager": ours("eager"), f"ours, {fused}": ours(fused)}
-    errors = {name: worst_error(run(logits, tokens), exact) for name, run in functions.items()}
-    peers: dict[str, Callable[[], Any]] = {"floor: amax": lambda: logits.amax(-1)}
+    errors = {name: errors_of(name, run(logits, tokens), exact) for name, run in functions.items()}
+    peers: dict[str, Callable[[], Any]] = {"floor: one read": lambda: plain_read(logits)}
     peers |= {name: partial(run, logits, tokens) for name, run in functions.items()}
     rows = interleaved(peers, config.rounds, config.device)
     for name, run in peers.items():
         rows[name]["extra_mib"] = extra_memory(run, config.device)
-        rows[name] |= {f"error_{field}": value for field, value in errors.get(name, {}).items()}
+        rows[name] |= errors.get(name, {})
     return {
         "table": "statistics",
         "dtype": dtype,
@@ -259,31 +325,42 @@ def training_table(config: Config, source: Source, dtype: str, threads: int) -> 
     """
     from trl.trainer.utils import selective_log_softmax
 
-    logits, tokens = source.logits.to(DTYPES[dtype]).requires_grad_(), source.tokens
+    logits, tokens = source.logits.detach().to(DTYPES[dtype]).requires_grad_(), source.tokens
     weights = torch.linspace(-1, 1, len(tokens), device=config.device)
     written = torch.empty_like(logits)
 
-    def step(log_probs: Callable[[], Tensor]) -> Tensor:
-        (gradient,) = torch.autograd.grad((log_probs() * weights).sum(), logits)
+    def step(loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        (gradient,) = torch.autograd.grad((loss(logits, tokens) * weights).sum(), logits)
         return gradient
 
     def read_and_write() -> Tensor:
         written.zero_()
-        return logits.detach().amax(-1)
+        return plain_read(logits.detach())
+
+    def log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+        return token_statistics(logits, tokens).log_probs
 
     def both(logits: Tensor, tokens: Tensor) -> Tensor:
         statistics = token_statistics(logits, tokens)
-        return statistics.log_probs + 0.1 * statistics.entropy
+        return statistics.log_probs + ENTROPY_WEIGHT * statistics.entropy
 
-    peers: dict[str, Callable[[], Any]] = {
-        "floor: one read, one write": read_and_write,
-        "TRL selective_log_softmax": lambda: step(lambda: selective_log_softmax(logits, tokens)),
-        "ours, log p": lambda: step(lambda: token_statistics(logits, tokens).log_probs),
-        "ours, log p and H": lambda: step(lambda: both(logits, tokens)),
+    losses: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {
+        "TRL selective_log_softmax": (selective_log_softmax, 0.0),
+        "ours, log p": (log_probs, 0.0),
+        "ours, log p and H": (both, ENTROPY_WEIGHT),
     }
+    # An entry of 16 bits is rounded once more, by half of eps.
+    budget = TOLERANCE + (0.0 if logits.dtype == torch.float32 else torch.finfo(logits.dtype).eps)
+    errors = {
+        name: within(budget, gradient_error(step(loss), logits.detach(), tokens, weights, entropy_weight), name)
+        for name, (loss, entropy_weight) in losses.items()
+    }
+    peers: dict[str, Callable[[], Any]] = {"floor: one read, one write": read_and_write}
+    peers |= {name: partial(step, loss) for name, (loss, _) in losses.items()}
     rows = interleaved(peers, config.rounds, config.device)
     for name, run in peers.items():
         rows[name]["extra_mib"] = extra_memory(run, config.device)
+        rows[name] |= {"error_gradient": errors[name]} if name in errors else {}
     return {
         "table": "forward and backward",
         "dtype": dtype,
@@ -298,7 +375,11 @@ def training_table(config: Config, source: Source, dtype: str, threads: int) -> 
 
 
 def hidden_table(config: Config, dtype: str, threads: int, count: int) -> dict[str, Any]:
-    """Measure the statistics from hidden states and the output matrix."""
+    """Measure the statistics from hidden states and the output matrix.
+
+    They are compared on a few rows, each peer with float64 on a product of its own shape: another order of the sums
+    over d, and in 16 bits the rounding of each logit, would weigh more than what is compared.
+    """
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(count, config.hidden_size, generator=generator)
     matrix = torch.randn(config.vocab_size, config.hidden_size, generator=generator) * 2.5 / config.hidden_size**0.5
@@ -309,22 +390,35 @@ def hidden_table(config: Config, dtype: str, threads: int, count: int) -> dict[s
         statistics = token_statistics_from_hidden(hidden, matrix, tokens)
         return tuple(getattr(statistics, name) for name in FIELDS)
 
+    few, exact = slice(COMPARED_ROWS), ours("eager")
+    product = hidden[few] @ matrix.T
+    block = hidden[: TILE_ROWS[hidden.device.type]]
+    tiles = torch.cat([tile[few].clone() for tile in product_in_tiles(block, matrix)], dim=-1)
+    official_values, our_values = official(product, tokens[few]), tuple(value[few] for value in fused())
+    usual, own = "materialise + official", "ours, from hidden"
+    errors = {
+        usual: errors_of(usual, official_values, exact(product.double(), tokens[few])),
+        own: errors_of(own, our_values, exact(tiles.double(), tokens[few])),
+    }
+    del product, tiles
     peers: dict[str, Callable[[], Any]] = {
-        "floor: matrix product": lambda: hidden @ matrix.T,
-        "materialise + official": lambda: official(hidden @ matrix.T, tokens),
-        "ours, from hidden": fused,
+        "floor: product in tiles": lambda: deque(product_in_tiles(hidden, matrix), maxlen=0),
+        "product, materialised": lambda: hidden @ matrix.T,
+        usual: lambda: official(hidden @ matrix.T, tokens),
+        own: fused,
     }
     rounds = max(3, config.rounds // 3)
     rows = interleaved(peers, rounds, config.device)
     for name, run in peers.items():
         rows[name]["extra_mib"] = extra_memory(run, config.device)
+        rows[name] |= errors.get(name, {})
     return {
         "table": "from hidden states",
         "dtype": dtype,
         "device": config.device,
         "threads": threads,
         "shape": [count, config.hidden_size, config.vocab_size],
-        "against": "materialise + official",
+        "against": usual,
         "rows": rows,
     }
 
@@ -364,18 +458,21 @@ def render(table: dict[str, Any]) -> Table:
     names = list(table["rows"])
     basis = "median_processor_ms" if table["threads"] == 1 and table["device"] == "cpu" else "median_ms"
     floor, usual = (table["rows"][name][basis] for name in (names[0], table["against"]))
-    for column in ("", "ms (quartiles)", "× floor", "speed-up", "extra MiB", "error H", "error N", "error S_c"):
+    fields = {"entropy": "H", "baseline": "N", "centered_discriminant": "S_c"}
+    if table["table"] == "forward and backward":
+        fields = {"gradient": "∂z"}
+    errors = [f"error {word}" for word in fields.values()]
+    for column in ("", "ms (quartiles)", "× floor", "speed-up", "extra MiB", *errors):
         view.add_column(column, justify="left" if not column else "right")
     for name, row in table["rows"].items():
         median = row["median_ms"]
-        errors = (row.get(f"error_{field}") for field in ("entropy", "baseline", "centered_discriminant"))
         view.add_row(
             name,
             f"{median:.2f} ({row['lower_quartile_ms']:.2f}–{row['upper_quartile_ms']:.2f})",
             f"{row[basis] / floor:.2f}",
             f"{usual / row[basis]:.2f}",
             f"{row['extra_mib']:.1f}",
-            *("" if error is None else f"{error:.0e}" for error in errors),
+            *(f"{row[f'error_{field}']:.0e}" if f"error_{field}" in row else "" for field in fields),
         )
     return view
 
@@ -383,7 +480,7 @@ def render(table: dict[str, Any]) -> Table:
 def main(config: Config) -> None:
     """Measure, print and write."""
     if config.quick:
-        small = {"rows": 16, "hidden_rows": (256,), "rounds": 5, "threads": config.threads[:1]}
+        small = {"rows": 16, "hidden_rows": (32,), "rounds": 5, "threads": config.threads[:1]}
         config = Config(**(asdict(config) | small))
     if config.device == "cpu" and sys.platform.startswith("linux") and not os.environ.get("MALLOC_TOP_PAD_"):
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | WARM_ALLOCATOR)  # glibc reads it at start

@@ -4,8 +4,8 @@
     python benchmarks/waiting_times.py --before ../another-checkout    # the same commands of another version, in turns
 
 Floors: Python alone, and the imports that a command cannot do without. Medians of wall-clock seconds; a command that
-ends with another status than 0 ends the benchmark. A run of two updates makes the inputs first, and its log of
-completions is what `inspect` reads.
+ends with another status than 0 ends the benchmark. `lens`, `inspect` and `ledger` read a run of two updates, which each
+version makes for itself first. The versions change places from turn to turn, so that neither always runs second.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class WaitingConfig:
 
     Attributes:
         rounds: Turns of all commands.
-        before: Another checkout of the package, timed beside this one.
+        before: Another checkout of the package, timed beside this one; it has to know the options of the commands.
         only: Names of the commands to time; default: all of them.
         out: Folder of waiting_times.json; default: nothing is written.
     """
@@ -57,17 +57,17 @@ def commands(folder: Path) -> dict[str, tuple[str, ...]]:
         "--help": (*module, "--help"),
         "train --help": (*module, "train", "--help"),
         "verify --quick": (*module, "verify", "--quick"),
-        "simulate toy, 100 steps": (*module, "simulate", "toy", "--steps", "100", "--out", f"{folder}/toy-{{turn}}"),
+        "simulate toy, 100 steps": (*module, "simulate", "toy", "--steps", "100", "--out", f"{folder}/toy{{turn}}"),
         "lens": (*module, "lens", f"{run}/batches/batch-000001.safetensors"),
         "inspect": (*inspect, "--out", f"{folder}/page.html"),
         "ledger": (*module, "ledger", run),
     }
 
 
-def prepare(folder: Path) -> None:
-    """Make the run that lens, inspect and ledger read."""
+def prepare(folder: Path, root: Path) -> None:
+    """Make the run that lens, inspect and ledger read, with the package that will read it."""
     words = ["train", "--steps", "2", "--prompts-per-step", "4", "--generations", "8", "--ledger", "--log-completions"]
-    seconds(("-m", "entropy_theory", *words, "--save-batches", "1", "--out", str(folder / "run")), HERE)
+    seconds(("-m", "entropy_theory", *words, "--save-batches", "1", "--out", str(folder / "run")), root)
 
 
 def seconds(arguments: tuple[str, ...], root: Path) -> float:
@@ -77,7 +77,8 @@ def seconds(arguments: tuple[str, ...], root: Path) -> float:
     done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
     elapsed = time.perf_counter() - start
     if done.returncode:
-        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+        said = " ".join(done.stderr.translate(dict.fromkeys(map(ord, "─│╭╮╰╯"))).split())  # in one line, no frame
+        raise SystemExit(f"{root}: {' '.join(arguments)} ended with {done.returncode}: {said[-300:]}")
     return elapsed
 
 
@@ -85,17 +86,21 @@ def main(config: WaitingConfig) -> None:
     """Time in turns, print and record."""
     roots = {"now": HERE} | ({} if config.before is None else {"before": config.before.resolve()})
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        chosen = {k: v for k, v in commands(folder).items() if not config.only or k in config.only}
-        prepare(folder)
-        times: dict[str, dict[str, list[float]]] = {name: {version: [] for version in roots} for name in chosen}
+        chosen = {}
+        for version, root in roots.items():
+            folder = Path(temporary) / version
+            folder.mkdir()
+            chosen[version] = {k: v for k, v in commands(folder).items() if not config.only or k in config.only}
+            if any(str(folder / "run") in " ".join(arguments) for arguments in chosen[version].values()):
+                prepare(folder, root)
+        times: dict[str, dict[str, list[float]]] = {name: {v: [] for v in roots} for name in chosen["now"]}
         for turn in range(-1, config.rounds):  # the first turn fills the caches of the file system and of compiled code
-            for name, arguments in chosen.items():
-                for version, root in roots.items():
-                    words = tuple(word.replace("{turn}", f"{version}{turn}") for word in arguments)
-                    elapsed = seconds(words, root)
+            for name, measured in times.items():
+                for version in list(roots)[:: -1 if turn % 2 else 1]:
+                    words = tuple(word.replace("{turn}", str(turn)) for word in chosen[version][name])
+                    elapsed = seconds(words, roots[version])
                     if turn >= 0:
-                        times[name][version].append(elapsed)
+                        measured[version].append(elapsed)
     medians = {name: {v: statistics.median(values) for v, values in row.items()} for name, row in times.items()}
     print(f"{'seconds, medians of ' + str(config.rounds):32}" + "".join(f"{version:>10}" for version in roots))
     for name, row in medians.items():

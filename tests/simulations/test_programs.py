@@ -24,6 +24,19 @@ def run(program: str, *words: str) -> str:
     return done.stdout
 
 
+def test_statistics_are_compared_and_then_timed(tmp_path: Path) -> None:
+    words = ["--rows", "7", "--vocab-size", "2001", "--hidden-rows", "20", "--dtypes", "float32", "bfloat16"]
+    words += ["--rounds", "3", "--threads", "1", "--out", str(tmp_path / "record.json")]
+    run("benchmarks/token_statistics.py", *words)
+    tables = [table["rows"] for table in records.read_json(tmp_path / "record.json")["tables"]]
+    floors = ["floor: one read", "floor: one read, one write"] * 2 + ["floor: product in tiles"] * 2
+    assert [next(iter(rows)) for rows in tables] == floors  # multiples are of the first row
+    for rows in tables:
+        ours = [row for name, row in rows.items() if name.startswith("ours")]
+        assert ours
+        assert all(any(key.startswith("error_") for key in row) for row in ours)
+
+
 def test_three_arms_on_arithmetic_in_steps(tmp_path: Path) -> None:
     out = tmp_path / "run"
     run("simulations/gpu_grpo.py", "--quick", "--out", str(out))
