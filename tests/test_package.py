@@ -98,6 +98,13 @@ def test_import_is_light() -> None:
     assert done.stdout.strip() == ""
 
 
+def test_statistics_do_without_the_compiler_of_torch() -> None:
+    """It takes as long to load as torch itself."""
+    code = "import entropy_theory.vocab, entropy_theory.dynamics, sys; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "False"
+
+
 def test_the_table_has_every_room() -> None:
     assert {room_of(name) for name in MODULES} == set(ALLOWED)
 

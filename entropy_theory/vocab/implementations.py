@@ -102,7 +102,6 @@ def loadable(impl: str, name: str, compiler: str, module: str, what_runs: str) -
     return "eager"
 
 
-@torch.compiler.assume_constant_result  # an import has no graph
 def loading_problem(module: str) -> str | None:
     """Say why a module of compiled loops cannot be loaded; None if it can.
 
@@ -111,6 +110,11 @@ def loading_problem(module: str) -> str | None:
         True
     """
     return _import_problem(module)
+
+
+# An import has no graph. This is what `torch.compiler.assume_constant_result` does, but that loads the compiler first,
+# which takes as long as torch itself.
+loading_problem._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
