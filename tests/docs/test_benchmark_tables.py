@@ -30,3 +30,11 @@ def test_the_simulator() -> None:
             assert cells.endswith(f"{table['speed_up_of_threads']:.2f} times as fast")
     assert re.search(r"in more than\s+nine tenths of the policies", text)
     assert all(table["moved_whole"] > 0.9 for table in tables if table["rule"] != "none")
+
+
+def test_the_waiting_times() -> None:
+    text, seconds = (ROOT / "docs" / "commands.md").read_text(), record("waiting_times")["seconds"]
+    rows = re.findall(r"^\| (?:floor: )?`(.*?)` \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert len(rows) == 11
+    for name, now, before in rows:
+        assert (now, before) == (f"{seconds[name]['now']:.2f}", f"{seconds[name]['before']:.2f}")
