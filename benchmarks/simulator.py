@@ -125,7 +125,8 @@ class FromOneState:
 
         Those are the policies with a dropped token; they are counted in the first of the steps.
         """
-        policies, moved = self.simulation._policies, [0.0]
+        policies: Any = self.simulation._policies
+        moved: list[float] = []
         move = policies.move
 
         def seen(logits: Tensor, tokens: Tensor, update: Update, count: int, *, measure: bool) -> Any:
@@ -134,12 +135,12 @@ class FromOneState:
             return move(logits, tokens, update, count, measure=measure)
 
         self.reset()
-        policies.move = seen  # type: ignore[method-assign]
+        policies.move = seen  # of this instance, until it is deleted
         for _ in range(steps):
             self.step()
-        del policies.move  # the instance's own
+        del policies.move
         dropped = self.simulation.columns["dropped_share"][STEPS_BEFORE : STEPS_BEFORE + steps]
-        return {"dropped_share": float(dropped.mean()), "moved_whole": moved[min(1, len(moved) - 1)]}
+        return {"dropped_share": float(dropped.mean()), "moved_whole": next(iter(moved), 0.0)}
 
 
 def from_one_state(compiled: Simulation, torch_path: Simulation) -> tuple[FromOneState, FromOneState]:

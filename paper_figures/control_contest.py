@@ -20,14 +20,13 @@ RANKED = {"distinct_right": "distinct right answers of 16", "reward_at_entropy":
 def caption() -> str:
     record = style.read("control_contest_contest")
     seeds = len(record["summary"]["sum"]["seeds"])
-    methods = {words: record["summary"][task]["methods"] for task, words in TASKS.items()}
-    fronts = "; ".join(f"{words}: {', '.join(_front(rows))}" for words, rows in methods.items())
+    fronts = "; ".join(f"{words}: {', '.join(record['summary'][task]['front'])}" for task, words in TASKS.items())
     exploded = "; ".join(f"{words}: {_exploded(record, task) or 'none'}" for task, words in TASKS.items())
     return (
         f"GRPO of the decoder under each method with the setting that tuning chose, {seeds} seeds. (a), (d): means "
         "over the last ten updates, a faint dot for each seed and a large one for a method's mean. Runs that exploded "
-        f"are neither shown in (a) and (d) nor in these means ({exploded}); a method of which most exploded has no "
-        "large dot. The line joins, of the methods without an exploded run, those that no other of them beats in both: "
+        f"are not shown in (a) and (d), and their methods have no large dot ({exploded}). The line joins, of the other "
+        "methods, those that none of them beats in both: "
         f"{fronts}. "
         "(b), (e): distinct right answers of a group of 16 at the end. (c), (f): the best smoothed reward at an "
         "entropy half of the way down the uncontrolled run's. Bars are 95 % t-intervals, cut off at the frame."
@@ -40,7 +39,7 @@ def draw() -> Figure:
     for place, (task, words) in enumerate(TASKS.items()):
         plane, *ranks = axes[3 * place : 3 * place + 3]
         methods = record["summary"][task]["methods"]
-        _plane(plane, methods)
+        _plane(plane, methods, record["summary"][task]["front"])
         plane.set(xlabel="final entropy (nats)", ylabel="final reward", title=words)
         for axis, (name, label) in zip(ranks, RANKED.items(), strict=True):
             _ranked(axis, methods, name)
@@ -55,40 +54,23 @@ def _exploded(record: dict[str, Any], task: str) -> str:
     return ", ".join(f"{count} of {method}" for method, count in counts.items() if count)
 
 
-def _front(methods: dict[str, Any]) -> list[str]:
-    """Of the methods without an exploded run those that none beats in both means, the highest entropy first."""
-    whole = {method: _mean(row) for method, row in methods.items() if not any(row["exploded"]["values"])}
-    best = {
-        method: (entropy, reward)
-        for method, (entropy, reward) in whole.items()
-        if not any(e >= entropy and r >= reward and (e, r) != (entropy, reward) for e, r in whole.values())
-    }
-    return sorted(best, key=lambda method: -best[method][0])
-
-
-def _kept(row: dict[str, Any]) -> list[tuple[float, float]]:
-    """Final entropy and reward of the runs that did not explode."""
-    runs = zip(row["entropy"]["values"], row["reward"]["values"], row["exploded"]["values"], strict=True)
-    return [(entropy, reward) for entropy, reward, gone in runs if not gone]
+def _plane(axis: Axes, methods: dict[str, Any], front: list[str]) -> None:
+    """Runs that did not explode, which would hide the others, and means of the methods of which none did."""
+    for method, row in methods.items():
+        color = HIGHLIGHTED.get(method, style.BLUE)
+        runs = zip(row["entropy"]["values"], row["reward"]["values"], row["exploded"]["values"], strict=True)
+        kept = [(entropy, reward) for entropy, reward, gone in runs if not gone]
+        axis.plot([x for x, _ in kept], [y for _, y in kept], ".", color=color, ms=2.5, alpha=0.4)
+        if len(kept) == len(row["exploded"]["values"]):
+            axis.plot(*_mean(row), "o", color=color, markersize=4)
+            if method in HIGHLIGHTED:
+                axis.annotate(method, _mean(row), (4, 4), textcoords="offset points", fontsize=6, color=color)
+    line = [_mean(methods[method]) for method in front]
+    axis.plot([x for x, _ in line], [y for _, y in line], color=style.GREEN, linewidth=0.9, zorder=0)
 
 
 def _mean(row: dict[str, Any]) -> tuple[float, float]:
-    runs = _kept(row)
-    return sum(entropy for entropy, _ in runs) / len(runs), sum(reward for _, reward in runs) / len(runs)
-
-
-def _plane(axis: Axes, methods: dict[str, Any]) -> None:
-    """Runs and means, but for runs that exploded: they would hide the others."""
-    for method, row in methods.items():
-        color, runs = HIGHLIGHTED.get(method, style.BLUE), _kept(row)
-        axis.plot([x for x, _ in runs], [y for _, y in runs], ".", color=color, ms=2.5, alpha=0.4)
-        if 2 * len(runs) > len(row["exploded"]["values"]):
-            x, y = _mean(row)
-            axis.plot([x], [y], "o", color=color, markersize=4)
-            if method in HIGHLIGHTED:
-                axis.annotate(method, (x, y), (4, 4), textcoords="offset points", fontsize=6, color=color)
-    line = [_mean(methods[method]) for method in _front(methods)]
-    axis.plot([x for x, _ in line], [y for _, y in line], color=style.GREEN, linewidth=0.9, zorder=0)
+    return row["entropy"]["mean"], row["reward"]["mean"]
 
 
 def _ranked(axis: Axes, methods: dict[str, Any], name: str) -> None:

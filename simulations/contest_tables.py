@@ -149,8 +149,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def pareto_front(table: Mapping[str, Any]) -> list[str]:
-    """The methods that no other beats in both mean final entropy and mean final reward, the highest entropy first."""
-    points = {m: (row["entropy"]["mean"], row["reward"]["mean"]) for m, row in table.items()}
+    """The methods that no other beats in both mean final entropy and mean final reward, the highest entropy first.
+
+    Methods with an exploded run are left out: entropy without reward in one run would pass for a mean of both.
+    """
+    whole = {method: row for method, row in table.items() if not any(row["exploded"]["values"])}
+    points = {m: (row["entropy"]["mean"], row["reward"]["mean"]) for m, row in whole.items()}
     front = [
         method
         for method, (entropy, reward) in points.items()
@@ -173,7 +177,7 @@ def show(summary: Mapping[str, Any], ours: str) -> None:
         print(f"{'method':{width}}" + "".join(f"{name.replace('_', ' '):>19}" for name in columns))
         for method, row in content["methods"].items():
             print(f"{method:{width}}" + "".join(f"{_cell(row.get(name, {})):>19}" for name in columns))
-        print("Pareto front of final entropy and reward: " + ", ".join(content["front"]))
+        print("Pareto front of final entropy and reward, without methods that exploded: " + ", ".join(content["front"]))
         for words, suffix in (("over no control", "over_base"), (f"of {ours} over the method", "of_floor_over_it")):
             print(f"\n{task}: {words}, paired by seed; p corrected over the methods")
             print(f"{'method':{width}}" + "".join(f"{name.replace('_', ' '):>27}" for name in tested))

@@ -152,6 +152,7 @@ QUICK: dict[str, Any] = {
     "tiny": True,
 }
 LONG_SEED, LONG_TASK, LONGER = 200, "sum", 3
+ONE_TASK = {"long": LONG_TASK, "model": real_model_runs.TASK}
 
 
 def settings(method: str, task: str) -> tuple[str, ...]:
@@ -253,6 +254,9 @@ def summarise_long(results: list[dict[str, Any]]) -> dict[str, Any]:
             **{name: entry["result"]["final"][name] for name in ("entropy", "reward", "distinct_right")},
             "pass@16": entry["result"]["held_out"]["pass@16"],
         }
+        summary[method]["entropy_kept"] = sweep.rounded(
+            summary[method]["entropy"] / summary[method]["entropy_at_third"], 3
+        )
     return {"methods": summary}
 
 
@@ -279,8 +283,6 @@ def main(config: ContestConfig) -> dict[str, Any] | None:
     work: Any = train
     if config.stage == "model":
         todo, work, summarise, show = model_runs(), real_model_runs.train, summarise_model, show_contest
-        seeds = tuple(sorted({run.seed for run in model_runs()}))
-        config = dataclasses.replace(config, tasks=(real_model_runs.TASK,), seeds=seeds, steps=todo[0].steps)
         for recorded in ("real_model", name):
             if (sweep.RESULTS / f"{recorded}.json").exists():
                 sweep.restore(recorded, config, todo)
@@ -289,10 +291,11 @@ def main(config: ContestConfig) -> dict[str, Any] | None:
     else:
         chosen = _recorded_choice(config)
         todo = (contest_runs if config.stage == "contest" else long_runs)(config, chosen)
-        if config.stage == "long":
-            config = dataclasses.replace(config, tasks=(LONG_TASK,), seeds=(LONG_SEED,), steps=todo[0].steps)
         summarise = summarise_contest if config.stage == "contest" else summarise_long
         show = show_contest if config.stage == "contest" else show_long
+    if config.stage in ONE_TASK:  # the record says what was run
+        seeds = tuple(sorted({run.seed for run in todo}))
+        config = dataclasses.replace(config, tasks=(ONE_TASK[config.stage],), seeds=seeds, steps=todo[0].steps)
     incomplete = False
     if config.ready:
         there = [task for task in todo if sweep.file_of(task, config).exists()]

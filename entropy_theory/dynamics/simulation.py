@@ -104,13 +104,13 @@ def run(config: SimulationConfig, progress: Progress | None = None, reducer: Red
 
 def _check_agreement(simulation: Simulation) -> None:
     """Raise InputError where a rank found another checkpoint, or none, or takes its steps otherwise."""
-    own = [float(simulation.completed), float(get_args(implementations.Implementation).index(simulation.impl))]
-    steps, kinds = simulation.reducer.gather(torch.tensor(own, dtype=torch.float64)).view(-1, 2).long().T.tolist()
+    names = get_args(implementations.Implementation)
+    own = torch.tensor([simulation.completed, names.index(simulation.impl)])
+    steps, kinds = simulation.reducer.gather(own).view(-1, 2).T.tolist()
     if len(set(steps)) > 1:
         raise invalid("out", "a folder that every rank sees", f"ranks that resume after {steps} steps")
     if len(set(kinds)) > 1:
-        names = [get_args(implementations.Implementation)[kind] for kind in kinds]
-        raise invalid("impl", "the same implementation on every rank", ", ".join(names))
+        raise invalid("impl", "the same implementation on every rank", ", ".join(names[kind] for kind in kinds))
 
 
 def _advance(simulation: Simulation, seconds: float, progress: Progress | None, checkpoint: Path | None) -> float:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def record(name: str) -> dict:
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+from quoted_records import ROOT, whole_record
 
 
 def test_the_simulator() -> None:
-    text, tables = (ROOT / "docs" / "howto" / "simulate.md").read_text(), record("simulator_cpu")["tables"]
+    text = (ROOT / "docs" / "howto" / "simulate.md").read_text()
+    tables = whole_record("simulator_cpu", "benchmarks")["tables"]
     rows = re.findall(r"^\| ([\d,]+) × ([\d,]+), (?:`(.*?)`, (\d+)% dropped|none) \| (.*) \|$", text, re.MULTILINE)
     assert len(rows) == len(tables) == 6
     for (policies, size, rule, dropped, cells), table in zip(rows, tables, strict=True):
@@ -33,7 +28,7 @@ def test_the_simulator() -> None:
 
 
 def test_the_waiting_times() -> None:
-    text, seconds = (ROOT / "docs" / "commands.md").read_text(), record("waiting_times")["seconds"]
+    text, seconds = (ROOT / "docs" / "commands.md").read_text(), whole_record("waiting_times", "benchmarks")["seconds"]
     rows = re.findall(r"^\| (?:floor: )?`(.*?)` \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
     assert len(rows) == 11
     for name, now, before in rows:

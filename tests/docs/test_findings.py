@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import pytest
+from quoted_records import ROOT, figures, record, whole_record
 
-ROOT = Path(__file__).resolve().parents[2]
 FINDINGS = ROOT / "docs" / "findings.md"
-
-
-def whole_record(name: str) -> dict:
-    return json.loads((ROOT / "simulations" / "results" / f"{name}.json").read_text())
-
-
-def record(name: str) -> dict:
-    return whole_record(name)["summary"]
 
 
 def missing(words: Iterable[str], heading: str) -> list[str]:
@@ -42,10 +32,6 @@ def table(before: str) -> list[list[str]]:
     first = next(place for place, line in enumerate(lines) if line.startswith("| ---"))
     rows = [line.strip("| ").split(" | ") for line in lines[first + 1 :]]
     return rows[: next(place for place, line in enumerate(lines[first + 1 :]) if not line.startswith("|"))]
-
-
-def figures(interval: dict, digits: int = 2) -> str:
-    return f"{interval['mean']:.{digits}f} ± {interval['half_width']:.{digits}f}"
 
 
 def setting(method: str, row: dict) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import importlib.util
-import json
 import re
 import shlex
 import subprocess
@@ -15,6 +14,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from quoted_records import figures, record
 from safetensors.torch import save_file
 
 from entropy_theory import cli
@@ -173,14 +173,7 @@ def test_every_number_of_the_readme_has_its_command() -> None:
     )
 
 
-def record(name: str) -> dict:
-    return json.loads((ROOT / "simulations" / "results" / f"{name}.json").read_text())["summary"]
-
-
 def test_the_readme_has_the_numbers_of_the_records() -> None:
-    def figures(interval: dict, digits: int) -> str:
-        return f"{interval['mean']:.{digits}f} ± {interval['half_width']:.{digits}f}"
-
     contest = {task: record("control_contest_contest")[task]["methods"] for task in ("sum", "arithmetic")}
     rows, named = contest["sum"], ("clip-b", "entropy-flow", "adaptive-entropy", "entropy-floor", "clip-cov")
 

@@ -54,11 +54,11 @@ def test_one_two_and_four_ranks_have_the_same_bits(impl: str, tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ((5.0, 0.0), r"out: expected a folder that every rank sees, received ranks that resume after \[0, 5\] steps"),
-        ((0.0, 1.0), "impl: expected the same implementation on every rank, received eager, fused-cpu"),
+        ((5, 0), r"out: expected a folder that every rank sees, received ranks that resume after \[0, 5\] steps"),
+        ((0, 1), "impl: expected the same implementation on every rank, received eager, fused-cpu"),
     ],
 )
-def test_ranks_that_would_part_are_refused(other: tuple[float, float], message: str, tmp_path: Path) -> None:
+def test_ranks_that_would_part_are_refused(other: tuple[int, int], message: str, tmp_path: Path) -> None:
     """As where a rank sees another folder, or lacks the compiler."""
 
     class First:
