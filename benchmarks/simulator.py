@@ -39,6 +39,7 @@ from rich.table import Table
 from torch import Tensor
 
 from entropy_theory import records
+from entropy_theory.control.reducers import LOCAL
 from entropy_theory.dynamics import Simulation, SimulationConfig
 from entropy_theory.dynamics.grpo import Update
 from entropy_theory.program import run_script
@@ -123,7 +124,7 @@ class FromOneState:
     def shares(self, steps: int) -> dict[str, float]:
         """Give the share of tokens dropped in the steps that are timed, and that of policies all of whose logits move.
 
-        Those are the policies with a dropped token; they are counted in the first of the steps.
+        Those are the policies with a dropped token; they are counted in the first of the steps, of the torch path.
         """
         policies: Any = self.simulation._policies
         moved: list[float] = []
@@ -246,7 +247,7 @@ def table_of(
         "dtype": dtype,
         "group_size": after.simulation.config.group_size,
         "differences": differences,
-        **after.shares(steps),
+        **before.shares(steps),
         "rows": rows,
         "compiled_in_exponentials": rows["compiled, 1 thread"]["processor_microseconds"]
         / rows[UNIT]["processor_microseconds"],
@@ -291,7 +292,7 @@ def table_on_gpu(
         simulation, logits = after.simulation, after.logits.clone()
         alone, correct = TritonPolicies(simulation.config, simulation.share, logits.device), simulation.correct
         works["Triton, its kernel alone"] = (
-            lambda: alone.step_unmodified(logits, correct, 0, measure=True),
+            lambda: alone.step(logits, correct, 0, simulation.rule, LOCAL, measure=True),
             calls,
             policies,
         )
@@ -307,7 +308,7 @@ def table_on_gpu(
         "group_size": after.simulation.config.group_size,
         "device": "cuda",
         "differences": differences,
-        **after.shares(steps),
+        **before.shares(steps),
         "rows": rows,
         "speed_up": rows["torch path"]["microseconds"] / rows["Triton"]["microseconds"],
     }

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
-from entropy_theory.control.batch import TokenBatch
+from entropy_theory.control.batch import TokenBatch, signs
 from entropy_theory.control.flow import Context, Decided, Flow, RuleOutput, State
 from entropy_theory.control.parameters import decided
 from entropy_theory.control.reducers import LOCAL, Reducer, masked_count, selected
@@ -151,7 +151,7 @@ class Rule:
             keep_mask=flow.kept if flow.masks else None,
             entropy_coefficients=flow.entropy_coefficients,
             objective=objective,
-            denominator=reducer.sum(flow.counted.sum()),
+            denominator=reducer.sum(torch.count_nonzero(flow.counted)),
             counted_mask=flow.counted,
             metrics={**_drop_metrics(flow, context), **metrics},
             state=state,
@@ -243,8 +243,7 @@ def _drop_metrics(flow: Flow, context: Context) -> dict[str, float]:
     """Count what was dropped, by sign of A and by quadrant, in one collective."""
     batch, valid = context.batch, flow.valid
     classified = batch.available("centered_discriminant")
-    advantages = batch.token_advantages.detach()
-    sign = (advantages > 0).view(torch.int8) - (advantages < 0).view(torch.int8)
+    sign = signs(batch.token_advantages)
     quadrant = batch.quadrants() if classified else torch.zeros_like(sign)
     # one number for each of 3 signs, 5 quadrants (0 for none) and 2 fates
     numbers = 10 * sign + 2 * quadrant + ~flow.kept + 10

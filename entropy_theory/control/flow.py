@@ -130,8 +130,11 @@ class Flow:
         """
         valid = batch.completion_mask
         # masked positions are replaced before any arithmetic: a NaN there must reach neither value nor gradient
-        advantages = batch.token_advantages.detach().masked_fill(~valid, 0.0)
-        log_probs = batch.log_probs if is_full(valid) else batch.log_probs.masked_fill(~valid, 0.0)
+        advantages, log_probs = batch.token_advantages.detach(), batch.log_probs
+        if is_full(valid):
+            advantages = advantages.clone()  # an output never shares memory with the batch
+        else:
+            advantages, log_probs = advantages.masked_fill(~valid, 0.0), log_probs.masked_fill(~valid, 0.0)
         unmasked, kept, counted = advantages, valid, valid
         if after is not None:
             if after.advantages.shape != valid.shape:

@@ -189,7 +189,7 @@ def masked_count(mask: Bool[Tensor, "*shape"], reducer: Reducer = LOCAL) -> int:
         >>> masked_count(torch.tensor([[True, False], [True, True]]))
         3
     """
-    return int(reducer.sum(mask.sum()).item())
+    return int(reducer.sum(torch.count_nonzero(mask)).item())
 
 
 def masked_moments(

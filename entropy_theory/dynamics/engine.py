@@ -14,7 +14,6 @@ from torch import Tensor
 from entropy_theory.control import Reducer
 from entropy_theory.control import rule as build_rule
 from entropy_theory.control.reducers import LOCAL
-from entropy_theory.control.rules.none import NoControl
 from entropy_theory.dynamics import bank, grpo, implementations, starts
 from entropy_theory.dynamics.draws import Draw, distinct_places, generator
 from entropy_theory.dynamics.eager import EagerPolicies
@@ -130,19 +129,20 @@ class Simulation:
         config, number = self.config, self.completed
         place = bisect.bisect_left(self.recorded_steps, number)
         recorded = place < len(self.recorded_steps) and self.recorded_steps[place] == number
-        alone = type(self.rule) is NoControl and config.iterations == 1 and observe is None
-        if self._fused is not None and alone:
-            self._step_unmodified(self._fused, place if recorded else None)
+        whole = config.iterations == 1 and observe is None
+        if whole and self._fused is not None and self._fused.takes(self.rule):
+            self._step_whole(self._fused, place if recorded else None)
         else:
             self._step_by_rule(observe, place if recorded else None)
         self.completed += 1
 
-    def _step_unmodified(self, policies: WholeSteps, place: int | None) -> None:
-        """Do a step that needs nothing of other policies in one sweep."""
-        values = policies.step_unmodified(self.logits, self.correct, self.completed, measure=place is not None)
+    def _step_whole(self, policies: WholeSteps, place: int | None) -> None:
+        """Do a step that the policies can do by themselves."""
+        batch = self.logits, self.correct, self.completed
+        values, dropped_share = policies.step(*batch, self.rule, self.reducer, measure=place is not None)
         self._check_entropy(values[3], at_start=self.completed == 0)
         if place is not None:
-            self._record(place, 0, values, {"dropped_share": 0.0})
+            self._record(place, 0, values, {"dropped_share": dropped_share})
 
     def _step_by_rule(self, observe: Observer | None, place: int | None) -> None:
         """Do a step in two sweeps for each of its updates: scores, then, once the rule has seen all, moves."""
@@ -204,13 +204,12 @@ class Simulation:
             gathered = flat.view(-1, len(by_policy)).T.contiguous().numpy()
         realised, predicted, second = gathered[:3]
         error = realised - predicted
-        sums = [*gathered, np.abs(error), np.abs(error - second), np.abs(realised)]
-        means = [float(values.sum()) / len(realised) for values in sums]
-        change, first_order, second_order, before, *tokens = means[:8]
-        *counts, absolute, remainder, size = means[8:]
-        if counts:
-            shares = (count / self.config.group_size for count in counts)
-            metrics = metrics | {f"quadrant_share_q{q}": share for q, share in enumerate(shares, start=1)}
+        sizes = np.abs([error, error - second, realised])
+        totals = [float(total) for values in (gathered, sizes) for total in values.sum(axis=1)]
+        change, first_order, second_order, before, *tokens = (total / len(realised) for total in totals[:8])
+        absolute, remainder, size = (total / len(realised) for total in totals[-3:])
+        for q, count in enumerate(totals[8:-3], start=1):
+            metrics = metrics | {f"quadrant_share_q{q}": count / (len(realised) * self.config.group_size)}
         values = {
             "step": self.completed,
             "iteration": iteration,
@@ -236,7 +235,7 @@ class Simulation:
         self.pairs["realised"][chosen] = realised[policy]
 
     def _check_entropy(self, entropy: Tensor, *, at_start: bool) -> None:
-        if bool(torch.isfinite(entropy).all()):
+        if math.isfinite(float(entropy.sum())):  # each is then, as none is negative; to look at each takes longer
             return
         if at_start:
             raise invalid("logits", f"numbers in the range of {self.config.dtype}", "NaN or infinite entropies")

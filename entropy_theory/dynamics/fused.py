@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from entropy_theory.control import Reducer, Rule
 from entropy_theory.control.group_advantages import STD_OFFSET
+from entropy_theory.control.rules.clip_bv import ClipB, selected_advantages
+from entropy_theory.control.rules.none import NoControl
 from entropy_theory.dynamics import bank, grpo
 from entropy_theory.dynamics.config import SimulationConfig
 from entropy_theory.dynamics.draws import Draw
-from entropy_theory.dynamics.kernels import layout, steps
+from entropy_theory.dynamics.kernels import layout, room, steps, whole_steps
 from entropy_theory.dynamics.policies import Observer, Reading, reading_of, show_blocks
 from entropy_theory.vocab.kernels.threads import share
+
+Logits = NDArray[np.float64] | NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+_SIGNS = torch.tensor([[-1.0, 0.0, 1.0]])
 
 LEAST_TURN, LARGEST_TURN, TURNS = 1 << 13, 1 << 20, 8
 """A thread takes some policies at a time: logits enough for tens of microseconds, against the ten that a turn costs,
@@ -36,9 +46,11 @@ class FusedPolicies:
         self._advantage = config.advantage == "std", STD_OFFSET
         self._states = np.empty((rows, layout.STATE))
         self._records = np.zeros((layout.RECORDS, rows))
-        self._rooms: dict[int, steps.Room] = {}
+        self._rooms: dict[int, room.Room] = {}
         self._likeliest = np.empty(rows, np.int64)
-        self._probs, self._excess = np.empty((rows, group)), np.empty((rows, group))
+        self._probs, self._excess, self._advantages = (np.empty((rows, group)) for _ in range(3))
+        self._tokens, self._dropped = np.empty((rows, group), np.int64), np.empty(rows, np.int64)
+        self._squares = np.empty(rows)
 
     def read(
         self, logits: Tensor, correct: Tensor, step: int, tokens: Tensor | None, observe: Observer | None, squares: bool
@@ -55,8 +67,8 @@ class FusedPolicies:
 
         def run(part: slice) -> None:
             own = [array[part] for array in arrays]
-            draw, room = self._draw(step, part), self._room()
-            steps.read_policies(z[part], right[part], draw, *self._advantage, room, *own, sums.numpy()[part])
+            draw = self._draw(step, part)
+            steps.read_policies(z[part], right[part], draw, *self._advantage, self._room(), *own, sums.numpy()[part])
 
         share(run, shape[0], self._turn())
         if observe is not None:
@@ -83,30 +95,94 @@ class FusedPolicies:
         share(run, len(z), self._turn())
         return torch.from_numpy(changes).unbind(-1) if measure else None
 
-    def step_unmodified(self, logits: Tensor, correct: Tensor, step: int, *, measure: bool) -> Tensor:
-        """Do a whole step in one sweep over the policies; see `policies.WholeSteps`."""
-        config, z, right, records = self.config, logits.numpy(), correct.numpy(), self._records
+    def takes(self, rule: Rule) -> bool:
+        """No control, and Clip_B by its threshold; see `policies.WholeSteps`."""
+        if type(rule) is ClipB:  # another source of log p is the same policy, but S would be rebuilt from it
+            return rule.drop_fraction is None and rule.log_probs_source in ("auto", "current")
+        return type(rule) is NoControl
+
+    def step(
+        self, logits: Tensor, correct: Tensor, step: int, rule: Rule, reducer: Reducer, *, measure: bool
+    ) -> tuple[Tensor, float]:
+        """Do a whole step; see `policies.WholeSteps`. Clip_B takes three sweeps, the second over the samples alone."""
+        z, right, config = logits.numpy(), correct.numpy(), self.config
+        if not isinstance(rule, ClipB):
+            self._unmodified(z, right, step, measure)
+            return torch.from_numpy(self._records), 0.0
+        self._score(z, right, step)
+        count, mean, std = self._moments(reducer)
+        lost = int(reducer.sum(torch.tensor(self._drop(*rule.limits(mean, std), rule))).item())
+        counted = count if rule.denominator == "valid" else count - lost
+        self._move(z, grpo.scale_of(config.step_size, counted, config.policies), measure)
+        return torch.from_numpy(self._records), lost / count
+
+    def _unmodified(self, z: Logits, right: Mask, step: int, measure: bool) -> None:
+        config, records = self.config, self._records
         # of the whole bank, as `grpo.decide` has it: the same ratio of fewer policies may round otherwise
         scale = grpo.scale_of(config.step_size, config.policies * config.group_size, config.policies)
 
         def run(part: slice) -> None:
-            steps.unmodified_steps(
+            whole_steps.unmodified_steps(
                 *(z[part], right[part], self._draw(step, part), config.group_size, scale, *self._advantage),
                 *(self._room(), bank.FAR, measure, part.start, records),
             )
 
         share(run, len(z), self._turn())
-        return torch.from_numpy(records)
+
+    def _score(self, z: Logits, right: Mask, step: int) -> None:
+        arrays = [self._tokens, self._likeliest, self._states, self._probs, self._excess]
+        arrays += [self._advantages, self._squares]
+
+        def run(part: slice) -> None:
+            own = [array[part] for array in arrays]
+            draw = self._draw(step, part)
+            where = self._room(), *own, part.start, self._records
+            whole_steps.score_groups(z[part], right[part], draw, *self._advantage, *where)
+
+        share(run, len(z), self._turn())
+
+    def _moments(self, reducer: Reducer) -> tuple[int, float, float]:
+        """Count, mean and deviation of S over the samples of all ranks, from those of each group."""
+        group, means = self.config.group_size, self._records[layout.RECORD_OF_S]
+        policies, total = reducer.sum(torch.tensor([len(means), float(means.sum())], dtype=torch.float64)).tolist()
+        mean = total / policies
+        squares = float(self._squares.sum() + group * np.square(means - mean).sum())
+        count = int(policies) * group
+        return count, mean, math.sqrt(reducer.sum(torch.tensor(squares, dtype=torch.float64)).item() / count)
+
+    def _drop(self, origin: float, threshold: float, rule: ClipB) -> int:
+        may_go = [bool(chosen) for chosen in selected_advantages(_SIGNS, rule.advantages)[0]]
+        how = origin, threshold, {"lower": -1, "both": 0, "upper": 1}[rule.side], *may_go
+        arrays = self._probs, self._excess
+        changed = self._advantages, self._dropped
+
+        def run(part: slice) -> None:
+            scores, left = ([array[part] for array in arrays] for arrays in (arrays, changed))
+            whole_steps.drop_outliers(*scores, *how, *left)
+
+        share(run, len(self._dropped), self._turn())
+        return int(self._dropped.sum())
+
+    def _move(self, z: Logits, scale: float, measure: bool) -> None:
+        gradient = self._tokens, self._advantages
+        before = self._likeliest, self._states, self._probs, self._excess
+
+        def run(part: slice) -> None:
+            k, A = (array[part] for array in gradient)
+            where = self._room(), bank.FAR, measure, part.start, self._records
+            whole_steps.move_groups(z[part], k, A, scale, *(array[part] for array in before), *where)
+
+        share(run, len(z), self._turn())
 
     def _draw(self, step: int, part: slice) -> tuple[int, int, int, int]:
         return self.config.seed, int(Draw.TOKENS), step, self.share.start + part.start
 
-    def _room(self) -> steps.Room:
+    def _room(self) -> room.Room:
         """The calling thread's own; fresh pages would cost more than what is done in them."""
-        room = self._rooms.get(threading.get_ident())
-        if room is None:
-            room = self._rooms[threading.get_ident()] = steps.room_for(self.config.vocab_size, self.config.group_size)
-        return room
+        own = self._rooms.get(threading.get_ident())
+        if own is None:
+            own = self._rooms[threading.get_ident()] = room.room_for(self.config.vocab_size, self.config.group_size)
+        return own
 
     def _turn(self) -> int:
         if len(self.share) * self.config.vocab_size <= bank.SMALL:  # less than a millisecond: see `bank.threads_for`

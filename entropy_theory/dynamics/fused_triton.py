@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from entropy_theory.control import Reducer, Rule
 from entropy_theory.control.group_advantages import STD_OFFSET
+from entropy_theory.control.rules.none import NoControl
 from entropy_theory.dynamics import bank, grpo
 from entropy_theory.dynamics.config import SimulationConfig
 from entropy_theory.dynamics.draws import Draw
@@ -88,14 +90,20 @@ class TritonPolicies:
         )
         return changes.unbind(0) if measure else None
 
-    def step_unmodified(self, logits: Tensor, correct: Tensor, step: int, *, measure: bool) -> Tensor:
+    def takes(self, rule: Rule) -> bool:
+        """No control; see `policies.WholeSteps`."""
+        return type(rule) is NoControl
+
+    def step(
+        self, logits: Tensor, correct: Tensor, step: int, rule: Rule, reducer: Reducer, *, measure: bool
+    ) -> tuple[Tensor, float]:
         """Do a whole step in one sweep over the policies; see `policies.WholeSteps`."""
         self._run(
             *(steps.step_kernel, logits, correct.view(torch.uint8), self._scale, self._records, *self._draw(step)),
             *(self.config.vocab_size, self.config.group_size),
             **(self._advantage | {"MEASURE": measure}),
         )
-        return self._records
+        return self._records, 0.0
 
     def _run(self, kernel: Any, *arguments: Any, **constants: Any) -> None:
         here = torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext()

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from entropy_theory.control import Reducer, Rule
 from entropy_theory.dynamics.bank import PolicyStatistics, TokenScores, policy_statistics
 from entropy_theory.dynamics.grpo import Update
 from entropy_theory.dynamics.kernels import layout
@@ -120,18 +121,27 @@ class Policies(Protocol):
 
 @runtime_checkable
 class WholeSteps(Policies, Protocol):
-    """Policies that also do a whole step in one sweep, where it needs nothing of other policies."""
+    """Policies that also do a whole step by themselves under some rules."""
 
-    def step_unmodified(self, logits: Tensor, correct: Tensor, step: int, *, measure: bool) -> Tensor:
-        """Do a whole step whose gradient no rule modifies.
+    def takes(self, rule: Rule) -> bool:
+        """Say whether a step under this rule can be done, with one update on the batch and no observer."""
+        ...
+
+    def step(
+        self, logits: Tensor, correct: Tensor, step: int, rule: Rule, reducer: Reducer, *, measure: bool
+    ) -> tuple[Tensor, float]:
+        """Do a whole step.
 
         Args:
             logits: z, (B, V); moved.
             correct: Where the reward is 1, (B, V).
             step: The step, which decides the random numbers.
+            rule: A rule that `takes` accepts.
+            reducer: The ranks that share the policies.
             measure: Whether the changes are asked for; without, three of the records are undefined.
 
         Returns:
-            The numbers of `kernels.layout.RECORDS`, (RECORDS, B); overwritten by the next step.
+            The numbers of `kernels.layout.RECORDS`, (RECORDS, B), overwritten by the next step; and the share of the
+            tokens of all ranks that the rule dropped.
         """
         ...

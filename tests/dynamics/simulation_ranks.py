@@ -30,6 +30,7 @@ SMALL = SimulationConfig(policies=70, vocab_size=11, steps=6, iterations=2, chec
 CASES = {
     "none": SMALL,
     "one sweep": SimulationConfig(policies=11, vocab_size=20, steps=6, pairs=50),  # η n / (n G) rounds by n: 6 and 5 do
+    "three sweeps": SimulationConfig(policies=11, vocab_size=20, steps=6, pairs=50, rule="clip-b(mu=0.1)"),
     "a share of one": replace(SMALL, policies=5, initialisation="forking", optimizer="natural", dtype="float32"),
     "adam": replace(SMALL, optimizer="adam", initialisation="zipf", rule="random-mask(fraction=0.2)"),
     "batch": replace(SMALL, rule="clip-b(mu=0.5)|random-mask(fraction=0.1)", block_elements=40),

@@ -8,8 +8,9 @@ drop on the lower side only, and only tokens with A < 0: Q4, where a step would 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -62,6 +63,7 @@ class _DiscriminatorClipping(Rule):
 
     paper = "arXiv 2602.03392"
     kind = "mask"
+    centered: ClassVar[bool] = False  # whether deviations are measured from the batch's mean
 
     mu: float = number(0.0, 0.0)
     side: Side = choice("lower", Side)
@@ -79,8 +81,12 @@ class _DiscriminatorClipping(Rule):
         """The share where it is given."""
         return "mu" if self.drop_fraction is None else "drop_fraction"
 
+    def limits(self, mean: float, std: float) -> tuple[float, float]:
+        """Where deviations of the score are measured from, and the largest that is kept, from the score's moments."""
+        return mean if self.centered else 0.0, self.mu * std if std >= STD_FLOOR else math.inf
+
     def _outliers(
-        self, score: Tensor, center: bool, flow: Flow, context: Context
+        self, score: Tensor, flow: Flow, context: Context
     ) -> tuple[Bool[Tensor, "B T"], Float[Tensor, "B T"], dict[str, float]]:
         """Tokens of the population more than μσ out, by how much, and the statistics used."""
         population = flow.population(self.statistics)
@@ -88,16 +94,13 @@ class _DiscriminatorClipping(Rule):
             return torch.zeros_like(flow.valid), score, {"score_mean": 0.0, "score_std": 0.0}
         _, mean, std = masked_moments(score, population, context.reducer)
         metrics = {"score_mean": mean, "score_std": std}
-        origin = mean if center else 0.0
+        origin, threshold = self.limits(mean, std)
         # compared in float64: a float32 difference would move tokens over the threshold
         out = violation(score.to(torch.float64), origin, self.side)
-        threshold = self.mu * std
         if self.side != "upper":
-            metrics["threshold_lower"] = origin - threshold
+            metrics["threshold_lower"] = origin - self.mu * std
         if self.side != "lower":
-            metrics["threshold_upper"] = origin + threshold
-        if std < STD_FLOOR:
-            return torch.zeros_like(flow.valid), out, metrics
+            metrics["threshold_upper"] = origin + self.mu * std
         return population & (out > threshold), out, metrics
 
     def _farthest(
@@ -146,6 +149,7 @@ class ClipB(_DiscriminatorClipping):
     """
 
     name = "clip-b"
+    centered = True
     quadrants = "removes Q4 (A < 0, unlikely tokens)"
     parity = "Trinity-RFT clipb, five settings"
     departures = (
@@ -167,7 +171,7 @@ class ClipB(_DiscriminatorClipping):
         batch = context.batch
         sources = {"auto": batch.rollout_log_probs, "rollout": batch.rollout_log_probs, "old": batch.old_log_probs}
         scores = batch.scores(sources.get(self.log_probs_source))
-        outliers, out, metrics = self._outliers(scores, True, flow, context)
+        outliers, out, metrics = self._outliers(scores, flow, context)
         if self.drop_fraction is not None:
             drop, requested = self._farthest(out, flow, context)
             return flow.masked(flow.valid & ~drop, self.denominator), {**metrics, **requested}, None
@@ -226,7 +230,7 @@ class ClipV(_DiscriminatorClipping):
 
     def transform(self, flow: Flow, context: Context, state: State | None) -> Step:
         """Drop the outliers of S_c up to the cap."""
-        outliers, out, metrics = self._outliers(context.batch.centered_scores(), False, flow, context)
+        outliers, out, metrics = self._outliers(context.batch.centered_scores(), flow, context)
         if self.drop_fraction is not None:
             drop, requested = self._farthest(out, flow, context)
             return flow.masked(flow.valid & ~drop, self.denominator), {**metrics, **requested}, None

@@ -15,13 +15,14 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from entropy_theory.vocab.kernels.compiled import LANES, cast, exp
+from entropy_theory.vocab.kernels.compiled import LANES, cast, exp, polynomial
 
 TILE = 256
 """Logits in a tile: the 16 tiles that a group of 16 hits in a vocabulary of 151,936 are 3 % of it."""
 
 CHAINS = 8
 CHAIN = TILE // CHAINS
+HALF_CHAIN = CHAIN // 2
 """Running sums of a tile advance in parts side by side: one alone would wait four cycles for each of its additions."""
 
 LOG2E, LOG2E_REST = 1.4426950408889634, 2.0355273740931033e-17
@@ -82,10 +83,7 @@ def expm1(typing_context: Any, x: Any) -> Any:
         shifted = builder.fma(x, constant(LOG2E), rounder)
         whole = builder.fsub(shifted, rounder)
         rest = builder.fma(whole, constant(-_LN2_REST), builder.fma(whole, constant(-_LN2), x))
-        power = constant(_INVERSE_FACTORIALS[0])
-        for coefficient in _INVERSE_FACTORIALS[1:]:
-            power = builder.fma(power, rest, constant(coefficient))
-        grown = builder.fma(builder.fmul(rest, rest), power, rest)
+        grown = builder.fma(builder.fmul(rest, rest), polynomial(builder, rest, _INVERSE_FACTORIALS), rest)
         exponent = builder.shl(builder.bitcast(shifted, word), ir.Constant(word, 52))
         scale = builder.bitcast(builder.add(builder.bitcast(constant(1.0), word), exponent), real)
         return builder.fma(grown, scale, builder.fsub(scale, constant(1.0)))
@@ -145,7 +143,7 @@ def running_sums(weights: Any, size: int, sums: Any, starts: Any) -> int:
     Args:
         weights: The weights, (TILE,).
         size: How many there are.
-        sums: Gets the sums within each part, CHAIN apart, and infinity between, (TILE,).
+        sums: Gets the sums within each part, CHAIN apart, each followed by infinities as `first_above` needs, (TILE,).
         starts: Gets the sum before each part, (CHAINS,) or longer.
 
     Returns:
@@ -154,8 +152,10 @@ def running_sums(weights: Any, size: int, sums: Any, starts: Any) -> int:
     length = (size + CHAINS - 1) // CHAINS
     for i in range(size, CHAINS * length):
         weights[i] = 0.0
-    for i in range(TILE):
-        sums[i] = np.inf
+    searched = HALF_CHAIN if length <= HALF_CHAIN else CHAIN
+    for part in range(CHAINS):
+        for i in range(part * CHAIN + length, part * CHAIN + searched):
+            sums[i] = np.inf
     s0, s1, s2, s3, s4, s5, s6, s7 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(length):
         s0 += weights[i]
@@ -198,21 +198,35 @@ def parts_of(targets: Any, starts: Any, parts: Any) -> None:
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
 @no_type_check
+def _passed(sums: Any, place: int, count: int, target: float) -> int:
+    """Give `count` where so many sums from a place on are up to the target, or 0.
+
+    Unsigned, here and in `first_above`: an index that may be negative costs a comparison and a move at each access.
+    """
+    return count if sums[place + count - np.uint64(1)] <= target else np.uint64(0)
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+@no_type_check
 def first_above(sums: Any, starts: Any, part: int, length: int, weights: Any, target: float) -> int:
     """Find the first logit of a tile whose running sum is above the target: a binary search in the target's part.
 
-    It has no branch, as its length is fixed. A logit without weight is not an answer: where rounding carries the target
-    past the end of its part, the last one with weight is.
+    Written out, since the steps of a loop become jumps that nobody predicts. A logit without weight is not an answer:
+    where rounding carries the target past the end of its part, the last one with weight is.
     """
     target -= starts[part]
-    start, place, size = part * CHAIN, 0, CHAIN
-    while size > 1:
-        size //= 2
-        place += size & -np.int64(sums[start + place + size - 1] <= target)
-    place = part * length + min(place, length - 1)
-    while weights[place] == 0.0 and place > 0:
-        place -= 1
-    return place
+    start = np.uint64(part * CHAIN)
+    place = start
+    if length > HALF_CHAIN:
+        place += _passed(sums, place, np.uint64(16), target)
+    place += _passed(sums, place, np.uint64(8), target)
+    place += _passed(sums, place, np.uint64(4), target)
+    place += _passed(sums, place, np.uint64(2), target)
+    place += _passed(sums, place, np.uint64(1), target)
+    place = np.uint64(part * length) + min(place - start, np.uint64(length - 1))
+    while weights[place] == 0.0 and place > np.uint64(0):
+        place -= np.uint64(1)
+    return np.int64(place)
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)

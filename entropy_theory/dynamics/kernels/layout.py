@@ -10,5 +10,8 @@ RECORDS = 12
 """Numbers that a whole step records of a policy: ΔH, its first and second order, H, the means over the group of R, S,
 S_c and |r − 1|, and how many tokens are in each quadrant of (A, S_c)."""
 
+RECORD_OF_S = 5
+"""The place among them of the mean of S."""
+
 EPSILON = 2.0**-52
 """Of float64: advantages sum to zero up to G of it, relative to the sum of their sizes."""

@@ -163,6 +163,35 @@ def discriminants(token: int, likeliest: int, state: Any, p: float, u: float) ->
     return S, S * state[TAIL] - state[TAIL_BASELINE] if token == likeliest else S - state[BASELINE]
 
 
+@njit(nogil=True, error_model="numpy", forceinline=True, fastmath=a.LANES)
+@no_type_check
+def group_sums(tokens: Any, hits: Any, likeliest: int, state: Any, probs: Any, excess: Any) -> Any:
+    """Sum over a group R, S, S_c, and the numbers of tokens with S_c > 0 and < 0, of all and of those with R = 1."""
+    rewards, total, total_centered, falls, rises, right_falls, right_rises = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for j in range(tokens.size):
+        S, S_c = discriminants(tokens[j], likeliest, state, probs[j], excess[j])
+        above, below = 1.0 if S_c > 0.0 else 0.0, 1.0 if S_c < 0.0 else 0.0
+        rewards += hits[j]
+        total += S
+        total_centered += S_c
+        falls += above
+        rises += below
+        right_falls += hits[j] * above
+        right_rises += hits[j] * below
+    return rewards, total, total_centered, falls, rises, right_falls, right_rises
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True, fastmath=a.LANES)
+@no_type_check
+def sum_deviations(probs: Any, excess: Any, mean: float) -> float:
+    """Sum (S − mean)² over a group."""
+    result = 0.0
+    for j in range(probs.size):
+        deviation = probs[j] * excess[j] - mean
+        result += deviation * deviation
+    return result
+
+
 @_compiled
 @no_type_check
 def sum_squares(z: Any, state: Any, probs: Any, excess: Any, values: Any) -> float:

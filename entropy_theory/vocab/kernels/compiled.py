@@ -6,7 +6,7 @@ import functools
 import hashlib
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,18 @@ def cast(typing_context: Any, value: Any, like: Any) -> Any:
     return like(value, like), generate
 
 
+def polynomial(builder: Any, x: Any, coefficients: Sequence[float]) -> Any:
+    """Build the value at x of a polynomial, highest power first, pairing terms (Estrin's scheme).
+
+    Its longest chain of dependent steps is a third of Horner's, which is what a loop over few numbers waits for.
+    """
+    terms = [ir.Constant(x.type, coefficient) for coefficient in reversed(coefficients)]
+    while len(terms) > 1:
+        pairs = [builder.fma(high, x, low) for low, high in zip(terms[::2], terms[1::2], strict=False)]
+        terms, x = [*pairs, *terms[2 * len(pairs) :]], builder.fmul(x, x)
+    return terms[0]
+
+
 @intrinsic
 def exp(typing_context: Any, x: Any, high: Any, low: Any) -> Any:
     """Compute e^{x/T} = 2^{x (high + low)} by splitting off the integer exponent; fused steps only, no branch."""
@@ -129,10 +141,8 @@ def exp(typing_context: Any, x: Any, high: Any, low: Any) -> Any:
         shifted = builder.fma(x, high, rounder)
         whole = builder.fsub(shifted, rounder)
         rest = builder.fma(x, low, builder.fma(x, high, builder.fneg(whole)))
-        coefficients = _EXP2_64 if wide else tuple(float(np.float32(c)) for c in _EXP2_32)
-        power = ir.Constant(real, coefficients[0])
-        for coefficient in coefficients[1:]:
-            power = builder.fma(power, rest, ir.Constant(real, coefficient))
+        *coefficients, constant = _EXP2_64 if wide else tuple(float(np.float32(c)) for c in _EXP2_32)
+        power = builder.fma(polynomial(builder, rest, coefficients), rest, ir.Constant(real, constant))
         exponent = builder.shl(builder.bitcast(shifted, word), ir.Constant(word, 52 if wide else 23))
         return builder.bitcast(builder.add(builder.bitcast(power, word), exponent), real)
 

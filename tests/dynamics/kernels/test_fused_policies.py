@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import oracles
@@ -14,6 +14,7 @@ from numba import njit
 from scipy import stats
 from step_checks import coefficients_of, equal_to_many_digits, equal_to_the_torch_path, update_of
 
+from entropy_theory.control.rules.clip_bv import ClipB
 from entropy_theory.control.rules.none import NoControl
 from entropy_theory.dynamics import Simulation, SimulationConfig, bank, fused, log_log_slope, simulate, starts
 from entropy_theory.dynamics.draws import Draw, policy_uniforms
@@ -123,7 +124,7 @@ def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("rule", ["none", "clip-b(mu=0.5)", "entropy-bonus(coefficient=0.1)"])
+@pytest.mark.parametrize("rule", ["none", "clip-b(mu=0.5)", "clip-b(drop_fraction=0.1)", "entropy-bonus"])
 def test_threads_do_not_change_a_bit(rule: str, three_threads: None) -> None:
     config = SimulationConfig(policies=50, vocab_size=300, steps=4, rule=rule)
     runs = []
@@ -148,22 +149,48 @@ def test_a_share_is_a_part_of_the_whole() -> None:
 
 
 class TwoSweeps(NoControl):
-    """No control under another type, which takes the way of rules that look at all policies."""
+    """No control under another type, which takes the way of rules that have no compiled step."""
+
+
+class TwoSweepsClipB(ClipB):
+    """Clip_B likewise."""
+
+
+CLIPPED = [
+    "clip-b(mu=0)",
+    "clip-b(mu=0.2, denominator='valid')",
+    "clip-b(mu=0.7, side='upper', advantages='positive')",
+    "clip-b(mu=1, side='both', advantages='all')",  # also where A = 0, which lowers the denominator
+]
 
 
 @pytest.mark.parametrize("advantage", ["std", "mean"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_one_sweep_and_two_are_the_same_step(advantage: str, dtype: str) -> None:
-    config = SimulationConfig(policies=80, vocab_size=120, steps=5, advantage=advantage, dtype=dtype, step_size=2.0)
+@pytest.mark.parametrize("rule", ["none", *CLIPPED])
+def test_a_whole_step_and_two_sweeps_are_the_same(rule: str, advantage: str, dtype: str) -> None:
+    config = SimulationConfig(
+        policies=80, vocab_size=120, steps=5, rule=rule, advantage=advantage, dtype=dtype, step_size=2.0
+    )
     alone, together = (Simulation(config, impl="fused-cpu") for _ in range(2))
-    together.rule = TwoSweeps()
+    parameters = {f.name: getattr(alone.rule, f.name) for f in fields(alone.rule)}
+    together.rule = TwoSweepsClipB(**parameters) if rule != "none" else TwoSweeps()
     for _ in range(5):
         alone.step()
         together.step()
+    assert (alone.columns["dropped_share"].max() > 0) == (rule != "none")
     # advantages are computed from counts there and from sums here: their last bit
     torch.testing.assert_close(alone.logits, together.logits, rtol=1e-14 if dtype == "float64" else 2e-7, atol=1e-15)
     for name, values in alone.columns.items():
         np.testing.assert_allclose(values, together.columns[name], rtol=1e-11, atol=1e-17, err_msg=name)
+
+
+def test_equal_scores_drop_nothing() -> None:
+    """All S of uniform policies are 0 up to rounding: a deviation below STD_FLOOR is none."""
+    config = SimulationConfig(policies=20, vocab_size=7, steps=1, initialisation="uniform", rule="clip-b(mu=0)")
+    simulation = Simulation(config, impl="fused-cpu")
+    simulation.step()
+    assert simulation.columns["dropped_share"][0] == 0
+    assert simulation.columns["reward"][0] > 0
 
 
 @pytest.mark.parametrize("rule", ["none", "clip-b(mu=0.5)"])
