@@ -20,7 +20,7 @@ Implementation = Literal["auto", "eager", "fused-cpu", "triton"]
 
 SMALL = 1 << 24
 """Below this many logits, over all updates of a run, the second saved does not pay for loading the compiled loops: half
-a second. They are compiled when a machine first needs them, for each dtype, in five seconds; nine with a rule."""
+a second. They are compiled when a machine first needs them, for each dtype, in five to twenty seconds."""
 
 
 LARGEST_GROUP = 64
