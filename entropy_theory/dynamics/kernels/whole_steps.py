@@ -51,7 +51,7 @@ def score_group(
     likeliest = one.statistics(z, weights, sums, state)
     fill_uniforms(seed, purpose, step, first + row, uniforms)
     one.sample(z, state, uniforms, weights, sums, running, starts, heads, following, tokens, probs, excess)
-    hits = advantages
+    hits = advantages  # in their place until A is known
     for j in range(G):
         hits[j] = 1.0 if right[tokens[j]] else 0.0
     rewards, total, total_centered, falls, rises, q1, q2 = one.group_sums(tokens, hits, likeliest, state, probs, excess)
