@@ -1,11 +1,11 @@
 """What a recorded step of the simulator costs: the torch path before, the compiled loops after, and the floors.
 
 The floor is one plain read of the logits (``amax``); that of several threads is what they make of exponentials alone,
-since the cores of a shared machine may be halves of one. The unit is one exponential per logit in float64 by ``torch.exp``
-in the cache; the loops have a faster one of their own, so a step may take less than a unit. Every peer runs in each
-round, one after the other, so that a slow moment of the machine hits them alike; read the ratios. All peers take the
-same steps, from the same state in the middle of a run, where a rule drops tokens. Both implementations are compared,
-step by step, before they are timed.
+since the cores of a shared machine may be halves of one. The unit is one exponential per logit in float64 by
+``torch.exp`` in the cache; the loops have a faster one of their own, so a step may take less than a unit. Every peer
+runs in each round, one after the other, so that a slow moment of the machine hits them alike; read the ratios. All
+peers take the same steps, from the same state in the middle of a run, where a rule drops tokens. Both implementations
+are compared, step by step, before they are timed.
 
     python benchmarks/simulator.py                 # two minutes
     python benchmarks/simulator.py --quick         # seconds
