@@ -132,7 +132,8 @@ class Flow:
         # masked positions are replaced before any arithmetic: a NaN there must reach neither value nor gradient
         advantages, log_probs = batch.token_advantages.detach(), batch.log_probs
         if is_full(valid):
-            advantages = advantages.clone()  # an output never shares memory with the batch
+            # an output never shares memory with the batch, and is contiguous
+            advantages = advantages.clone(memory_format=torch.contiguous_format)
         else:
             advantages, log_probs = advantages.masked_fill(~valid, 0.0), log_probs.masked_fill(~valid, 0.0)
         unmasked, kept, counted = advantages, valid, valid

@@ -111,6 +111,6 @@ def random_tokens(
         raise invalid("generator", "the same seed and state on every rank", "generators that differ")
     won = torch.zeros(total, dtype=torch.bool)
     won[order[:k].cpu()] = True
-    chosen = torch.zeros_like(candidates)
+    chosen = torch.zeros(candidates.shape, dtype=torch.bool, device=candidates.device)  # contiguous
     chosen.view(-1)[places] = won[offset : offset + places.numel()].to(candidates.device)
     return chosen

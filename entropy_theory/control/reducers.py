@@ -313,7 +313,7 @@ def masked_top_k(
     """
     if k < 0:
         raise invalid("k", "a number of tokens ≥ 0", k)
-    chosen = torch.zeros_like(mask)
+    chosen = torch.zeros(mask.shape, dtype=torch.bool, device=mask.device)  # contiguous, whatever the mask is
     if k == 0:
         return chosen
     places = mask.reshape(-1).nonzero().squeeze(-1)

@@ -1,4 +1,4 @@
-"""A step of a bank of policies in compiled loops: what lies between `kernels.steps` and torch."""
+"""A step of a bank of policies in compiled loops: what lies between the kernels and torch."""
 
 from __future__ import annotations
 

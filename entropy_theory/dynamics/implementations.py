@@ -19,8 +19,9 @@ from entropy_theory.vocab.implementations import loadable
 Implementation = Literal["auto", "eager", "fused-cpu", "triton"]
 
 SMALL = 1 << 24
-"""Below this many logits, over all updates of a run, the second saved does not pay for loading the compiled loops: half
-a second. They are compiled when a machine first needs them, for each dtype, in five to twenty seconds."""
+"""Below this many logits, over all updates of a run, the second saved does not pay for the one that loading the
+compiled loops takes. They are compiled when a machine first needs them, for each dtype, in ten to twenty seconds on a
+slow one."""
 
 
 LARGEST_GROUP = 64

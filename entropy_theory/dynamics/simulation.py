@@ -43,7 +43,7 @@ def simulate(config: SimulationConfig, progress: Progress | None = None, reducer
             policies in order, so the records have the same bits for any number of ranks. One exception: a rule that
             compares tokens with a mean or deviation over all of them rounds that by the shares (relative 1e-16), so a
             token that near to a threshold may be decided otherwise, and weights that go by such a sum (entropy-flow,
-            entropy-budget, advantage-reweighting) differ in their last bits.
+            entropy-budget, advantage-reweighting) differ in their last bits. Two implementations differ alike.
 
     Returns:
         The records: the same for the same configuration and device, whatever `block_elements`.

@@ -9,7 +9,7 @@ import torch
 from control_batches import PER_TOKEN, random_batch
 from safetensors.torch import save_file
 
-from entropy_theory.control import TokenBatch
+from entropy_theory.control import TokenBatch, rule
 
 NAN, INF = float("nan"), float("inf")
 
@@ -133,6 +133,24 @@ def test_quadrants_follow_the_table_and_are_never_built_from_s() -> None:
 def test_quadrants_read_the_sign_of_nan_at_masked_positions_as_nothing() -> None:
     A, S_c = torch.full((2, 3), NAN), torch.full((2, 3), NAN)
     assert not minimal(advantages=A, centered_discriminant=S_c, completion_mask=torch.zeros(2, 3)).quadrants().any()
+
+
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("spec", ["none", "clip-v(mu=0)", "random-mask(fraction=0.3)", "entropy-floor(floor=1.9)"])
+def test_columns_first_in_memory_are_the_same_batch(spec: str, full: bool) -> None:
+    batch = random_batch(3)
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)} | {"advantages": batch.token_advantages}
+    if full:
+        values["completion_mask"] = torch.ones_like(batch.completion_mask)
+    turned = {name: x.t().contiguous().t() if x is not None and x.dim() == 2 else x for name, x in values.items()}
+    rows_first, columns_first = (
+        rule(spec).apply(TokenBatch(**tensors), generator=torch.Generator().manual_seed(0))
+        for tensors in (values, turned)
+    )
+    assert rows_first.metrics == columns_first.metrics
+    assert torch.equal(rows_first.coefficients, columns_first.coefficients)
+    assert columns_first.coefficients.is_contiguous()
+    assert spec == "none" or rows_first.metrics["dropped"] > 0
 
 
 def test_save_and_load_give_back_every_bit(tmp_path) -> None:

@@ -27,7 +27,7 @@ def one_step(simulation: Simulation) -> tuple[torch.Tensor, torch.Tensor, list[l
     """Do a step; return the logits before it, the tokens it sampled and their advantages by the replay's account.
 
     The tokens come from the distribution and the counter-based numbers: an observer would keep compiled code from
-    taking a step of rule none in one sweep.
+    taking a whole step.
     """
     before, config = simulation.logits.clone(), simulation.config
     uniforms = policy_uniforms(config.seed, Draw.TOKENS, simulation.completed, simulation.share, config.group_size)

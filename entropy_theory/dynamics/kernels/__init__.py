@@ -1,1 +1,1 @@
-"""A step of many policies as compiled loops over each of them: `policy` for one policy, `steps` for a bank."""
+"""A step of many policies as compiled loops: `policy` for one policy, `steps` and `whole_steps` for a bank."""

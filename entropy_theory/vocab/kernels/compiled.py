@@ -119,7 +119,8 @@ def cast(typing_context: Any, value: Any, like: Any) -> Any:
 def polynomial(builder: Any, x: Any, coefficients: Sequence[float]) -> Any:
     """Build the value at x of a polynomial, highest power first, pairing terms (Estrin's scheme).
 
-    Its longest chain of dependent steps is a third of Horner's, which is what a loop over few numbers waits for.
+    Its longest chain of dependent steps grows with the logarithm of the number of terms, Horner's with the number
+    itself; that is what a loop over few numbers waits for.
     """
     terms = [ir.Constant(x.type, coefficient) for coefficient in reversed(coefficients)]
     while len(terms) > 1:
