@@ -185,12 +185,13 @@ def test_a_whole_step_and_two_sweeps_are_the_same(rule: str, advantage: str, dty
 
 
 def test_equal_scores_drop_nothing() -> None:
-    """All S of uniform policies are 0 up to rounding: a deviation below STD_FLOOR is none."""
+    """A deviation of S below STD_FLOOR is rounding; above it, half of the tokens with A < 0 are outliers for mu = 0."""
     config = SimulationConfig(policies=20, vocab_size=7, steps=1, initialisation="uniform", rule="clip-b(mu=0)")
-    simulation = Simulation(config, impl="fused-cpu")
-    simulation.step()
-    assert simulation.columns["dropped_share"][0] == 0
-    assert simulation.columns["reward"][0] > 0
+    for noise, dropped in ((1e-13, False), (1e-9, True)):
+        simulation = Simulation(config, impl="fused-cpu")
+        simulation.logits += noise * starts.gaussian_logits(20, 7, 1.0, 0)
+        simulation.step()
+        assert (simulation.columns["dropped_share"][0] > 0) == dropped
 
 
 @pytest.mark.parametrize("rule", ["none", "clip-b(mu=0.5)"])
