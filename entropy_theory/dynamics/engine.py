@@ -208,8 +208,8 @@ class Simulation:
         totals = [float(total) for values in (gathered, sizes) for total in values.sum(axis=1)]
         change, first_order, second_order, before, *tokens = (total / len(realised) for total in totals[:8])
         absolute, remainder, size = (total / len(realised) for total in totals[-3:])
-        tokens_of_all, counts = len(realised) * self.config.group_size, enumerate(totals[8:-3], start=1)
-        metrics = metrics | {f"quadrant_share_q{q}": count / tokens_of_all for q, count in counts}
+        drawn = len(realised) * self.config.group_size
+        metrics = metrics | {f"quadrant_share_q{q}": count / drawn for q, count in enumerate(totals[8:-3], start=1)}
         values = {
             "step": self.completed,
             "iteration": iteration,

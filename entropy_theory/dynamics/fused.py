@@ -113,7 +113,11 @@ class FusedPolicies:
         count, mean, std = self._moments(reducer)
         lost = int(reducer.sum(torch.tensor(self._drop(*rule.limits(mean, std), rule))).item())
         counted = count if rule.denominator == "valid" else count - lost
-        self._move(z, grpo.scale_of(config.step_size, counted, config.policies), measure)
+        scale = grpo.scale_of(config.step_size, counted, config.policies)
+        update = grpo.Update(torch.from_numpy(self._advantages), scale, None, {})
+        changes = self.move(logits, torch.from_numpy(self._tokens), update, step + 1, measure=measure)
+        if changes is not None:
+            self._records[:3] = torch.stack(changes).numpy()
         return torch.from_numpy(self._records), lost / count
 
     def _unmodified(self, z: Logits, right: Mask, step: int, measure: bool) -> None:
@@ -162,17 +166,6 @@ class FusedPolicies:
 
         share(run, len(self._dropped), self._turn())
         return int(self._dropped.sum())
-
-    def _move(self, z: Logits, scale: float, measure: bool) -> None:
-        gradient = self._tokens, self._advantages
-        before = self._likeliest, self._states, self._probs, self._excess
-
-        def run(part: slice) -> None:
-            k, A = (array[part] for array in gradient)
-            where = self._room(), bank.FAR, measure, part.start, self._records
-            whole_steps.move_groups(z[part], k, A, scale, *(array[part] for array in before), *where)
-
-        share(run, len(z), self._turn())
 
     def _draw(self, step: int, part: slice) -> tuple[int, int, int, int]:
         return self.config.seed, int(Draw.TOKENS), step, self.share.start + part.start

@@ -19,54 +19,11 @@ from __future__ import annotations
 
 from typing import Any, no_type_check
 
-from numba import njit
-
 from entropy_theory.dynamics.kernels import layout
 from entropy_theory.dynamics.kernels import policy as one
 from entropy_theory.dynamics.kernels.arithmetic import fill_uniforms, look_up
 from entropy_theory.dynamics.kernels.room import group_of, lists_of, tiles_of
 from entropy_theory.vocab.kernels.compiled import borrowed, cached
-
-_compiled = njit(nogil=True, error_model="numpy", forceinline=True)
-
-
-@_compiled
-@no_type_check
-def move(
-    z: Any,
-    k: Any,
-    g: Any,
-    bonus: float,
-    likeliest: int,
-    state: Any,
-    probs: Any,
-    excess: Any,
-    room: Any,
-    far: float,
-    measure: bool,
-    change: Any,
-) -> None:
-    """Move one policy: its sampled tokens alone where that is the whole move, else all."""
-    pending, tile0, tile1, tile2, sums, after = tiles_of(room, z.size)
-    heads, following, _ = lists_of(room, z.size, k.size)
-    gradient, size = 0.0, 0.0
-    for j in range(k.size):
-        gradient += g[j]
-        size += abs(g[j])
-    # Advantages sum to zero up to their rounding, which is no reason to move every logit.
-    if bonus == 0.0 and abs(gradient) <= k.size * layout.EPSILON * size:
-        for j in range(k.size):
-            pending[k[j]] += g[j]
-        deltas = group_of(room, k.size, 0)
-        one.move_sampled(
-            *(z, k, pending, likeliest, state, probs, excess, deltas, tile0, sums, after),
-            *(far, measure, change),
-        )
-    else:
-        one.move_all(
-            *(z, k, g, gradient, bonus, likeliest, state, tile0, tile1, tile2, heads, following),
-            *(sums, after, far, measure, change),
-        )
 
 
 @cached
@@ -185,10 +142,28 @@ def move_policies(
         measure: Whether the changes are asked for.
         changes: Gets ΔH, first and second order, (b, 3).
     """
+    G = tokens.shape[1]
+    pending, tile0, tile1, tile2, sums, after = tiles_of(room, logits.shape[1])
+    heads, following, _ = lists_of(room, logits.shape[1], G)
+    deltas = group_of(room, G, 0)
     logits, tokens, scaled = borrowed(logits), borrowed(tokens), borrowed(scaled)
     states, probs, excess, changes = borrowed(states), borrowed(probs), borrowed(excess), borrowed(changes)
     for row in range(logits.shape[0]):
-        move(
-            *(logits[row], tokens[row], scaled[row], bonus[row], likeliest[row], states[row], probs[row], excess[row]),
-            *(room, far, measure, changes[row]),
-        )
+        z, k, g, state, change = logits[row], tokens[row], scaled[row], states[row], changes[row]
+        gradient, size = 0.0, 0.0
+        for j in range(G):
+            gradient += g[j]
+            size += abs(g[j])
+        # Advantages sum to zero up to their rounding, which is no reason to move every logit.
+        if bonus[row] == 0.0 and abs(gradient) <= G * layout.EPSILON * size:
+            for j in range(G):
+                pending[k[j]] += g[j]
+            one.move_sampled(
+                *(z, k, pending, likeliest[row], state, probs[row], excess[row], deltas, tile0, sums, after),
+                *(far, measure, change),
+            )
+        else:
+            one.move_all(
+                *(z, k, g, gradient, bonus[row], likeliest[row], state, tile0, tile1, tile2, heads, following),
+                *(sums, after, far, measure, change),
+            )

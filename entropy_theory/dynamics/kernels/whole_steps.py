@@ -1,8 +1,9 @@
 """Whole steps of a bank of policies in compiled code, for the rules that have one: none, and Clip_B.
 
     unmodified_steps    one sweep: evaluate, sample, move, one policy at a time
-    score_groups, drop_outliers, move_groups
-                        three sweeps for a rule that compares the scores of all policies, the second over samples alone
+    score_groups, drop_outliers
+                        two of three sweeps for a rule that compares the scores of all policies, the second over samples
+                        alone; `steps.move_policies` is the third
 
 `steps` has the passes and exponentials, and the arguments that are not explained here.
 """
@@ -18,7 +19,6 @@ from entropy_theory.dynamics.kernels import layout
 from entropy_theory.dynamics.kernels import policy as one
 from entropy_theory.dynamics.kernels.arithmetic import fill_uniforms
 from entropy_theory.dynamics.kernels.room import group_of, lists_of, state_of, tiles_of
-from entropy_theory.dynamics.kernels.steps import move
 from entropy_theory.vocab.kernels.compiled import borrowed, cached
 
 _compiled = njit(nogil=True, error_model="numpy", forceinline=True)
@@ -207,51 +207,3 @@ def drop_outliers(
             A[j] = 0.0 if gone else A[j]
             lost += gone
         dropped[row] = lost
-
-
-@cached
-@no_type_check
-def move_groups(
-    logits: Any,
-    tokens: Any,
-    advantages: Any,
-    scale: float,
-    likeliest: Any,
-    states: Any,
-    probs: Any,
-    excess: Any,
-    room: Any,
-    far: float,
-    measure: bool,
-    start: int,
-    records: Any,
-) -> None:
-    """Move policies by the policy gradient of their groups.
-
-    Args:
-        logits: z, (b, V); moved.
-        tokens: What `score_groups` wrote, (b, G).
-        advantages: What `drop_outliers` left, (b, G).
-        scale: s = η/n.
-        likeliest: What `score_groups` wrote, (b,).
-        states: What `score_groups` wrote, (b, STATE).
-        probs: What `score_groups` wrote, (b, G).
-        excess: What `score_groups` wrote, (b, G).
-        room: What `room_for` makes; a thread's own.
-        far: `bank.FAR`.
-        measure: Whether the changes are asked for.
-        start: As for `unmodified_steps`.
-        records: Gets the first three numbers of each policy.
-    """
-    scaled, change = group_of(room, tokens.shape[1], 1), np.empty(3)
-    logits, tokens, advantages = borrowed(logits), borrowed(tokens), borrowed(advantages)
-    states, probs, excess = borrowed(states), borrowed(probs), borrowed(excess)
-    for row in range(logits.shape[0]):
-        A, column = advantages[row], start + row
-        for j in range(A.size):
-            scaled[j] = scale * A[j]
-        move(
-            *(logits[row], tokens[row], scaled, 0.0, likeliest[row], states[row], probs[row], excess[row], room),
-            *(far, measure, change),
-        )
-        records[0, column], records[1, column], records[2, column] = change[0], change[1], change[2]

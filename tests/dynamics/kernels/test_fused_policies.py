@@ -124,7 +124,9 @@ def three_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("rule", ["none", "clip-b(mu=0.5)", "clip-b(drop_fraction=0.1)", "entropy-bonus"])
+@pytest.mark.parametrize(
+    "rule", ["none", "clip-b(mu=0.5)", "clip-b(drop_fraction=0.1)", "entropy-bonus(coefficient=0.1)"]
+)
 def test_threads_do_not_change_a_bit(rule: str, three_threads: None) -> None:
     config = SimulationConfig(policies=50, vocab_size=300, steps=4, rule=rule)
     runs = []
